@@ -1,0 +1,43 @@
+"""Finds the final answer in a response. Plain string work, linear in the text; nothing is evaluated."""
+
+from __future__ import annotations
+
+import re
+
+MAX_ANSWER = 2_000  # characters; a longer "answer" is none
+_SPOKEN = re.compile(r"(?:final answer is|answer is|answer:)\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+
+
+def boxed(text: str) -> str | None:
+    """Content of the last `\\boxed{...}` (or `\\boxed x`); None where there is none or its braces never close."""
+    start = text.rfind("\\boxed")
+    if start < 0:
+        return None
+    rest = text[start + len("\\boxed") :].lstrip()
+    if not rest.startswith("{"):
+        return rest.split("$")[0].strip().split("\n")[0] or None
+    depth = 0
+    for position, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:position].strip()
+    return None
+
+
+def extract_answer(text: str) -> str | None:
+    """The last boxed answer; without any box, what follows the last "answer is", else the last number.
+
+    The order is that of the release (Qwen2.5-Math). A box that never closes is no answer: the response was cut.
+    """
+    if "\\boxed" in text:
+        answer = boxed(text)
+    else:
+        tail = text[-MAX_ANSWER:]
+        spoken = list(_SPOKEN.finditer(tail))
+        numbers = _NUMBER.findall(tail)
+        if spoken:
+            answer = tail[spoken[-1].end() :].split("\n")[0].strip().rstrip(".").strip("$ ") or None
+        else:
+            answer = numbers[-1].rstrip(",") if numbers else None
+    return answer if answer and len(answer) <= MAX_ANSWER else None

@@ -1,0 +1,182 @@
+"""Measures sampling, the update, or a whole Dr.GRPO step on real weights.
+
+    python -m cgrpo_jax.bench --mode=sample --model=CHECKPOINT --prompts=4 --samples=8 --new_tokens=64 --json=FILE
+
+sample  every row makes exactly new_tokens tokens (end-of-sequence is ignored)
+update  one optimizer update on prompts x samples rows of full length
+step    sampling with end-of-sequence, scoring and update
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from cgrpo_jax import batch, config, learner, rewards, rollout, setup
+from cgrpo_jax.critiques import CRITICS
+from cgrpo_jax.hf_config import CheckpointError
+from cgrpo_jax.prompts import question_messages
+from cgrpo_jax.setup import Run
+from cgrpo_jax.train import make_batches
+from cgrpo_jax.types import Kind, Problem, Request
+from cgrpo_jax.verifier import Verifier
+
+
+def bench_run(args: argparse.Namespace) -> Run:
+    """A Dr.GRPO run of the asked size."""
+    raw = config.default_config("dr_grpo")
+    raw.model.path, raw.model.dtype = args.model, args.dtype
+    raw.train.prompts, raw.train.samples, raw.train.micro_batch = args.prompts, args.samples, args.micro_batch
+    raw.sampling.max_new_tokens, raw.sampler_rows = args.new_tokens, args.prompts * args.samples
+    raw.data.max_prompt_tokens = 256
+    return setup.open_run(config.from_config_dict(raw))
+
+
+def sums(count: int, round_: int) -> list[Problem]:
+    """Short questions whose answers are known; other ones each round."""
+    rng = np.random.default_rng((7, round_))
+    pairs = [tuple(int(x) for x in rng.integers(10, 100, 2)) for _ in range(count)]
+    texts = [(f"What is {a} + {b}?", str(a + b)) for a, b in pairs]
+    return [Problem(text, answer, question_messages(text), "exact") for text, answer in texts]
+
+
+def sample_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
+    """Round -> tokens sampled; no row ends early."""
+    params = setup.initial_params(run)
+    endless = dataclasses.replace(run.generator, eos_ids=())
+    P, G = run.cfg.train.prompts, run.cfg.train.samples
+    prompts = [run.tokenizer.encode_chat(problem.messages) for problem in sums(P, 0)]
+    requests = [Request(prompts[p], Kind.RESPONSE, p, g) for p in range(P) for g in range(G)]
+
+    def work(round_: int) -> int:
+        return sum(len(c.ids) for c in endless.bind(params, round_, run.cfg.sampling)(requests))
+
+    return work
+
+
+def update_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
+    """Round -> response tokens trained on; rows of random ids and full length."""
+    state = learner.init_state(run.learner, run.mesh, setup.initial_params(run))
+    update = learner.make_update(run.learner, run.mesh, state.params)
+    cfg, rng = run.cfg, np.random.default_rng(0)
+    prompt, new = run.tokenizer.encode_chat(sums(1, 0)[0].messages), cfg.sampling.max_new_tokens
+    count = cfg.train.prompts * cfg.train.samples
+    ids = rng.integers(0, run.model.vocab, (count, new)).astype(np.int32)
+    rows = [
+        batch.Row(prompt, ids[i], np.zeros(new, np.float32), (-1.0) ** i, 1 / cfg.train.samples, False)
+        for i in range(count)
+    ]
+    shape = {"micro_batch": cfg.train.micro_batch, "micro_batches": config.micro_batches(cfg)}
+    device_batch = learner.put_batch(run.mesh, batch.make_batch(rows, cfg.train.prompts, **shape))
+
+    def work(round_: int) -> int:
+        nonlocal state
+        state, _ = jax.block_until_ready(update(state, device_batch))
+        return count * new
+
+    return work
+
+
+def step_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
+    """Round -> tokens sampled, scored and trained on in a whole step."""
+    state = learner.init_state(run.learner, run.mesh, setup.initial_params(run))
+    update = learner.make_update(run.learner, run.mesh, state.params)
+    cfg = run.cfg
+    score = functools.partial(rewards.score, verifier=verifier)
+
+    def work(round_: int) -> int:
+        nonlocal state
+        generate = run.generator.bind(state.params, round_, cfg.sampling)
+        groups = rollout.collect_groups(
+            sums(cfg.train.prompts, round_), cfg.train.samples, generate, score, CRITICS[cfg.refine.critique],
+            run.tokenizer, cfg.refine, seed=cfg.seed, step=round_,
+        )  # fmt: skip
+        del generate
+        for host in make_batches(groups, cfg):
+            state, _ = jax.block_until_ready(update(state, learner.put_batch(run.mesh, host)))
+        return sum(len(attempt.completion.ids) for group in groups for attempt in group.responses)
+
+    return work
+
+
+MODES = {"sample": sample_work, "update": update_work, "step": step_work}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def measure(work: Callable[[int], int], repeats: int) -> dict[str, Any]:
+    """Times the rounds after a warm-up; what the warm-up took beyond a round is compilation."""
+    seconds, tokens = [], []
+    for round_ in range(repeats + 1):
+        began = time.perf_counter()
+        tokens.append(work(round_))
+        seconds.append(time.perf_counter() - began)
+        name = "warm-up" if round_ == 0 else f"round {round_}"
+        print(f"{name}: {seconds[-1]:.2f} s, {tokens[-1]} tokens", file=sys.stderr, flush=True)
+    return {
+        "step_s": spread(seconds[1:]),
+        "tokens_per_s": spread([count / s for count, s in zip(tokens[1:], seconds[1:], strict=True)]),
+        "compile_s": max(0.0, seconds[0] - statistics.median(seconds[1:])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m cgrpo_jax.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mode", required=True, choices=list(MODES))
+    parser.add_argument("--model", required=True, help="Hugging Face folder, hub id, or package://quickstart")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=8, help="rows per prompt")
+    parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--micro_batch", type=int, default=8, help="rows at once in the gradient")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the computation")
+    parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one warm-up")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the result here")
+    args = parser.parse_args()
+    try:
+        run = bench_run(args)
+        with Verifier(run.cfg.verifier) as verifier:
+            result = measure(MODES[args.mode](run, verifier), args.repeats)
+    except (config.ConfigError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+    asked = {name: getattr(args, name) for name in ("mode", "model", "prompts", "samples", "new_tokens", "micro_batch")}
+    result = (
+        asked
+        | result
+        | {
+            "dtype": str(run.learner.dtype),
+            "devices": jax.device_count(),
+            "platform": jax.default_backend(),
+            "peak_memory_gib": peak_memory_gib(),
+        }
+    )
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def peak_memory_gib() -> float:
+    """The largest over the devices where the backend counts it, else the process's own peak."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(s["peak_bytes_in_use"] for s in stats if s) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Trains as a configuration file says; the same command on the same workdir resumes.
+
+    python -m cgrpo_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any leaf of the configuration can be set: --config.train.steps=12. Some files take an argument:
+--config=configs/quickstart.py:dr_grpo.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.data import DataError
+from cgrpo_jax.hf_config import CheckpointError
+from cgrpo_jax.sft import sft
+from cgrpo_jax.train import TrainingError, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
+    assert _WORKDIR.value is not None  # a required flag
+    try:
+        cfg = from_config_dict(_CONFIG.value)
+        run = {"rl": train, "sft": sft}.get(cfg.method)
+        if run is None:
+            raise ConfigError(f"method = {cfg.method!r}; known: rl, sft")
+        run(cfg, pathlib.Path(_WORKDIR.value))
+    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+        if _DEBUG.value:
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

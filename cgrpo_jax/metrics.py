@@ -1,0 +1,123 @@
+"""Numbers of a step, and where they go: `metrics.jsonl`, TensorBoard, `rollouts/STEP.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from cgrpo_jax.types import Attempt, Group
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Statistics of what was sampled in a step; shares are of problems, or of attempts, as named."""
+    responses = [attempt for group in groups for attempt in group.responses]
+    refinements = [attempt for group in groups for attempt in group.refinements]
+    refined_groups = [group for group in groups if group.refinements]
+    attempts = responses + refinements
+    criticised = sum(attempt.critique is not None for attempt in responses)
+    return {
+        "reward/responses": _mean([a.reward for a in responses]),
+        "reward/refinements": _mean([a.reward for a in refinements]),
+        "reward/trained": _mean([a.reward for group in groups for a, _ in group.rows()]),
+        "problems/solve_all": _mean([all(a.correct for a in group.responses) for group in groups]),
+        "problems/solve_none": _mean([not any(a.correct for a in group.responses) for group in groups]),
+        "refine/rate": len(refined_groups) / len(groups),
+        "refine/success": _mean([any(a.correct for a in group.refinements) for group in refined_groups]),
+        "refine/no_room": float(criticised - len(refinements)),
+        "length/responses": _mean([len(a.completion.ids) for a in responses]),
+        "length/refinements": _mean([len(a.completion.ids) for a in refinements]),
+        "truncated/responses": _mean([not a.completion.finished for a in responses]),
+        "truncated/refinements": _mean([not a.completion.finished for a in refinements]),
+        "verifier/no_answer": _mean([a.extracted is None for a in attempts]),
+        "verifier/timeouts": float(sum(a.status == "timeout" for a in attempts)),
+        "verifier/failures": float(sum(a.status in ("memory", "died") for a in attempts)),
+        "tokens/sampled": float(sum(len(a.completion.ids) for a in attempts)),
+    }
+
+
+def update_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means of an update from its sums; each sum is divided once, here."""
+    per = lambda name, count: sums[name] / max(sums[count], 1.0)
+    return {
+        "loss/total": sums["loss"] / sums["denominator"],
+        "loss/responses": sums["response_loss"] / sums["denominator"],
+        "loss/refinements": sums["refined_loss"] / sums["denominator"],
+        "policy/entropy": per("entropy", "tokens"),
+        "policy/logp": per("logp", "tokens"),
+        "policy/refined_prob": per("refined_prob", "refined_tokens"),
+        "policy/clipped": per("clipped", "response_tokens"),
+        "policy/kl": per("kl", "tokens"),
+        "policy/grad_norm": sums["grad_norm"],
+        "policy/nonfinite_total": sums["notfinite_total"],
+        "sampler/logp_diff_mean": per("logp_gap", "response_tokens"),
+        "sampler/logp_diff_max": sums["logp_gap_max"],
+    }
+
+
+def _attempt_record(attempt: Attempt) -> dict[str, Any]:
+    record = {
+        "text": attempt.text,
+        "reward": attempt.reward,
+        "answer": attempt.extracted,
+        "status": attempt.status,
+        "tokens": len(attempt.completion.ids),
+        "finished": attempt.completion.finished,
+    }
+    if attempt.critique is not None:
+        record["critique"] = attempt.critique
+    if attempt.source is not None:
+        record["source"] = attempt.source
+    return record
+
+
+class Writer:
+    """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed."""
+
+    def __init__(self, workdir: str | os.PathLike, first_step: int):
+        self.workdir = pathlib.Path(workdir)
+        (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
+        self.path = self.workdir / "metrics.jsonl"
+        old = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in old if first_step and json.loads(line)["step"] <= first_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.rename(self.path)
+        for file in (self.workdir / "rollouts").glob("*.jsonl"):
+            if int(file.stem) > first_step:
+                file.unlink()
+        self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | dict(values)) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.board.flush()
+
+    def rollout(self, step: int, groups: Sequence[Group]) -> None:
+        """One line a problem: question, responses, critiques, refinements, scores, and which rows were trained on."""
+        path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
+        with path.open("w") as file:
+            for group in groups:
+                record = {
+                    "question": group.problem.question,
+                    "answer": group.problem.answer,
+                    "tag": group.problem.tag,
+                    "responses": [_attempt_record(attempt) for attempt in group.responses],
+                    "refinements": [_attempt_record(attempt) for attempt in group.refinements],
+                    "kept": list(group.kept),
+                    "selected": list(group.selected),
+                }
+                file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self.board.close()

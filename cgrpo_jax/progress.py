@@ -1,0 +1,67 @@
+"""What a person sees while a run works: the phase, the reward, tokens per second, time left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+import rich.console
+import rich.progress
+
+
+class Progress:
+    """A live bar on a terminal, a line a step elsewhere; also the clock of the phases of a step."""
+
+    def __init__(self, first_step: int, steps: int, unit: str = "step"):
+        self.first, self.steps, self.unit = first_step, steps, unit
+        self.seconds: dict[str, float] = {}
+        self.began = time.perf_counter()
+        self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.bar = rich.progress.Progress(
+            rich.progress.TextColumn("[bold]{task.description:<9}"),
+            rich.progress.BarColumn(bar_width=30),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[note]}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("start", total=steps, completed=first_step, note="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.bar.stop()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Shows the phase and adds its seconds to the current step."""
+        self.bar.update(self.task, description=name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds by phase since the last call."""
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+    def step_done(self, step: int, notes: Mapping[str, float]) -> None:
+        note = "  ".join(f"{name} {value:.4g}" for name, value in notes.items())
+        self.bar.update(self.task, completed=step, note=note)
+        if not self.console.is_terminal:
+            left = (time.perf_counter() - self.began) / (step - self.first) * (self.steps - step)
+            self.log(f"{self.unit} {step}/{self.steps}  {note}  left {left / 60:.1f} min")
+
+    def log(self, text: str) -> None:
+        """A line above the bar; markup and control characters in it mean nothing."""
+        printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+        self.console.print(printable, markup=False)

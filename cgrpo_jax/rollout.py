@@ -1,0 +1,136 @@
+"""One step's rollout on the host: sample, score, criticise, refine, select, assemble groups. No arrays of a device."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cgrpo_jax.critiques import Critic
+from cgrpo_jax.prompts import refinement_messages
+from cgrpo_jax.tokenizer import Tokenizer
+from cgrpo_jax.types import Attempt, Completion, Generate, Group, Kind, Problem, Request
+
+TRIGGERS = ("none_correct", "any_wrong", "always", "never")
+SELECTIONS = ("correct_then_random", "correct_first", "random")
+GROUPS = ("append", "replace")
+CUT = "\n[...]\n"
+
+Score = Callable[[Sequence[tuple[Problem, Completion, str]]], list[Attempt]]
+Phase = Callable[[str], contextlib.AbstractContextManager]
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig:
+    """Which responses are refined and what of it is trained on. The defaults are the newest paper."""
+
+    trigger: str = "none_correct"  # of the n | any_wrong: the wrong ones only | always: all | never: plain GRPO
+    critique: str = "indicative_gt"  # a key of critiques.CRITICS
+    k: int = 1  # refinements in the group
+    select: str = "correct_then_random"  # | correct_first: lowest index (the release) | random
+    group: str = "append"  # n + k rows | replace: the first k responses make room (the release, n = 8)
+    max_prompt_tokens: int = 1024  # the previous solution is cut in the middle to fit
+
+
+def refinement_prompt(
+    tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int
+) -> list[int] | None:
+    """Ids of the refinement prompt within `budget`.
+
+    Where it is too long the middle of the previous solution gives way to a mark (half of what fits is kept from each
+    end); question and critique are never cut. None where even an empty solution does not fit.
+    """
+    encode = lambda solution: tokenizer.encode_chat(refinement_messages(problem.question, solution, critique))
+    ids = encode(text)
+    if len(ids) <= budget:
+        return ids
+    solution_ids = tokenizer.encode_text(text)
+    keep = budget - len(encode(CUT))
+    while keep > 0:
+        head, tail = solution_ids[: keep - keep // 2], solution_ids[len(solution_ids) - keep // 2 :]
+        ids = encode(tokenizer.decode(head) + CUT + tokenizer.decode(tail))
+        if len(ids) <= budget:
+            return ids
+        keep -= len(ids) - budget  # cutting at token borders can change a few tokens beside the cut
+    ids = encode(CUT)
+    return ids if len(ids) <= budget else None
+
+
+def refined_responses(attempts: Sequence[Attempt], trigger: str) -> list[int]:
+    """Indices of the responses of one problem to refine."""
+    wrong = [i for i, attempt in enumerate(attempts) if not attempt.correct]
+    if trigger == "always":
+        return list(range(len(attempts)))
+    if trigger == "any_wrong":
+        return wrong
+    return wrong if trigger == "none_correct" and len(wrong) == len(attempts) else []
+
+
+def select(correct: Sequence[bool], k: int, how: str, rng: np.random.Generator) -> tuple[int, ...]:
+    """Indices of the k refinements to train on, correct ones first unless `how` is "random"."""
+    order = list(range(len(correct))) if how == "correct_first" else rng.permutation(len(correct)).tolist()
+    if how != "random":
+        order.sort(key=lambda i: not correct[i])  # stable: keeps the drawn order within each kind
+    return tuple(order[:k])
+
+
+def collect_groups(
+    problems: Sequence[Problem],
+    samples: int,
+    generate: Generate,
+    score: Score,
+    critic: Critic,
+    tokenizer: Tokenizer,
+    cfg: RefineConfig,
+    *,
+    seed: int,
+    step: int,
+    phase: Phase = lambda name: contextlib.nullcontext(),
+) -> list[Group]:
+    """Samples `samples` responses a problem, refines where triggered, and returns one group per problem.
+
+    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented.
+    """
+    G = samples
+    prompts = [tokenizer.encode_chat(problem.messages) for problem in problems]
+    with phase("sample"):
+        requests = [Request(prompts[p], Kind.RESPONSE, p, g) for p in range(len(problems)) for g in range(G)]
+        completions = generate(requests)
+    with phase("score"):
+        texts = [tokenizer.decode(completion.ids) for completion in completions]
+        items = [(problems[i // G], c, text) for i, (c, text) in enumerate(zip(completions, texts, strict=True))]
+        scored = score(items)
+    responses = [scored[p * G : (p + 1) * G] for p in range(len(problems))]
+
+    with phase("critique"):
+        chosen = [(p, g) for p in range(len(problems)) for g in refined_responses(responses[p], cfg.trigger)]
+        critiques = critic([(problems[p], responses[p][g]) for p, g in chosen])
+        sources, requests = [], []
+        for (p, g), critique in zip(chosen, critiques, strict=True):
+            text = responses[p][g].text
+            responses[p][g] = dataclasses.replace(responses[p][g], critique=critique)
+            ids = refinement_prompt(tokenizer, problems[p], text, critique, cfg.max_prompt_tokens)
+            if ids is not None:
+                sources.append((p, g))
+                requests.append(Request(ids, Kind.REFINEMENT, p, g))
+    with phase("refine"):
+        completions = generate(requests)
+    with phase("score"):
+        items = [
+            (problems[p], completion, tokenizer.decode(completion.ids))
+            for (p, _), completion in zip(sources, completions, strict=True)
+        ]
+        refined = [
+            dataclasses.replace(attempt, source=g)
+            for (_, g), attempt in zip(sources, score(items), strict=True)
+        ]  # fmt: skip
+    groups = []
+    for p, problem in enumerate(problems):
+        own = tuple(attempt for (q, _), attempt in zip(sources, refined, strict=True) if q == p)
+        rng = np.random.default_rng((seed, step, Kind.REFINEMENT, p))
+        selected = select([attempt.correct for attempt in own], cfg.k, cfg.select, rng)
+        dropped = len(selected) if cfg.group == "replace" else 0
+        groups.append(Group(problem, prompts[p], tuple(responses[p]), own, tuple(range(dropped, G)), selected))
+    return groups

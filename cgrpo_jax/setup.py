@@ -1,0 +1,144 @@
+"""From a configuration to the parts of a run: model folder, tokenizer, mesh, train state (fresh or restored)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from cgrpo_jax import config as config_module
+from cgrpo_jax import hf, learner, sharding
+from cgrpo_jax.checkpoints import Checkpointer, with_shardings
+from cgrpo_jax.config import Config
+from cgrpo_jax.generation import Generator
+from cgrpo_jax.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.learner import LearnerConfig, TrainState
+from cgrpo_jax.model import ModelConfig, Params, init_params
+from cgrpo_jax.tokenizer import Tokenizer
+
+PACKAGE = "package://"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts that stay the same over a run."""
+
+    cfg: Config
+    folder: pathlib.Path  # Hugging Face folder of the initial model
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    learner: LearnerConfig
+    generator: Generator
+
+
+def model_folder(path: str, revision: str = "main") -> pathlib.Path:
+    """A local Hugging Face folder for a path, a hub id, or `package://NAME`. Downloads only what is safe to read."""
+    if path.startswith(PACKAGE):
+        return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not path or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise CheckpointError(f"model.path = {path!r}: no such folder; give a Hugging Face folder or a hub id")
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"model.path = {path!r}: no such folder, and not to be had from the hub ({line})"
+        ) from error
+
+
+def compute_dtype(name: str) -> DTypeLike:
+    """bfloat16 where the device computes in it (TPU, GPU from compute capability 8.0), float32 elsewhere."""
+    if name != "auto":
+        return jnp.dtype(name)
+    device = jax.devices()[0]
+    if device.platform == "gpu":
+        native = float(getattr(device, "compute_capability", 0)) >= 8.0
+    else:
+        native = device.platform == "tpu"
+    return jnp.dtype(jnp.bfloat16 if native else jnp.float32)
+
+
+def open_run(cfg: Config) -> Run:
+    """Reads model configuration and tokenizer and checks the whole configuration; loads no weights yet."""
+    folder = model_folder(cfg.model.path, cfg.model.revision)
+    model = config_from_hf(folder)
+    mesh = sharding.make_mesh(cfg.mesh)
+    config_module.check(cfg, model, mesh.shape["data"] * mesh.shape["fsdp"])
+    tokenizer = Tokenizer(folder)
+    dtype = compute_dtype(cfg.model.dtype)
+    return Run(
+        cfg=cfg,
+        folder=folder,
+        model=model,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        learner=LearnerConfig(
+            model=model,
+            objective=cfg.objective,
+            optimizer=cfg.optimizer,
+            temperature=cfg.sampling.temperature,
+            loss_constant=float(cfg.sampling.max_new_tokens),
+            total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
+            dtype=dtype,
+            remat=cfg.train.remat,
+        ),
+        generator=Generator(model, mesh, tokenizer.eos_ids, cfg.seed, cfg.sampler_rows, dtype),
+    )
+
+
+def initial_params(run: Run) -> Params:
+    """float32 parameters on the mesh, streamed from the folder or drawn fresh."""
+    if not run.cfg.model.random_init:
+        return hf.load_params(
+            run.folder, run.model, lambda path, _: sharding.param_sharding(run.mesh, path), jnp.float32
+        )
+    shardings = jax.tree_util.tree_map_with_path(
+        lambda path, _: sharding.param_sharding(run.mesh, sharding.path_of(path)), hf.abstract_params(run.model)
+    )
+    init = jax.jit(lambda key: init_params(run.model, key), out_shardings=shardings)
+    return init(jax.random.key(run.cfg.seed))
+
+
+def initial_state(run: Run, checkpointer: Checkpointer) -> tuple[TrainState, int]:
+    """The newest checkpoint of the workdir and its step, else the initial model at step 0."""
+    step = checkpointer.newest()
+    if step is None:
+        return learner.init_state(run.learner, run.mesh, initial_params(run)), 0
+    params = hf.abstract_params(run.model, jnp.float32)
+    tx = learner.make_optimizer(run.learner.optimizer, run.learner.total_updates)
+    abstract = TrainState(params, jax.eval_shape(tx.init, params))
+    shardings = learner.state_shardings(run.learner, run.mesh, params)
+    parts = checkpointer.restore(step, **with_shardings(abstract, shardings)._asdict())
+    return TrainState(**parts), step
+
+
+def start_workdir(run: Run, workdir: pathlib.Path, log) -> None:
+    """Writes `config.json` and the side files that an export needs; names what changed since an earlier start."""
+    path, new = workdir / "config.json", dataclasses.asdict(run.cfg)
+    if path.exists():
+        old = _flat(json.loads(path.read_text()))
+        changed = {key: value for key, value in _flat(new).items() if old.get(key) != value}
+        for key, value in changed.items():
+            log(f"changed since this workdir was started: {key} = {value!r} (was {old.get(key)!r})")
+    (workdir / "hf").mkdir(parents=True, exist_ok=True)
+    hf.copy_side_files(run.folder, workdir / "hf")
+    path.write_text(json.dumps(new, indent=2) + "\n")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,77 @@
+"""All sharding of the project: the mesh, one strict table from parameter path to axes, host <-> device arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+
+# Weights are [out, in]; layers carry a leading [L] axis. Every parameter must match exactly one row.
+PARAM_RULES = (
+    (r"(embed/embedding|head/kernel)", P("tensor", "fsdp")),
+    (r"layers/attn/[qkv]/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/attn/[qkv]/bias", P(None, "tensor")),
+    (r"layers/attn/o/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/mlp/(gate|up)/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/mlp/down/kernel", P(None, "fsdp", "tensor")),
+    (r"(layers/.*norm|norm)/scale", P()),
+)
+ROWS = P(("data", "fsdp"))  # batches: rows over both data axes
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 (one axis at most) takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+def make_mesh(cfg: MeshConfig) -> Mesh:
+    """Raises ValueError where the sizes do not fill the devices."""
+    sizes = [cfg.data, cfg.fsdp, cfg.tensor]
+    devices = jax.device_count()
+    known = int(np.prod([size for size in sizes if size > 0]))
+    sizes = [devices // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != devices:
+        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fill {devices} devices")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def path_of(key_path: tuple) -> str:
+    """`layers/attn/q/kernel` for a key path of a nested dict."""
+    return "/".join(str(part.key) for part in key_path)
+
+
+def param_spec(path: str) -> P:
+    """The partition of one parameter. Raises ValueError unless exactly one rule matches."""
+    matches = [spec for pattern, spec in PARAM_RULES if re.fullmatch(pattern, path)]
+    if len(matches) != 1:
+        raise ValueError(f"parameter {path!r} matches {len(matches)} sharding rules, not one")
+    return matches[0]
+
+
+def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
+    return NamedSharding(mesh, param_spec(path))
+
+
+def param_shardings(mesh: Mesh, params: Any) -> Any:
+    """The sharding of every leaf of a parameter tree (arrays or abstract ones)."""
+    return jax.tree_util.tree_map_with_path(lambda key_path, _: param_sharding(mesh, path_of(key_path)), params)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def put_rows(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays -> device arrays with their leading axis over the data axes."""
+    return jax.device_put(tree, NamedSharding(mesh, ROWS))

@@ -1,0 +1,91 @@
+"""Records of the host side, one per stage: Problem -> Attempt -> Group."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+
+class Message(TypedDict):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A question with what is needed to ask it, score it and criticise answers to it."""
+
+    question: str
+    answer: str
+    messages: tuple[Message, ...]  # the task prompt, as chat turns
+    grader: str = "math"  # key of rewards.GRADERS
+    tag: str = ""  # evaluation reports each tag on its own, e.g. "hard"
+    entry: Mapping | None = None  # what the grader of a generated task needs
+
+
+class Kind(enum.IntEnum):
+    """What a sampled sequence is for; part of the key of its random numbers."""
+
+    RESPONSE = 0
+    REFINEMENT = 1
+    CRITIQUE = 2
+    EVALUATION = 3
+
+
+class Request(NamedTuple):
+    """One sequence to sample. (kind, problem, sample) name it within a step."""
+
+    prompt_ids: Sequence[int]
+    kind: Kind
+    problem: int
+    sample: int
+
+
+class Completion(NamedTuple):
+    """Sampled ids, including the end-of-sequence id where one was sampled, and their log-probabilities."""
+
+    ids: np.ndarray  # int32 [length]
+    logp: np.ndarray  # float32 [length]: full support, at the sampling temperature
+    finished: bool  # ended by an end-of-sequence id, not by the length limit
+
+
+Generate = Callable[[Sequence[Request]], list[Completion]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A scored response or refinement."""
+
+    completion: Completion
+    text: str
+    reward: float
+    extracted: str | None  # the answer found in the text
+    status: str  # "ok", or why the verifier gave up: "timeout", "memory", "died"
+    critique: str | None = None  # of this attempt, where it was criticised
+    source: int | None = None  # refinements: index of the response it refines
+
+    @property
+    def correct(self) -> bool:
+        return self.reward >= 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """One problem of a step with everything sampled for it, and what is trained on."""
+
+    problem: Problem
+    prompt_ids: Sequence[int]  # the question-only prompt: every row of the group is trained under it
+    responses: tuple[Attempt, ...]
+    refinements: tuple[Attempt, ...]  # all that were sampled; empty where refinement was not triggered
+    kept: tuple[int, ...]  # indices of the responses that are trained on
+    selected: tuple[int, ...]  # indices of the refinements that are trained on
+
+    def rows(self) -> list[tuple[Attempt, bool]]:
+        """(attempt, is refinement) of the rows to train on."""
+        return [(self.responses[i], False) for i in self.kept] + [(self.refinements[i], True) for i in self.selected]

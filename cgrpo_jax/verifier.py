@@ -1,0 +1,125 @@
+"""Compares mathematical answers with `math-verify`, in worker processes that may be killed.
+
+Model text is never evaluated in this process. Each answer has a CPU-time limit (kept by the kernel in the worker) and
+a wall-clock backstop five times larger, counted from when a worker takes it, so waiting in the queue costs nothing. A
+worker that hangs or dies is replaced; its answer scores 0 and says why.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+import queue
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+WORKER = pathlib.Path(__file__).with_name("verifier_worker.py")
+START_SECONDS = 120  # for importing sympy on a busy machine
+BACKSTOP = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierConfig:
+    """Limits of the worker processes."""
+
+    workers: int = 2
+    cpu_seconds: float = 3.0  # per answer
+    memory_mb: int = 2048  # address space per worker
+
+
+class Verdict(NamedTuple):
+    """`status` is "ok", or why the worker gave up: "timeout", "memory", "died"."""
+
+    correct: bool
+    status: str
+
+
+class _Worker:
+    def __init__(self, cfg: VerifierConfig):
+        self.wall_seconds = BACKSTOP * cfg.cpu_seconds
+        limits = [str(cfg.cpu_seconds), str(cfg.memory_mb * 2**20)]
+        # -P: the folder of the script is not searched for imports.
+        command = [sys.executable, "-P", str(WORKER), *limits]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdin and self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.stdout, selectors.EVENT_READ)
+        self.ready = False
+
+    def _line(self, seconds: float) -> str:
+        """The next line, or "" where the worker is silent for too long (it is killed) or gone."""
+        if not self.selector.select(seconds):
+            self.process.kill()
+            return ""
+        return self.stdout.readline()
+
+    def ask(self, gold: str, answer: str | None) -> Verdict:
+        if not self.ready:
+            if self._line(START_SECONDS) != "ready\n":
+                raise RuntimeError(f"a verifier worker did not start: {WORKER}")
+            self.ready = True
+        try:
+            self.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
+            self.stdin.flush()
+            line = self._line(self.wall_seconds)
+        except BrokenPipeError:
+            line = ""
+        if not line.endswith("\n"):
+            timed_out = self.process.wait() in (-signal.SIGPROF, -signal.SIGKILL)
+            return Verdict(False, "timeout" if timed_out else "died")
+        reply = json.loads(line)
+        return Verdict(reply["correct"], reply["status"])
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.selector.close()
+        self.stdin.close()
+        self.stdout.close()
+
+
+class Verifier:
+    """A pool of workers. Use as a context manager; workers start at once, so their imports overlap other work."""
+
+    def __init__(self, cfg: VerifierConfig):
+        self.cfg = cfg
+        self.threads = concurrent.futures.ThreadPoolExecutor(cfg.workers)
+        self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for _ in range(cfg.workers):
+            self.idle.put(_Worker(cfg))
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.threads.shutdown(cancel_futures=True)
+        for _ in range(self.cfg.workers):
+            self.idle.get().close()
+
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """A verdict for each (gold, answer)."""
+        return list(self.threads.map(lambda pair: self._ask(*pair), pairs))
+
+    def parsable(self, golds: Sequence[str]) -> list[bool]:
+        """Whether each gold answer can be read at all."""
+        return [verdict.correct for verdict in self.threads.map(lambda gold: self._ask(gold, None), golds)]
+
+    def _ask(self, gold: str, answer: str | None) -> Verdict:
+        worker = self.idle.get()
+        try:
+            return worker.ask(gold, answer)
+        finally:
+            if not worker.alive():
+                worker.close()
+                worker = _Worker(self.cfg)
+            self.idle.put(worker)
