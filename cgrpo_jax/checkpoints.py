@@ -79,8 +79,8 @@ def restore_params(folder: pathlib.Path, sharding_of: Callable[[str], jax.shardi
       CheckpointError: the folder exists but cannot be read.
     """
     try:
+        tree = ocp.StandardCheckpointHandler().metadata(folder.absolute()).tree
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
             abstract = jax.tree_util.tree_map_with_path(
                 lambda path, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding_of(path_of(path))), tree
             )

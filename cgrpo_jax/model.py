@@ -92,7 +92,7 @@ def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
 
 def rope_angles(cfg: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, each `[B, T, 1, H/2]` in float32."""
-    angle = positions_BT[:, :, None, None].astype(jnp.float32) * rope_frequencies(cfg)
+    angle = positions_BT[:, :, None, None].astype(jnp.float32) * rope_frequencies(cfg)[None, None, None]
     return jnp.cos(angle), jnp.sin(angle)
 
 

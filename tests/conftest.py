@@ -1,0 +1,71 @@
+"""Shared fixtures. Silent broadcasting is an error in every test."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from cgrpo_jax import setup, sharding
+from cgrpo_jax.hf_config import FAMILIES
+from cgrpo_jax.model import ModelConfig
+from cgrpo_jax.tokenizer import Tokenizer
+
+QUICKSTART = setup.model_folder("package://quickstart")
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With REQUIRE_ALL set (continuous integration), a test that skips has failed."""
+    report = (yield).get_result()
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("REQUIRE_ALL"):
+        report.outcome, report.longrepr = "failed", f"skipped although REQUIRE_ALL is set: {report.longrepr}"
+
+
+def tiny_config(family: str = "qwen3", **changes) -> ModelConfig:
+    """Two layers with every dimension different, grouped queries, a free head_dim."""
+    values = {
+        "family": family, "vocab": 211, "width": 48, "mlp_width": 80, "layers": 2, "heads": 6, "kv_heads": 2,
+        "head_dim": 8 if family != "qwen3" else 12, "rope_theta": 10_000.0, "max_positions": 1024,
+    } | FAMILIES[family] | changes  # fmt: skip
+    return ModelConfig(**values)
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    return sharding.make_mesh(sharding.MeshConfig())
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The embedded model's: spells any text, has a chat template."""
+    return Tokenizer(QUICKSTART)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> pathlib.Path:
+    """A real 135 M-parameter checkpoint; SMOLLM2 names its folder."""
+    folder = os.environ.get("SMOLLM2")
+    if not folder:
+        pytest.skip("SMOLLM2 is not set (a Hugging Face folder of SmolLM2-135M-Instruct)")
+    return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Public data sets beside the checkout."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"{SHARED}/data is not there")
+    return SHARED / "data"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
