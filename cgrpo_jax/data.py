@@ -40,6 +40,9 @@ class DataConfig:
     max_prompt_tokens: int = 512  # a longer question is a bad row
 
 
+Parsable = Callable[[Sequence[str]], list[bool]]
+
+
 class DataError(ValueError):
     """A data source that cannot be used; lists every bad row."""
 
@@ -198,22 +201,43 @@ def _check_cache(path: pathlib.Path, cfg: DataConfig) -> pathlib.Path:
     return root / "cgrpo_jax" / "checked_golds" / f"{digest}.json"
 
 
-def _unparsable(golds: Sequence[str], parsable: Callable[[Sequence[str]], list[bool]]) -> set[str]:
+def _open(cfg: DataConfig) -> tuple[Iterable[tuple[int, Mapping[str, Any] | RowError]], pathlib.Path | None]:
+    """Numbered rows of a file or hub set, and where the verdict on its gold answers is cached (files only)."""
+    path = pathlib.Path(cfg.source)
+    if path.suffix in FILE_SUFFIXES:
+        if not path.exists():
+            raise DataError(f"data.source: {path}: no such file")
+        return _file_rows(path), _check_cache(path, cfg)
+    if not cfg.source or path.exists():
+        raise DataError(f"data.source = {cfg.source!r}: give a {', '.join(FILE_SUFFIXES)} file, a hub id or a task")
+    return _hub_rows(cfg), None
+
+
+def _unreadable(golds: Sequence[str], cache: pathlib.Path | None, parsable: Parsable) -> set[str]:
+    """The gold answers that the verifier cannot read, asked once per content of a file."""
+    if cache is not None and cache.exists():
+        return set(json.loads(cache.read_text()))
     unique = sorted(set(golds))
-    return {gold for gold, ok in zip(unique, parsable(unique), strict=True) if not ok}
+    found = {gold for gold, ok in zip(unique, parsable(unique), strict=True) if not ok}
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(sorted(found)))
+        partial.rename(cache)
+    return found
 
 
 def load_problems(
     cfg: DataConfig,
     seed: int,
-    parsable: Callable[[Sequence[str]], list[bool]],
+    parsable: Parsable,
     prompt_tokens: Callable[[Problem], int],
     log: Callable[[str], None] = print,
 ) -> Problems:
     """Opens a source and checks all of it.
 
     Args:
-      parsable: which gold answers the verifier can read; asked once per file content.
+      parsable: which gold answers the verifier can read.
       prompt_tokens: length of a problem's task prompt.
 
     Raises:
@@ -222,49 +246,34 @@ def load_problems(
     generated = _generated(cfg, seed)
     if generated is not None:
         return generated
-    path = pathlib.Path(cfg.source)
-    if path.suffix in FILE_SUFFIXES:
-        if not path.exists():
-            raise DataError(f"data.source: {path}: no such file")
-        rows: Iterable[tuple[int, Mapping[str, Any] | RowError]] = _file_rows(path)
-        cache = _check_cache(path, cfg)
-    elif not cfg.source or path.exists():
-        raise DataError(f"data.source = {cfg.source!r}: give a {', '.join(FILE_SUFFIXES)} file, a hub id or a task")
-    else:
-        rows, cache = _hub_rows(cfg), None
-
+    rows, cache = _open(cfg)
     good: list[tuple[int, Problem]] = []
     bad: list[tuple[int, str]] = []
     for number, row in rows:
         try:
             if isinstance(row, RowError):
                 raise row
-            problem = parse_row(row, cfg)
-            if (length := prompt_tokens(problem)) > cfg.max_prompt_tokens:
-                raise RowError("question", f"{length} tokens with its template, data.max_prompt_tokens is less")
-            good.append((number, problem))
+            good.append((number, parse_row(row, cfg)))
         except RowError as error:
             bad.append((number, str(error)))
-    golds = [problem.answer for _, problem in good]
-    if cache is not None and cache.exists():
-        unreadable = set(json.loads(cache.read_text()))
-    else:
-        unreadable = _unparsable(golds, parsable)
-        if cache is not None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(sorted(unreadable)))
-            partial.rename(cache)
-    bad += [(n, f"answer {p.answer[:60]!r}: math-verify cannot read it") for n, p in good if p.answer in unreadable]
-    kept = [problem for _, problem in good if problem.answer not in unreadable]
+    unreadable = _unreadable([problem.answer for _, problem in good], cache, parsable)
+    kept = []
+    for number, problem in good:
+        if problem.answer in unreadable:
+            bad.append((number, f"column 'answer': math-verify cannot read {problem.answer[:60]!r}"))
+        elif (length := prompt_tokens(problem)) > cfg.max_prompt_tokens:
+            bad.append(
+                (number, f"column 'question': {length} tokens with its template, data.max_prompt_tokens is less")
+            )
+        else:
+            kept.append(problem)
     if bad:
         lines = [f"  {cfg.source}, row {number}, {message}" for number, message in sorted(bad)]
-        if len(lines) > SHOWN and cfg.on_bad_row == "drop":
-            lines[SHOWN:] = [f"  ... and {len(lines) - SHOWN} more"]
-        report = f"{len(bad)} bad rows of {len(bad) + len(kept)} in {cfg.source}:\n" + "\n".join(lines)
         if cfg.on_bad_row == "error":
-            raise DataError(report + "\n  (data.on_bad_row=drop leaves them out)")
-        log("dropped " + report)
+            total = f"{len(bad)} bad rows of {len(bad) + len(kept)} in {cfg.source}"
+            raise DataError("\n".join([f"{total} (data.on_bad_row=drop leaves them out):", *lines]))
+        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        log("\n".join([f"dropped {len(bad)} bad rows of {len(bad) + len(kept)}:", *lines[:SHOWN], *more]))
     if not kept:
         raise DataError(f"{cfg.source}: no usable row")
     return Problems(kept.__getitem__, len(kept))

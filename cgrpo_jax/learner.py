@@ -175,14 +175,14 @@ def _update(state: TrainState, batch: Batch, cfg: LearnerConfig) -> tuple[TrainS
 
     grads, sums_A = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.params), stacked)
     sums = {name: value.max() if name.endswith("_max") else value.sum() for name, value in sums_A.items()}
-    mask_ABT = jnp.arange(batch.sampler_logp_ABT.shape[-1]) < batch.length_AB[..., None]
+    mask_ABT = jnp.arange(batch.sampler_logp_ABT.shape[-1])[None, None] < batch.length_AB[..., None]
     denominator = objective.loss_denominator(mask_ABT, batch.groups, cfg.loss_constant, cfg.objective)
     grads = jax.tree.map(lambda g: g / denominator, grads)
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     scalars = sums | {
         "denominator": denominator,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "notfinite_in_a_row": opt_state.notfinite_count,
         "notfinite_total": opt_state.total_notfinite,
     }

@@ -149,12 +149,9 @@ def policy_loss(
         "sequence_mean": weight_B / jnp.maximum(length_B, 1),
         "token_mean": jnp.ones_like(weight_B),
     }
-    scale_BT = jnp.where(mask_BT, per_row[cfg.aggregation][:, None], 0.0)
-    loss_BT = jnp.where(mask_BT, -gain_BT * scale_BT, 0.0)
-    off_mask_BT = mask_BT & refined_B[:, None]
-    on_mask_BT = mask_BT & ~refined_B[:, None]
+    loss_BT = jnp.where(mask_BT, -gain_BT * per_row[cfg.aggregation][:, None], 0.0)
+    off_mask_BT, on_mask_BT = mask_BT & refined_B[:, None], mask_BT & ~refined_B[:, None]
     total = lambda x_BT, where_BT: jax.lax.stop_gradient(jnp.where(where_BT, x_BT, 0.0).sum())
-    clipped_BT = jnp.abs(ratio_BT - 1.0) > cfg.clip_eps
     sums = {
         "tokens": mask_BT.sum(),
         "response_tokens": on_mask_BT.sum(),
@@ -164,7 +161,7 @@ def policy_loss(
         "entropy": total(entropy_BT, mask_BT),
         "logp": total(logp_BT, mask_BT),
         "refined_prob": total(jnp.exp(logp_BT), off_mask_BT),
-        "clipped": total(clipped_BT, on_mask_BT),
+        "clipped": total(jnp.abs(ratio_BT - 1.0) > cfg.clip_eps, on_mask_BT),
         "kl": jnp.zeros(()) if ref_logp_BT is None else total(k3(logp_BT, ref_logp_BT), mask_BT),
     }
     return loss_BT.sum(), sums

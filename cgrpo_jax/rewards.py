@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
-import reasoning_gym
-
 from cgrpo_jax.answers import extract_answer
 from cgrpo_jax.types import Attempt, Completion, Problem
 from cgrpo_jax.verifier import Verdict, Verifier
@@ -42,6 +40,8 @@ def math(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdi
 
 def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
     """The scorer of a reasoning_gym task from the list above; correct is a score of at least 1."""
+    import reasoning_gym  # an extra, and slow to import
+
     verdicts = []
     for problem, answer in pairs:
         assert problem.entry is not None
@@ -64,6 +64,8 @@ def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) 
     verdicts: list[Verdict] = [Verdict(False, "ok")] * len(items)
     for name, grade in GRADERS.items():
         chosen = [i for i, item in enumerate(items) if item[0].grader == name and extracted[i] is not None]
+        if not chosen:
+            continue
         pairs = [(items[i][0], extracted[i] or "") for i in chosen]
         for i, verdict in zip(chosen, grade(pairs, verifier), strict=True):
             verdicts[i] = verdict

@@ -8,6 +8,7 @@ worker that hangs or dies is replaced; its answer scores 0 and says why.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -51,11 +52,12 @@ class _Worker:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.stdout, selectors.EVENT_READ)
-        self.ready = False
+        self.ready = self.too_slow = False
 
     def _line(self, seconds: float) -> str:
         """The next line, or "" where the worker is silent for too long (it is killed) or gone."""
         if not self.selector.select(seconds):
+            self.too_slow = True
             self.process.kill()
             return ""
         return self.stdout.readline()
@@ -72,7 +74,7 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line.endswith("\n"):
-            timed_out = self.process.wait() in (-signal.SIGPROF, -signal.SIGKILL)
+            timed_out = self.process.wait() == -signal.SIGPROF or self.too_slow
             return Verdict(False, "timeout" if timed_out else "died")
         reply = json.loads(line)
         return Verdict(reply["correct"], reply["status"])
@@ -84,8 +86,9 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         self.selector.close()
-        self.stdin.close()
         self.stdout.close()
+        with contextlib.suppress(BrokenPipeError):  # what was meant for a dead worker
+            self.stdin.close()
 
 
 class Verifier:

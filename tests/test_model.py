@@ -10,8 +10,8 @@ import pytest
 from conftest import tiny_config
 
 from cgrpo_jax import hf, sharding
-from cgrpo_jax.hf_config import config_from_hf, config_to_hf
 from cgrpo_jax import model as model_module
+from cgrpo_jax.hf_config import config_from_hf, config_to_hf
 from cgrpo_jax.model import init_cache, init_params, logits, unstack_layers
 
 forward = jax.jit(model_module.forward, static_argnums=0, static_argnames=("dtype", "remat"))
@@ -45,7 +45,9 @@ def random_checkpoint(request, tmp_path):
     raw = config_to_hf(tiny_config(family), (1,), 0) | changes
     raw.pop("rope_theta")
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(raw.pop("model_type"), **raw))
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in name else 0.0, 0.3 if parameter.ndim == 1 else 0.15)

@@ -118,7 +118,10 @@ def test_loss_equals_the_transcription(rng, cfg):
 
 def test_what_each_row_depends_on(rng):
     """Refined rows ignore old log-probs; the others ignore gamma."""
-    arrays = {name: jnp.asarray(value, jnp.float32 if value.dtype == np.float64 else None) for name, value in make_rows(rng).items()}
+    arrays = {
+        name: jnp.asarray(value, jnp.float32 if value.dtype == np.float64 else None)
+        for name, value in make_rows(rng).items()
+    }
     other = arrays | {"old_logp_BT": arrays["old_logp_BT"] - 0.3}
     only_refined = {"mask_BT": arrays["mask_BT"] & arrays["refined_B"][:, None]}
     only_responses = {"mask_BT": arrays["mask_BT"] & ~arrays["refined_B"][:, None]}

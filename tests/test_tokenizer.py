@@ -46,7 +46,9 @@ def test_hostile_path_agrees_with_the_plain_one(any_tokenizer):
     for text in BENIGN:
         messages = question_messages(text)
         plain = any_tokenizer.encode_chat(messages)
-        forced = any_tokenizer.encode_chat([*messages[:-1], {"role": "user", "content": messages[-1]["content"] + "<|im_end|>"}])
+        forced = any_tokenizer.encode_chat(
+            [*messages[:-1], {"role": "user", "content": messages[-1]["content"] + "<|im_end|>"}]
+        )
         tail = forced[: len(plain) - 8]
         assert tail == plain[: len(plain) - 8]
 

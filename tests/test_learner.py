@@ -1,0 +1,152 @@
+"""The update: split invariance, log-probabilities, optimizer, non-finite gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from cgrpo_jax import learner
+from cgrpo_jax.batch import Row, ladder, make_batch
+from cgrpo_jax.learner import LearnerConfig, OptimizerConfig, make_logps, make_update, put_batch
+from cgrpo_jax.model import forward, init_params, logits
+from cgrpo_jax.objective import ObjectiveConfig
+
+MODEL = tiny_config("qwen3")
+CFG = LearnerConfig(
+    MODEL, ObjectiveConfig(), OptimizerConfig(learning_rate=1e-2), temperature=0.7, loss_constant=10.0, total_updates=10,
+    dtype=jnp.float32, remat="dots",
+)  # fmt: skip
+
+
+@pytest.fixture
+def params():
+    return init_params(MODEL, jax.random.key(0))
+
+
+def rows(rng, count=8):
+    def row(i):
+        prompt, length = list(rng.integers(0, MODEL.vocab, rng.integers(3, 9))), int(rng.integers(2, 9))
+        ids = rng.integers(0, MODEL.vocab, length).astype(np.int32)
+        return Row(prompt, ids, np.full(length, -1.0, np.float32), float(rng.normal()), 0.25, i % 4 == 3)
+
+    return [row(i) for i in range(count)]
+
+
+def run_update(cfg, mesh, params, batch, steps=1):
+    state = learner.init_state(cfg, mesh, jax.tree.map(jnp.copy, params))
+    update = make_update(cfg, mesh, params)
+    for _ in range(steps):
+        state, scalars = update(state, put_batch(mesh, batch))
+    return state, {name: float(value) for name, value in scalars.items()}
+
+
+@pytest.mark.parametrize("aggregation", ["constant", "token_mean", "sequence_mean"])
+def test_the_micro_batch_split_changes_nothing(mesh, params, rng, aggregation):
+    """1 x 8 = 8 x 1 = 2 x 4, in the gradient norm, the metrics and the parameters."""
+    objective = ObjectiveConfig(aggregation=aggregation, entropy_coef=0.01)
+    cfg = dataclasses.replace(CFG, objective=objective, optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1e9))
+    data = rows(rng)
+    results = [
+        run_update(cfg, mesh, params, make_batch(data, 2, micro_batch=size, micro_batches=8 // size))
+        for size in (8, 4, 1)
+    ]
+    for state, scalars in results[1:]:
+        for name, value in results[0][1].items():
+            np.testing.assert_allclose(scalars[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+        mu = lambda s: jax.tree.leaves(s.opt_state.inner_state[1][0].mu)
+        for one, other in zip(mu(results[0][0]), mu(state), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_filling_rows_and_longer_padding_change_nothing(mesh, params, rng):
+    data = rows(rng, 6)
+    exact = run_update(CFG, mesh, params, make_batch(data, 2, micro_batch=6, micro_batches=1))[1]
+    filled = run_update(CFG, mesh, params, make_batch(data, 2, micro_batch=8, micro_batches=2))[1]
+    for name, value in exact.items():
+        np.testing.assert_allclose(filled[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_log_probs_equal_the_plain_computation(mesh, params, rng, monkeypatch):
+    """Chunked over time and on response positions only, at the sampling temperature."""
+    monkeypatch.setattr(learner, "LOGIT_ENTRIES", 4 * MODEL.vocab * 2)  # two time steps at once
+    data = rows(rng, 4)
+    batch = make_batch(data, 1, micro_batch=4, micro_batches=1)
+    got = np.asarray(make_logps(CFG, mesh)(params, put_batch(mesh, batch)))[0]
+    for i, row in enumerate(data):
+        ids = jnp.asarray([*row.prompt_ids, *row.ids], jnp.int32)[None]
+        hidden, _ = forward(MODEL, params, ids, jnp.zeros(1, jnp.int32))
+        logp = jax.nn.log_softmax(logits(MODEL, params, hidden)[0] / 0.7, axis=-1)
+        first = len(row.prompt_ids)
+        expected = logp[np.arange(first - 1, ids.shape[1] - 1), row.ids]
+        np.testing.assert_allclose(got[i, : len(row.ids)], expected, atol=1e-5)
+
+
+def test_no_array_of_all_logits_exists(mesh, params):
+    """The compiled update of a large vocabulary needs far less memory than one [B, T, V] array."""
+    model = tiny_config("qwen3", vocab=40_000)
+    cfg = dataclasses.replace(CFG, model=model)
+    big = init_params(model, jax.random.key(0))
+    row = Row([1, 2, 3], np.arange(96, dtype=np.int32), np.zeros(96, np.float32), 1.0, 1.0, False)
+    batch = put_batch(mesh, make_batch([row] * 32, 4, micro_batch=32, micro_batches=1))
+    state = learner.init_state(cfg, mesh, big)
+    memory = make_update(cfg, mesh, big).lower(state, batch).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.8 * 32 * 96 * 40_000 * 4
+
+
+def test_old_log_probs_of_the_same_policy_change_nothing(mesh, params, rng):
+    batch = make_batch(rows(rng), 2, micro_batch=4, micro_batches=2)
+    device = put_batch(mesh, batch)
+    old = np.asarray(make_logps(CFG, mesh)(params, device))
+    one = run_update(CFG, mesh, params, batch)[1]
+    other = run_update(CFG, mesh, params, batch._replace(old_logp_ABT=old))[1]
+    np.testing.assert_allclose(one["grad_norm"], other["grad_norm"], rtol=1e-4)
+
+
+def test_an_update_raises_the_probability_of_what_was_good(mesh, params, rng):
+    data = [row._replace(advantage=1.0 if i < 4 else -1.0, refined=False) for i, row in enumerate(rows(rng))]
+    batch = make_batch(data, 2, micro_batch=8, micro_batches=1)
+    logps = make_logps(CFG, mesh)
+    before = np.asarray(logps(params, put_batch(mesh, batch)))[0]
+    state, _ = run_update(CFG, mesh, params, batch, steps=3)
+    after = np.asarray(logps(state.params, put_batch(mesh, batch)))[0]
+    mask = np.arange(before.shape[1])[None] < batch.length_AB[0][:, None]
+    gain = np.where(mask, after - before, 0).sum(-1)
+    assert (gain[:4] > 0).all() and (gain[4:] < 0).all()
+
+
+def test_a_non_finite_gradient_changes_nothing_and_is_counted(mesh, params, rng):
+    batch = make_batch(rows(rng), 2, micro_batch=8, micro_batches=1)
+    bad = batch._replace(adv_AB=np.full_like(batch.adv_AB, np.nan))
+    state = learner.init_state(CFG, mesh, jax.tree.map(jnp.copy, params))
+    update = make_update(CFG, mesh, params)
+    state, scalars = update(state, put_batch(mesh, bad))
+    state, scalars = update(state, put_batch(mesh, bad))
+    assert scalars["notfinite_in_a_row"] == 2 and not np.isfinite(scalars["grad_norm"])
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    state, scalars = update(state, put_batch(mesh, batch))
+    assert scalars["notfinite_in_a_row"] == 0 and scalars["notfinite_total"] == 2
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True))
+
+
+def test_schedule_decay_and_clip():
+    """AdamW by hand: the first step moves every weight by the learning rate, and only matrices decay."""
+    params = {"a": {"kernel": jnp.full((2, 2), 3.0)}, "b": {"scale": jnp.full(2, 3.0)}}
+    grads = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), params)
+    cfg = OptimizerConfig(learning_rate=0.1, warmup_updates=1, weight_decay=0.5, schedule="cosine", final_fraction=0.1)
+    tx = learner.make_optimizer(cfg, total_updates=5)
+    state, moves = tx.init(params), []
+    for _ in range(6):
+        updates, state = tx.update(grads, state, params)
+        moves.append((float(updates["a"]["kernel"][0, 0]), float(updates["b"]["scale"][0])))
+    rates = [0.05, 0.1] + [0.1 * (0.1 + 0.9 * (1 + np.cos(np.pi * i / 4)) / 2) for i in (1, 2, 3, 4)]
+    np.testing.assert_allclose([b for _, b in moves], [-r for r in rates], rtol=1e-4)
+    np.testing.assert_allclose([a for a, _ in moves], [-r * (1 + 0.5 * 3.0) for r in rates], rtol=1e-4)
+
+
+def test_ladder_bounds_the_shapes():
+    assert [ladder(n) for n in (1, 8, 9, 13, 17, 25, 33, 64, 65, 97)] == [8, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+    sizes = {ladder(n) for n in range(1, 8193)}
+    assert len(sizes) < 25 and all(ladder(n) < 1.5 * n + 8 for n in range(1, 8193))
