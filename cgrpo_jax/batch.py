@@ -25,11 +25,12 @@ class Row(NamedTuple):
 
 
 def ladder(length: int) -> int:
-    """The smallest of 8, 12, 16, 24, 32, 48, 64, 96, ... that holds `length`: bounds the shapes ever compiled."""
-    size = 8
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+    """The smallest of 8, 16, ..., 64, 80, 96, 112, 128, 160, ... that holds `length`.
+
+    Four sizes an octave bound the shapes ever compiled, and the padding by a quarter.
+    """
+    step = max(8, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
 
 
 def group_rows(groups: Sequence[Group], cfg: ObjectiveConfig) -> list[Row]:

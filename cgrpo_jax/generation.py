@@ -44,28 +44,33 @@ class Generator:
         for first in range(0, len(requests), self.max_rows):
             yield requests[first : first + self.max_rows]
 
-    def _rows(self, count: int) -> int:
-        """Row counts step down by four from `max_rows`: three shapes serve any number of requests."""
+    def _step_down(self, count: int) -> int:
+        """Row counts step down by four from `max_rows`: few shapes serve any number of requests."""
         rows, least = self.max_rows, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         while rows % (4 * least) == 0 and count <= rows // 4:
             rows //= 4
         return rows
 
     def _run(self, params: Params, step: int, sampling: SamplingConfig, part: Sequence[Request]) -> list[Completion]:
-        rows, slots = self._rows(len(part)), ladder(max(len(request.prompt_ids) for request in part))
-        prompt_BT = np.zeros((rows, slots), np.int32)
-        start_B = np.full(rows, slots - 1, np.int32)
-        name_B3 = np.zeros((rows, 3), np.int32)
+        prompts = list(dict.fromkeys(tuple(request.prompt_ids) for request in part))
+        place = {ids: q for q, ids in enumerate(prompts)}
+        rows, slots = self._step_down(len(part)), ladder(max(map(len, prompts)))
+        prompt_QT = np.zeros((self._step_down(len(prompts)), slots), np.int32)
+        start_Q = np.full(len(prompt_QT), slots - 1, np.int32)
+        for q, ids in enumerate(prompts):
+            start_Q[q] = slots - len(ids)
+            prompt_QT[q, start_Q[q] :] = ids
+        name_B3, prompt_of_B = np.zeros((rows, 3), np.int32), np.zeros(rows, np.int32)
         for row, request in enumerate(part):
-            start_B[row] = slots - len(request.prompt_ids)
-            prompt_BT[row, start_B[row] :] = request.prompt_ids
             name_B3[row] = request.kind, request.problem, request.sample
-        wanted_B = np.arange(rows) < len(part)
-        prompt_BT, start_B, name_B3, wanted_B = sharding.put_rows(self.mesh, (prompt_BT, start_B, name_B3, wanted_B))
+            prompt_of_B[row] = place[tuple(request.prompt_ids)]
+        inputs = (prompt_QT, start_Q, prompt_of_B, np.arange(rows) < len(part), name_B3)
+        prompt_QT, start_Q, prompt_of_B, wanted_B, name_B3 = sharding.put_rows(self.mesh, inputs)
         samples = sample(
             params,
-            prompt_BT,
-            start_B,
+            prompt_QT,
+            start_Q,
+            prompt_of_B,
             wanted_B,
             row_keys(jnp.uint32(self.seed), jnp.int32(step), name_B3),
             np.asarray(self.eos_ids, np.int32),

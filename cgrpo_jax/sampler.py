@@ -124,8 +124,9 @@ def draw(logits_BV: jax.Array, key_B: jax.Array, position: jax.Array, cfg: Sampl
 @functools.partial(jax.jit, static_argnames=("cfg", "sampling", "dtype"))
 def sample(
     params: Params,
-    prompt_BT: jax.Array,
-    start_B: jax.Array,
+    prompt_QT: jax.Array,
+    start_Q: jax.Array,
+    prompt_of_B: jax.Array,
     wanted_B: jax.Array,
     key_B: jax.Array,
     eos_E: jax.Array,
@@ -134,24 +135,26 @@ def sample(
     sampling: SamplingConfig,
     dtype: DTypeLike,
 ) -> Samples:
-    """Samples one continuation per row.
+    """Samples one continuation per row; a prompt that several rows share is prefilled once.
 
     Args:
-      prompt_BT: int32 ids, left-padded so that every prompt ends in the last slot.
-      start_B: int32, slot of each prompt's first token.
+      prompt_QT: int32 ids of Q different prompts, left-padded so that every prompt ends in the last slot.
+      start_Q: int32, slot of each prompt's first token.
+      prompt_of_B: int32, which prompt each row continues.
       wanted_B: bool; rows that only fill the batch are False and stop nothing from ending early.
       key_B: random keys of the rows (`row_keys`).
       eos_E: int32, the set of end-of-sequence ids; empty makes every row run to `max_new_tokens`.
     """
-    B, prompt_slots = prompt_BT.shape
+    (Q, prompt_slots), B = prompt_QT.shape, len(prompt_of_B)
     N = sampling.max_new_tokens
     layers = unstack_layers(params)
     run = functools.partial(forward, cfg, layers, dtype=dtype)
     ends = lambda token_B: (token_B[:, None] == eos_E[None]).any(axis=-1)
 
-    cache = init_cache(cfg, B, prompt_slots + N, dtype)
-    hidden_BTD, filled = run(prompt_BT, start_B, cache, 0)
-    token_B, logp_B = draw(logits(cfg, params, hidden_BTD[:, -1]), key_B, jnp.int32(0), sampling)
+    hidden_QTD, cache = run(prompt_QT, start_Q, init_cache(cfg, Q, prompt_slots + N, dtype), 0)
+    start_B, filled = start_Q[prompt_of_B], jax.tree.map(lambda x: x[prompt_of_B], cache)
+    logits_BV = logits(cfg, params, hidden_QTD[:, -1])[prompt_of_B]
+    token_B, logp_B = draw(logits_BV, key_B, jnp.int32(0), sampling)
     tokens_BT = jnp.zeros((B, N), jnp.int32).at[:, 0].set(token_B)
     logp_BT = jnp.zeros((B, N), accumulator(dtype)).at[:, 0].set(logp_B)
 

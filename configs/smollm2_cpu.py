@@ -1,7 +1,7 @@
 """Critique-GRPO on a real 135 M-parameter chat model, on a laptop: ten steps, to see every part at work.
 
     python -m cgrpo_jax.main --config=configs/smollm2_cpu.py --workdir=runs/smollm2 --config.model.path=CHECKPOINT
-    ... --config.data.source=gsm8k/train.jsonl     # a local file (.jsonl .parquet .csv) instead of the generated sums
+    ... --config.data.source=gsm8k/train.jsonl     # a local file (.jsonl .parquet .csv) instead of letter counting
 
 CHECKPOINT is any Llama, Qwen2 or Qwen3 folder or hub id; the sizes suit HuggingFaceTB/SmolLM2-135M-Instruct.
 Ten steps teach it nothing to speak of: raise train.steps and optimizer.learning_rate for that.
@@ -13,7 +13,7 @@ from cgrpo_jax.config import default_config
 def get_config(method: str = "critique_grpo"):
     config = default_config(method)
     config.model.path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    config.data.source = "reasoning_gym:chain_sum"
+    config.data.source = "reasoning_gym:letter_counting"
     config.data.max_prompt_tokens = 256
     config.refine.max_prompt_tokens = 512
     config.sampling.max_new_tokens = 64
