@@ -14,9 +14,8 @@ from cgrpo_jax.types import Group
 
 
 class Row(NamedTuple):
-    """One sequence to train on."""
+    """One response to train on."""
 
-    prompt_ids: Sequence[int]
     ids: np.ndarray  # int32
     sampler_logp: np.ndarray  # float32, as long as ids
     advantage: float
@@ -33,8 +32,15 @@ def ladder(length: int) -> int:
     return -(-length // step) * step
 
 
-def group_rows(groups: Sequence[Group], cfg: ObjectiveConfig) -> list[Row]:
-    """All rows of some groups with their advantages and weights."""
+class Prompted(NamedTuple):
+    """One problem's prompt and the rows trained under it."""
+
+    prompt_ids: Sequence[int]
+    rows: list[Row]
+
+
+def group_rows(groups: Sequence[Group], cfg: ObjectiveConfig) -> list[Prompted]:
+    """The rows of each group with their advantages and weights."""
     rows_P = [group.rows() for group in groups]
     widest = max(len(rows) for rows in rows_P)
     reward_PG = np.zeros((len(groups), widest), np.float32)
@@ -46,44 +52,51 @@ def group_rows(groups: Sequence[Group], cfg: ObjectiveConfig) -> list[Row]:
     exists_PG = jnp.asarray(mask_PG)
     adv_PG = np.asarray(group_advantages(jnp.asarray(reward_PG), exists_PG, divide_by_std=cfg.divide_by_std))
     weight_PG = np.asarray(group_weights(jnp.asarray(refined_PG), exists_PG, weights=cfg.weights))
-    return [
-        Row(group.prompt_ids, attempt.completion.ids, attempt.completion.logp, adv_PG[p, g], weight_PG[p, g], refined)
-        for p, group in enumerate(groups)
-        for g, (attempt, refined) in enumerate(rows_P[p])
-    ]
+
+    def row(p: int, g: int) -> Row:
+        attempt, refined = rows_P[p][g]
+        return Row(attempt.completion.ids, attempt.completion.logp, adv_PG[p, g], weight_PG[p, g], refined)
+
+    return [Prompted(group.prompt_ids, [row(p, g) for g in range(len(rows_P[p]))]) for p, group in enumerate(groups)]
 
 
-def make_batch(rows: Sequence[Row], groups: int, *, micro_batch: int, micro_batches: int) -> Batch:
-    """Pads rows to `[micro_batches, micro_batch, ...]`; rows that only fill have length 0 and weight 0.
+def make_batch(prompted: Sequence[Prompted], *, rows_per_prompt: int, micro_batch: int) -> Batch:
+    """Pads to fixed shapes; a problem with fewer rows than `rows_per_prompt` gets rows of length and weight 0.
+
+    Args:
+      micro_batch: Q, problems in a micro-batch; divides their number.
 
     Raises:
-      ValueError: more rows than the shape holds.
+      ValueError: a problem has more rows than `rows_per_prompt`, or the problems do not fill the micro-batches.
     """
-    count = micro_batch * micro_batches
-    if len(rows) > count:
-        raise ValueError(f"{len(rows)} rows do not fit {micro_batches} micro-batches of {micro_batch}")
-    prompt_slots = ladder(max(len(row.prompt_ids) for row in rows))
-    response_slots = ladder(max(len(row.ids) for row in rows))
-    tokens = np.zeros((count, prompt_slots + response_slots), np.int32)
-    start = np.full(count, prompt_slots - 1, np.int32)
-    length = np.zeros(count, np.int32)
-    adv, weight = np.zeros((2, count), np.float32)
-    refined = np.zeros(count, bool)
-    sampler_logp = np.zeros((count, response_slots), np.float32)
-    for i, row in enumerate(rows):
-        start[i], length[i] = prompt_slots - len(row.prompt_ids), len(row.ids)
-        tokens[i, start[i] : prompt_slots] = row.prompt_ids
-        tokens[i, prompt_slots : prompt_slots + length[i]] = row.ids
-        sampler_logp[i, : length[i]] = row.sampler_logp
-        adv[i], weight[i], refined[i] = row.advantage, row.weight, row.refined
-    shape = lambda x: x.reshape(micro_batches, micro_batch, *x.shape[1:])
+    P, G = len(prompted), rows_per_prompt
+    if P % micro_batch or any(len(item.rows) > G for item in prompted):
+        raise ValueError(f"{P} problems of at most {G} rows do not fit micro-batches of {micro_batch}")
+    prompt_slots = ladder(max(len(item.prompt_ids) for item in prompted))
+    response_slots = ladder(max(len(row.ids) for item in prompted for row in item.rows))
+    prompt, start = np.zeros((P, prompt_slots), np.int32), np.zeros(P, np.int32)
+    response, length = np.zeros((P, G, response_slots), np.int32), np.zeros((P, G), np.int32)
+    adv, weight = np.zeros((2, P, G), np.float32)
+    refined = np.zeros((P, G), bool)
+    sampler_logp = np.zeros((P, G, response_slots), np.float32)
+    for p, item in enumerate(prompted):
+        start[p] = prompt_slots - len(item.prompt_ids)
+        prompt[p, start[p] :] = item.prompt_ids
+        for g, row in enumerate(item.rows):
+            length[p, g] = len(row.ids)
+            response[p, g, : length[p, g]] = row.ids
+            sampler_logp[p, g, : length[p, g]] = row.sampler_logp
+            adv[p, g], weight[p, g], refined[p, g] = row.advantage, row.weight, row.refined
+    by_prompt = lambda x: x.reshape(-1, micro_batch, *x.shape[1:])
+    by_row = lambda x: x.reshape(-1, micro_batch * G, *x.shape[2:])
     return Batch(
-        tokens_ABT=shape(tokens),
-        start_AB=shape(start),
-        length_AB=shape(length),
-        adv_AB=shape(adv),
-        weight_AB=shape(weight),
-        refined_AB=shape(refined),
-        sampler_logp_ABT=shape(sampler_logp),
-        groups=np.asarray(groups, np.float32),
+        prompt_AQT=by_prompt(prompt),
+        start_AQ=by_prompt(start),
+        response_ABT=by_row(response),
+        length_AB=by_row(length),
+        adv_AB=by_row(adv),
+        weight_AB=by_row(weight),
+        refined_AB=by_row(refined),
+        sampler_logp_ABT=by_row(sampler_logp),
+        groups=np.asarray(P, np.float32),
     )

@@ -74,12 +74,11 @@ def update_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
     prompt, new = run.tokenizer.encode_chat(sums(1, 0)[0].messages), cfg.sampling.max_new_tokens
     count = cfg.train.prompts * cfg.train.samples
     ids = rng.integers(0, run.model.vocab, (count, new)).astype(np.int32)
-    rows = [
-        batch.Row(prompt, ids[i], np.zeros(new, np.float32), (-1.0) ** i, 1 / cfg.train.samples, False)
-        for i in range(count)
-    ]
-    shape = {"micro_batch": cfg.train.micro_batch, "micro_batches": config.micro_batches(cfg)}
-    device_batch = learner.put_batch(run.mesh, batch.make_batch(rows, cfg.train.prompts, **shape))
+    G, quiet = cfg.train.samples, np.zeros(new, np.float32)
+    row = lambda i: batch.Row(ids[i], quiet, (-1.0) ** i, 1 / G, False)
+    prompted = [batch.Prompted(prompt, [row(p * G + g) for g in range(G)]) for p in range(cfg.train.prompts)]
+    host = batch.make_batch(prompted, rows_per_prompt=G, micro_batch=cfg.train.micro_batch)
+    device_batch = learner.put_batch(run.mesh, host)
 
     def work(round_: int) -> int:
         nonlocal state
@@ -143,7 +142,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--samples", type=int, default=8, help="rows per prompt")
     parser.add_argument("--new_tokens", type=int, default=64)
-    parser.add_argument("--micro_batch", type=int, default=8, help="rows at once in the gradient")
+    parser.add_argument("--micro_batch", type=int, default=2, help="problems at once in the gradient")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the computation")
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one warm-up")
     parser.add_argument("--json", type=pathlib.Path, help="also write the result here")

@@ -50,7 +50,7 @@ class TrainConfig:
     prompts: int = 128  # P, problems a step
     samples: int = 7  # n, responses a problem
     updates_per_rollout: int = 1  # optimizer updates, each on its own share of the problems
-    micro_batch: int = 8  # rows at once in the gradient; changes memory, never the result
+    micro_batch: int = 1  # problems at once in the gradient, each with all its rows; changes memory, not the result
     remat: str = "dots"  # | full: less memory, more time
     max_nonfinite: int = 3  # stop after so many non-finite gradients in a row
 
@@ -156,11 +156,6 @@ def rows_per_group(cfg: Config) -> int:
     return cfg.train.samples + added
 
 
-def micro_batches(cfg: Config) -> int:
-    """Micro-batches of one update; the shape is that of a step in which every group is refined."""
-    return cfg.train.prompts // cfg.train.updates_per_rollout * rows_per_group(cfg) // cfg.train.micro_batch
-
-
 def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
     """Refuses clashing or impossible values, all of them in one message.
 
@@ -196,8 +191,8 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
             )
     if train.prompts % train.updates_per_rollout:
         wrong.append(f"train.updates_per_rollout = {train.updates_per_rollout} does not divide {train.prompts} prompts")
-    elif (rows := train.prompts // train.updates_per_rollout * rows_per_group(cfg)) % train.micro_batch:
-        wrong.append(f"train.micro_batch = {train.micro_batch} does not divide the {rows} rows of an update")
+    elif (share := train.prompts // train.updates_per_rollout) % train.micro_batch:
+        wrong.append(f"train.micro_batch = {train.micro_batch} does not divide the {share} problems of an update")
     for key, value in (("train.micro_batch", train.micro_batch), ("sampler_rows", cfg.sampler_rows)):
         if value % row_devices:
             wrong.append(f"{key} = {value} is not a multiple of the {row_devices} devices that share the rows")

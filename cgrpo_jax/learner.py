@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from cgrpo_jax import objective, sharding
-from cgrpo_jax.model import ModelConfig, Params, forward, logits
+from cgrpo_jax.model import ModelConfig, Params, forward, init_cache, logits
 from cgrpo_jax.objective import ObjectiveConfig
 
 Array = jax.Array | Any  # device arrays, or numpy before `put_batch`
@@ -44,18 +44,20 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of one update (numpy on the host, then device arrays), micro-batches on the first axis: `[A, B, ...]`.
+    """Rows of one update (numpy on the host, then device arrays), micro-batches on the first axis.
 
-    Prompts are left-padded and responses right-padded around one common column, as in the sampler.
+    A micro-batch holds Q problems and B = Q G rows, G for each problem in turn. A prompt stands once: its keys and
+    values serve all rows of the problem. Prompts are left-padded, responses right-padded, as in the sampler.
     """
 
-    tokens_ABT: Array  # int32: prompt slots, then response slots
-    start_AB: Array  # int32: slot of the first prompt token
+    prompt_AQT: Array  # int32
+    start_AQ: Array  # int32: slot of the first prompt token
+    response_ABT: Array  # int32
     length_AB: Array  # int32: response tokens; 0 in rows that only fill the batch
     adv_AB: Array  # float32
     weight_AB: Array  # float32: within the group
     refined_AB: Array  # bool
-    sampler_logp_ABT: Array  # float32, response slots; compared with the trainer's own, never in the loss
+    sampler_logp_ABT: Array  # float32; compared with the trainer's own, never in the loss
     groups: Array  # float32 scalar: problems in this update
     old_logp_ABT: Array | None = None  # the trainer's own, where there are several updates per rollout
     ref_logp_ABT: Array | None = None  # of the reference policy, where there is a KL term
@@ -119,17 +121,23 @@ def _time_chunk(rows: int, steps: int, vocab: int) -> int:
 
 
 def token_logps(
-    cfg: LearnerConfig, params: Params, tokens_BT: jax.Array, start_B: jax.Array, response_slots: int
+    cfg: LearnerConfig, params: Params, prompt_QT: jax.Array, start_Q: jax.Array, response_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and entropy of each response token, `[B, response_slots]`, at the sampling temperature.
+    """Log-probability and entropy of each response token, `[B, T]`, at the sampling temperature.
 
-    The head is applied to response positions only, a chunk of time at a time, and recomputed in the backward pass, so
-    no [B, T, V] array exists.
+    Row b continues prompt b // (B / Q), which runs through the model once for all its rows. The head is applied to
+    response positions only, a chunk of time at a time, and recomputed in the backward pass, so no [B, T, V] array
+    exists.
     """
-    first = tokens_BT.shape[1] - response_slots
-    hidden_BTD, _ = forward(cfg.model, params, tokens_BT, start_B, dtype=cfg.dtype, remat=cfg.remat)
-    hidden_BTD, target_BT = hidden_BTD[:, first - 1 : -1], tokens_BT[:, first:]
-    chunk = _time_chunk(tokens_BT.shape[0], response_slots, cfg.model.vocab)
+    (Q, prompt_slots), (B, response_slots) = prompt_QT.shape, response_BT.shape
+    run = functools.partial(forward, cfg.model, params, dtype=cfg.dtype, remat=cfg.remat)
+    cache = init_cache(cfg.model, Q, prompt_slots + response_slots, cfg.dtype)
+    hidden_QTD, cache = run(prompt_QT, start_Q, cache, 0)
+    cache = jax.tree.map(lambda x: jnp.repeat(x, B // Q, axis=1), cache)
+    hidden_BTD, _ = run(response_BT, jnp.repeat(start_Q, B // Q), cache, prompt_slots)
+    last_B1D = jnp.repeat(hidden_QTD[:, -1:], B // Q, axis=0)
+    hidden_BTD, target_BT = jnp.concatenate([last_B1D, hidden_BTD[:, :-1]], axis=1), response_BT
+    chunk = _time_chunk(B, response_slots, cfg.model.vocab)
 
     @jax.checkpoint
     def one_chunk(piece):
@@ -146,9 +154,8 @@ def token_logps(
 
 def _micro_loss(params: Params, micro: Batch, cfg: LearnerConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Summed loss and metric sums of one micro-batch (no leading [A] axis)."""
-    response_slots = micro.sampler_logp_ABT.shape[-1]
-    logp_BT, entropy_BT = token_logps(cfg, params, micro.tokens_ABT, micro.start_AB, response_slots)
-    mask_BT = jnp.arange(response_slots)[None] < micro.length_AB[:, None]
+    logp_BT, entropy_BT = token_logps(cfg, params, micro.prompt_AQT, micro.start_AQ, micro.response_ABT)
+    mask_BT = jnp.arange(logp_BT.shape[1])[None] < micro.length_AB[:, None]
     loss_sum, sums = objective.policy_loss(
         logp_BT,
         micro.old_logp_ABT,
@@ -167,7 +174,7 @@ def _micro_loss(params: Params, micro: Batch, cfg: LearnerConfig) -> tuple[jax.A
 
 def _update(state: TrainState, batch: Batch, cfg: LearnerConfig) -> tuple[TrainState, dict[str, jax.Array]]:
     value_and_grad = jax.value_and_grad(_micro_loss, has_aux=True)
-    stacked = batch._replace(groups=jnp.broadcast_to(batch.groups, batch.tokens_ABT.shape[:1]))
+    stacked = batch._replace(groups=jnp.broadcast_to(batch.groups, batch.prompt_AQT.shape[:1]))
 
     def accumulate(grads, micro):
         (loss, sums), new = value_and_grad(state.params, micro, cfg)
@@ -175,7 +182,7 @@ def _update(state: TrainState, batch: Batch, cfg: LearnerConfig) -> tuple[TrainS
 
     grads, sums_A = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.params), stacked)
     sums = {name: value.max() if name.endswith("_max") else value.sum() for name, value in sums_A.items()}
-    mask_ABT = jnp.arange(batch.sampler_logp_ABT.shape[-1])[None, None] < batch.length_AB[..., None]
+    mask_ABT = jnp.arange(batch.response_ABT.shape[-1])[None, None] < batch.length_AB[..., None]
     denominator = objective.loss_denominator(mask_ABT, batch.groups, cfg.loss_constant, cfg.objective)
     grads = jax.tree.map(lambda g: g / denominator, grads)
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
@@ -199,9 +206,8 @@ def make_logps(cfg: LearnerConfig, mesh: Mesh) -> Callable[[Params, Batch], jax.
     """Jitted log-probabilities `[A, B, T]` of a batch's response tokens under any parameters, without gradient."""
 
     def logps(params: Params, batch: Batch) -> jax.Array:
-        slots = batch.sampler_logp_ABT.shape[-1]
-        one = lambda micro: token_logps(cfg, params, micro[0], micro[1], slots)[0]
-        return jax.lax.map(one, (batch.tokens_ABT, batch.start_AB))
+        one = lambda micro: token_logps(cfg, params, *micro)[0]
+        return jax.lax.map(one, (batch.prompt_AQT, batch.start_AQ, batch.response_ABT))
 
     return jax.jit(logps, out_shardings=NamedSharding(mesh, P(None, ("data", "fsdp"))))
 

@@ -65,16 +65,16 @@ class ModelConfig:
 
 
 class KVCache(NamedTuple):
-    """Keys (after RoPE) and values of one layer."""
+    """Keys (after RoPE) and values of one layer, or of all layers with a leading [L] axis."""
 
     k_BKSH: jax.Array
     v_BKSH: jax.Array
 
 
-def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike) -> tuple[KVCache, ...]:
-    """An empty cache, one `KVCache` a layer."""
-    zeros = lambda: jnp.zeros((rows, cfg.kv_heads, slots, cfg.head_dim), dtype)
-    return tuple(KVCache(zeros(), zeros()) for _ in range(cfg.layers))
+def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike) -> KVCache:
+    """An empty cache of all layers, stacked."""
+    shape = (cfg.layers, rows, cfg.kv_heads, slots, cfg.head_dim)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
@@ -209,12 +209,10 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
     return params
 
 
-def unstack_layers(params: Params) -> Params:
-    """The same parameters with `layers` as a tuple of per-layer trees, which `forward` runs unrolled."""
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    pick = lambda layer: jax.tree.map(lambda leaf: leaf[layer], params["layers"])
-    layers = tuple(pick(layer) for layer in range(count))
-    return {**params, "layers": layers}
+def unstack(tree: Any) -> tuple[Any, ...]:
+    """A stacked tree (layers of the parameters, or a cache) as a tuple with one tree a layer."""
+    pick = lambda layer: jax.tree.map(lambda leaf: leaf[layer], tree)
+    return tuple(pick(layer) for layer in range(jax.tree.leaves(tree)[0].shape[0]))
 
 
 def attention_mask(start_B: jax.Array, query_slot_T: jax.Array, slots: int) -> jax.Array:
@@ -229,44 +227,47 @@ def forward(
     params: Params,
     tokens_BT: jax.Array,
     start_B: jax.Array,
-    cache: tuple[KVCache, ...] | None = None,
+    cache: KVCache | tuple[KVCache, ...] | None = None,
     slot: jax.Array | int = 0,
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
-) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
+) -> tuple[jax.Array, Any]:
     """Final hidden states of the decoder, before the head.
+
+    Layers run under `lax.scan` where parameters (and cache) are stacked, unrolled where `params["layers"]` (and the
+    cache) are tuples made by `unstack`.
 
     Args:
       tokens_BT: int32 ids. Token t of a row sits in slot `slot + t`.
       start_B: int32, the slot of each row's first real token (0 unless left-padded); its position is 0 there.
         What stands before it is never seen. Right padding needs no mark: no earlier token sees it.
-      cache: one `KVCache` a layer, written at `slot`; needs the unstacked form of `params` (`unstack_layers`).
+      cache: what earlier tokens left; written at `slot`.
       dtype: of the computation; parameters are cast where they are used.
       remat: what the backward pass computes again, a key of REMAT.
 
     Returns:
-      hidden_BTD in `dtype`, and the new cache (None without one).
+      hidden_BTD in `dtype`, and the new cache in the form of the old (None without one).
     """
     query_slot_T = slot + jnp.arange(tokens_BT.shape[1])
-    slots = tokens_BT.shape[1] if cache is None else cache[0].k_BKSH.shape[2]
+    slots = tokens_BT.shape[1] if cache is None else jax.tree.leaves(cache)[0].shape[-2]
     mask_BTS = attention_mask(start_B, query_slot_T, slots)
     rope = rope_angles(cfg, jnp.maximum(query_slot_T[None] - start_B[:, None], 0))
 
-    def block(x_BTD: jax.Array, layer: Params, layer_cache: KVCache | None) -> Any:
-        return Block(cfg, dtype).apply({"params": layer}, x_BTD, rope, mask_BTS, layer_cache, slot)
+    def block(x_BTD: jax.Array, layer: Any) -> Any:  # layer: its parameters and its cache (or None)
+        return Block(cfg, dtype).apply({"params": layer[0]}, x_BTD, rope, mask_BTS, layer[1], slot)
 
     if remat != "none":
         block = jax.checkpoint(block, policy=REMAT[remat])
     x_BTD = params["embed"]["embedding"][tokens_BT].astype(dtype)
     if isinstance(params["layers"], tuple):
-        new = []
+        written = []
         for index, layer in enumerate(params["layers"]):
-            x_BTD, written = block(x_BTD, layer, None if cache is None else cache[index])
-            new.append(written)
-        cache = None if cache is None else tuple(new)
+            x_BTD, layer_cache = block(x_BTD, (layer, None if cache is None else cache[index]))
+            written.append(layer_cache)
+        cache = None if cache is None else tuple(written)
     else:
-        x_BTD, _ = jax.lax.scan(lambda x, layer: (block(x, layer, None)[0], None), x_BTD, params["layers"])
+        x_BTD, cache = jax.lax.scan(block, x_BTD, (params["layers"], cache))
     norm = nn.RMSNorm(cfg.norm_eps, dtype=dtype)
     return cast(jax.Array, norm.apply({"params": params["norm"]}, x_BTD)), cache
 

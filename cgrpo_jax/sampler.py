@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model import ModelConfig, Params, accumulator, forward, init_cache, logits, unstack_layers
+from cgrpo_jax.model import ModelConfig, Params, accumulator, forward, init_cache, logits, unstack
 
 BLOCK = 128  # vocabulary entries summed together by `draw`
 
@@ -147,12 +147,12 @@ def sample(
     """
     (Q, prompt_slots), B = prompt_QT.shape, len(prompt_of_B)
     N = sampling.max_new_tokens
-    layers = unstack_layers(params)
-    run = functools.partial(forward, cfg, layers, dtype=dtype)
+    run = functools.partial(forward, cfg, dtype=dtype)
     ends = lambda token_B: (token_B[:, None] == eos_E[None]).any(axis=-1)
 
-    hidden_QTD, cache = run(prompt_QT, start_Q, init_cache(cfg, Q, prompt_slots + N, dtype), 0)
-    start_B, filled = start_Q[prompt_of_B], jax.tree.map(lambda x: x[prompt_of_B], cache)
+    hidden_QTD, cache = run(params, prompt_QT, start_Q, init_cache(cfg, Q, prompt_slots + N, dtype), 0)
+    start_B, filled = start_Q[prompt_of_B], jax.tree.map(lambda x: x[:, prompt_of_B], cache)
+    unrolled = params | {"layers": unstack(params["layers"])}  # decode writes each layer's cache in place
     logits_BV = logits(cfg, params, hidden_QTD[:, -1])[prompt_of_B]
     token_B, logp_B = draw(logits_BV, key_B, jnp.int32(0), sampling)
     tokens_BT = jnp.zeros((B, N), jnp.int32).at[:, 0].set(token_B)
@@ -164,7 +164,7 @@ def sample(
 
     def body(state):
         position, token_B, ended_B, length_B, tokens_BT, logp_BT, cache = state
-        hidden_BTD, cache = run(token_B[:, None], start_B, cache, prompt_slots + position - 1)
+        hidden_BTD, cache = run(unrolled, token_B[:, None], start_B, cache, prompt_slots + position - 1)
         token_B, logp_B = draw(logits(cfg, params, hidden_BTD[:, 0]), key_B, position, sampling)
         tokens_BT = jax.lax.dynamic_update_slice_in_dim(tokens_BT, token_B[:, None], position, axis=1)
         logp_BT = jax.lax.dynamic_update_slice_in_dim(logp_BT, logp_B[:, None], position, axis=1)
@@ -172,7 +172,7 @@ def sample(
         return position + 1, token_B, ended_B | ends(token_B), length_B, tokens_BT, logp_BT, cache
 
     ended_B = ends(token_B) | ~wanted_B
-    state = (jnp.int32(1), token_B, ended_B, jnp.ones(B, jnp.int32), tokens_BT, logp_BT, filled)
+    state = (jnp.int32(1), token_B, ended_B, jnp.ones(B, jnp.int32), tokens_BT, logp_BT, unstack(filled))
     _, _, _, length_B, tokens_BT, logp_BT, _ = jax.lax.while_loop(cond, body, state)
     last_B = jnp.take_along_axis(tokens_BT, length_B[:, None] - 1, axis=1)[:, 0]
     return Samples(tokens_BT, logp_BT, length_B, ends(last_B))

@@ -37,9 +37,9 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
     end = run.tokenizer.hf.eos_token_id
     assert isinstance(end, int)
 
-    def row(messages, text: str) -> batch.Row:
+    def prompted(messages, text: str) -> batch.Prompted:
         ids = np.asarray([*run.tokenizer.encode_text(text), end], np.int32)
-        return batch.Row(encode(messages), ids, np.zeros(len(ids), np.float32), 1.0, 1.0, False)
+        return batch.Prompted(encode(messages), [batch.Row(ids, np.zeros(len(ids), np.float32), 1.0, 1.0, False)])
 
     with Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer:
         state, first_step = setup.initial_state(run, checkpointer)
@@ -49,10 +49,10 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
         with Progress(first_step, steps) as progress:
             for step in range(first_step, steps):
                 indices = range(step * rows_a_step, (step + 1) * rows_a_step)
-                rows = [row(*arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1)) for index in indices]
-                shape = {"micro_batch": cfg.train.micro_batch, "micro_batches": rows_a_step // cfg.train.micro_batch}
+                rows = [prompted(*arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1)) for index in indices]
+                host = batch.make_batch(rows, rows_per_prompt=1, micro_batch=cfg.train.micro_batch)
                 with progress.phase("update"):
-                    state, sums = update(state, put_batch(run.mesh, batch.make_batch(rows, len(rows), **shape)))
+                    state, sums = update(state, put_batch(run.mesh, host))
                     scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
                 values = update_metrics(scalars)
                 values["seconds/update"] = progress.take_seconds()["update"]

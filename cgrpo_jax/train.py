@@ -50,9 +50,9 @@ def make_batches(groups: list[Group], cfg: Config) -> list[Batch]:
     share = len(groups) // cfg.train.updates_per_rollout
     batches = []
     for first in range(0, len(groups), share):
-        rows = batch.group_rows(groups[first : first + share], cfg.objective)
-        shape = {"micro_batch": cfg.train.micro_batch, "micro_batches": config.micro_batches(cfg)}
-        batches.append(batch.make_batch(rows, share, **shape))
+        prompted = batch.group_rows(groups[first : first + share], cfg.objective)
+        shape = {"rows_per_prompt": config.rows_per_group(cfg), "micro_batch": cfg.train.micro_batch}
+        batches.append(batch.make_batch(prompted, **shape))
     return batches
 
 

@@ -20,7 +20,7 @@ def get_config(method: str = "critique_grpo"):
     config.sampler_rows = 32
     config.train.steps = 10
     config.train.prompts = 4
-    config.train.micro_batch = 16
+    config.train.micro_batch = 2
     config.optimizer.learning_rate = 1e-5
     config.checkpoint.every = 5
     return config

@@ -28,7 +28,7 @@ def test_command(tmp_path):
     for mode in ("sample", "update", "step"):
         command = [
             sys.executable, "-m", "cgrpo_jax.bench", f"--mode={mode}", "--model=package://quickstart", "--prompts=2",
-            "--samples=2", "--new_tokens=8", "--micro_batch=4", "--repeats=1", f"--json={tmp_path}/{mode}.json",
+            "--samples=2", "--new_tokens=8", "--micro_batch=2", "--repeats=1", f"--json={tmp_path}/{mode}.json",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         result = json.loads((tmp_path / f"{mode}.json").read_text())

@@ -64,7 +64,7 @@ IMPOSSIBLE = [
     ({"refine.trigger": "sometimes"}, "refine.trigger"),
     ({"sampling.max_new_tokens": 1000}, "exceeds the model's 1024 positions"),
     ({"train.updates_per_rollout": 3}, "train.updates_per_rollout"),
-    ({"train.micro_batch": 7}, "train.micro_batch"),
+    ({"train.micro_batch": 5}, "train.micro_batch"),
     ({"refine.max_prompt_tokens": 64}, "refine.max_prompt_tokens"),
     ({"refine.critique": "worked"}, "worked"),
     ({"sampling.temperature": 0.0}, "sampling.temperature"),

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_config
 
 from cgrpo_jax import learner
-from cgrpo_jax.batch import Row, ladder, make_batch
+from cgrpo_jax.batch import Prompted, Row, ladder, make_batch
 from cgrpo_jax.learner import LearnerConfig, OptimizerConfig, make_logps, make_update, put_batch
 from cgrpo_jax.model import forward, init_params, logits
 from cgrpo_jax.objective import ObjectiveConfig
@@ -26,13 +26,22 @@ def params():
     return init_params(MODEL, jax.random.key(0))
 
 
-def rows(rng, count=8):
-    def row(i):
-        prompt, length = list(rng.integers(0, MODEL.vocab, rng.integers(3, 9))), int(rng.integers(2, 9))
-        ids = rng.integers(0, MODEL.vocab, length).astype(np.int32)
-        return Row(prompt, ids, np.full(length, -1.0, np.float32), float(rng.normal()), 0.25, i % 4 == 3)
+def problems(rng, count=4):
+    """Problems of three or four rows of different lengths; the last of each is a refinement."""
 
-    return [row(i) for i in range(count)]
+    def row(g):
+        length = int(rng.integers(2, 9))
+        ids = rng.integers(0, MODEL.vocab, length).astype(np.int32)
+        return Row(ids, np.full(length, -1.0, np.float32), float(rng.normal()), 0.25, g == 3)
+
+    def problem(p):
+        return Prompted(list(rng.integers(0, MODEL.vocab, rng.integers(3, 9))), [row(g) for g in range(4 - p % 2)])
+
+    return [problem(p) for p in range(count)]
+
+
+def to_batch(data, micro_batch=2, rows_per_prompt=4):
+    return make_batch(data, rows_per_prompt=rows_per_prompt, micro_batch=micro_batch)
 
 
 def run_update(cfg, mesh, params, batch, steps=1):
@@ -45,14 +54,11 @@ def run_update(cfg, mesh, params, batch, steps=1):
 
 @pytest.mark.parametrize("aggregation", ["constant", "token_mean", "sequence_mean"])
 def test_the_micro_batch_split_changes_nothing(mesh, params, rng, aggregation):
-    """1 x 8 = 8 x 1 = 2 x 4, in the gradient norm, the metrics and the parameters."""
+    """1 x 8 = 8 x 1 = 2 x 4 problems, in the gradient norm, the metrics and the gradient itself."""
     objective = ObjectiveConfig(aggregation=aggregation, entropy_coef=0.01)
     cfg = dataclasses.replace(CFG, objective=objective, optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1e9))
-    data = rows(rng)
-    results = [
-        run_update(cfg, mesh, params, make_batch(data, 2, micro_batch=size, micro_batches=8 // size))
-        for size in (8, 4, 1)
-    ]
+    data = problems(rng, 8)
+    results = [run_update(cfg, mesh, params, to_batch(data, size)) for size in (8, 4, 1)]
     for state, scalars in results[1:]:
         for name, value in results[0][1].items():
             np.testing.assert_allclose(scalars[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
@@ -61,27 +67,39 @@ def test_the_micro_batch_split_changes_nothing(mesh, params, rng, aggregation):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_filling_rows_and_longer_padding_change_nothing(mesh, params, rng):
-    data = rows(rng, 6)
-    exact = run_update(CFG, mesh, params, make_batch(data, 2, micro_batch=6, micro_batches=1))[1]
-    filled = run_update(CFG, mesh, params, make_batch(data, 2, micro_batch=8, micro_batches=2))[1]
+def test_filling_rows_change_nothing(mesh, params, rng):
+    data = problems(rng)
+    exact = run_update(CFG, mesh, params, to_batch(data))[1]
+    filled = run_update(CFG, mesh, params, to_batch(data, rows_per_prompt=7))[1]
     for name, value in exact.items():
         np.testing.assert_allclose(filled[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_log_probs_equal_the_plain_computation(mesh, params, rng, monkeypatch):
-    """Chunked over time and on response positions only, at the sampling temperature."""
-    monkeypatch.setattr(learner, "LOGIT_ENTRIES", 4 * MODEL.vocab * 2)  # two time steps at once
-    data = rows(rng, 4)
-    batch = make_batch(data, 1, micro_batch=4, micro_batches=1)
-    got = np.asarray(make_logps(CFG, mesh)(params, put_batch(mesh, batch)))[0]
-    for i, row in enumerate(data):
-        ids = jnp.asarray([*row.prompt_ids, *row.ids], jnp.int32)[None]
-        hidden, _ = forward(MODEL, params, ids, jnp.zeros(1, jnp.int32))
-        logp = jax.nn.log_softmax(logits(MODEL, params, hidden)[0] / 0.7, axis=-1)
-        first = len(row.prompt_ids)
-        expected = logp[np.arange(first - 1, ids.shape[1] - 1), row.ids]
-        np.testing.assert_allclose(got[i, : len(row.ids)], expected, atol=1e-5)
+    """A prompt run once for its rows, logits chunked over time: as if each row had been run alone."""
+    monkeypatch.setattr(learner, "LOGIT_ENTRIES", 8 * MODEL.vocab * 2)  # two time steps at once
+    data = problems(rng)
+    got = np.asarray(make_logps(CFG, mesh)(params, put_batch(mesh, to_batch(data)))).reshape(4, 4, -1)
+    run = jax.jit(lambda params, ids: logits(MODEL, params, forward(MODEL, params, ids, jnp.zeros(1, jnp.int32))[0]))
+    for p, item in enumerate(data):
+        for g, row in enumerate(item.rows):
+            ids = jnp.asarray([*item.prompt_ids, *row.ids], jnp.int32)[None]
+            logp = jax.nn.log_softmax(run(params, ids)[0] / 0.7, axis=-1)
+            expected = logp[np.arange(len(item.prompt_ids) - 1, ids.shape[1] - 1), row.ids]
+            np.testing.assert_allclose(got[p, g, : len(row.ids)], expected, atol=1e-5)
+
+
+def test_gradients_equal_those_of_separate_rows(mesh, params, rng):
+    """What the rows of a problem send back through their common prompt adds up."""
+    data = problems(rng)
+    alone = [Prompted(item.prompt_ids, [row]) for item in data for row in item.rows]
+    one = run_update(CFG, mesh, params, to_batch(data))
+    batch = to_batch(alone, micro_batch=len(alone), rows_per_prompt=1)
+    other = run_update(CFG, mesh, params, batch._replace(groups=np.float32(4)))
+    mu = lambda result: jax.tree.leaves(result[0].opt_state.inner_state[1][0].mu)
+    for a, b in zip(mu(one), mu(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_allclose(one[1]["grad_norm"], other[1]["grad_norm"], rtol=1e-5)
 
 
 def test_no_array_of_all_logits_exists(mesh, params):
@@ -89,15 +107,15 @@ def test_no_array_of_all_logits_exists(mesh, params):
     model = tiny_config("qwen3", vocab=40_000)
     cfg = dataclasses.replace(CFG, model=model)
     big = init_params(model, jax.random.key(0))
-    row = Row([1, 2, 3], np.arange(96, dtype=np.int32), np.zeros(96, np.float32), 1.0, 1.0, False)
-    batch = put_batch(mesh, make_batch([row] * 32, 4, micro_batch=32, micro_batches=1))
+    row = Row(np.arange(96, dtype=np.int32), np.zeros(96, np.float32), 1.0, 1.0, False)
+    batch = put_batch(mesh, to_batch([Prompted([1, 2, 3], [row] * 8)] * 4, 4, 8))
     state = learner.init_state(cfg, mesh, big)
     memory = make_update(cfg, mesh, big).lower(state, batch).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.8 * 32 * 96 * 40_000 * 4
 
 
 def test_old_log_probs_of_the_same_policy_change_nothing(mesh, params, rng):
-    batch = make_batch(rows(rng), 2, micro_batch=4, micro_batches=2)
+    batch = to_batch(problems(rng))
     device = put_batch(mesh, batch)
     old = np.asarray(make_logps(CFG, mesh)(params, device))
     one = run_update(CFG, mesh, params, batch)[1]
@@ -106,19 +124,19 @@ def test_old_log_probs_of_the_same_policy_change_nothing(mesh, params, rng):
 
 
 def test_an_update_raises_the_probability_of_what_was_good(mesh, params, rng):
-    data = [row._replace(advantage=1.0 if i < 4 else -1.0, refined=False) for i, row in enumerate(rows(rng))]
-    batch = make_batch(data, 2, micro_batch=8, micro_batches=1)
+    better = lambda item, sign: item._replace(rows=[row._replace(advantage=sign, refined=False) for row in item.rows])
+    batch = to_batch([better(item, 1.0 if p < 2 else -1.0) for p, item in enumerate(problems(rng))])
     logps = make_logps(CFG, mesh)
-    before = np.asarray(logps(params, put_batch(mesh, batch)))[0]
+    before = np.asarray(logps(params, put_batch(mesh, batch)))
     state, _ = run_update(CFG, mesh, params, batch, steps=3)
-    after = np.asarray(logps(state.params, put_batch(mesh, batch)))[0]
-    mask = np.arange(before.shape[1])[None] < batch.length_AB[0][:, None]
-    gain = np.where(mask, after - before, 0).sum(-1)
-    assert (gain[:4] > 0).all() and (gain[4:] < 0).all()
+    after = np.asarray(logps(state.params, put_batch(mesh, batch)))
+    mask = np.arange(before.shape[-1])[None, None] < batch.length_AB[..., None]
+    gain = np.where(mask, after - before, 0).sum(-1)[batch.length_AB > 0]
+    assert (gain[:7] > 0).all() and (gain[7:] < 0).all()
 
 
 def test_a_non_finite_gradient_changes_nothing_and_is_counted(mesh, params, rng):
-    batch = make_batch(rows(rng), 2, micro_batch=8, micro_batches=1)
+    batch = to_batch(problems(rng))
     bad = batch._replace(adv_AB=np.full_like(batch.adv_AB, np.nan))
     state = learner.init_state(CFG, mesh, jax.tree.map(jnp.copy, params))
     update = make_update(CFG, mesh, params)

@@ -12,7 +12,7 @@ from conftest import tiny_config
 from cgrpo_jax import hf, sharding
 from cgrpo_jax import model as model_module
 from cgrpo_jax.hf_config import config_from_hf, config_to_hf
-from cgrpo_jax.model import init_cache, init_params, logits, unstack_layers
+from cgrpo_jax.model import init_cache, init_params, logits, unstack
 
 forward = jax.jit(model_module.forward, static_argnums=0, static_argnames=("dtype", "remat"))
 
@@ -113,16 +113,17 @@ def tiny():
     return cfg, init_params(cfg, jax.random.key(0))
 
 
-def test_cached_decode_equals_full_forward(tiny, rng):
+@pytest.mark.parametrize("form", ["scanned", "unrolled"])
+def test_cached_decode_equals_full_forward(tiny, rng, form):
     cfg, params = tiny
     tokens_BT = jnp.asarray(rng.integers(0, cfg.vocab, (2, 20)), jnp.int32)
     start_B = jnp.array([3, 0], jnp.int32)
     full, _ = forward(cfg, params, tokens_BT, start_B)
-    layers = unstack_layers(params)
-    cache = init_cache(cfg, 2, 24, jnp.float32)
-    parts = []
+    cache, parts = init_cache(cfg, 2, 24, jnp.float32), []
+    if form == "unrolled":
+        params, cache = params | {"layers": unstack(params["layers"])}, unstack(cache)
     for first, last in [(0, 11), (11, 12), (12, 13), (13, 20)]:
-        hidden, cache = forward(cfg, layers, tokens_BT[:, first:last], start_B, cache, first)
+        hidden, cache = forward(cfg, params, tokens_BT[:, first:last], start_B, cache, first)
         parts.append(hidden)
     np.testing.assert_allclose(np.concatenate(parts, 1)[0, 3:], full[0, 3:], atol=2e-5)
     np.testing.assert_allclose(np.concatenate(parts, 1)[1], full[1], atol=2e-5)
@@ -132,7 +133,7 @@ def test_stacked_and_unstacked_layers_agree(tiny, rng):
     cfg, params = tiny
     tokens_BT, start_B = jnp.asarray(rng.integers(0, cfg.vocab, (2, 9)), jnp.int32), jnp.zeros(2, jnp.int32)
     one, _ = forward(cfg, params, tokens_BT, start_B)
-    other, _ = forward(cfg, unstack_layers(params), tokens_BT, start_B)
+    other, _ = forward(cfg, params | {"layers": unstack(params["layers"])}, tokens_BT, start_B)
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 

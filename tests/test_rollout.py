@@ -117,25 +117,25 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     groups = collect_groups(
         [PROBLEM], 3, generate, score, critiques.indicative_gt, tokenizer, RefineConfig(), seed=0, step=0
     )
-    rows = group_rows(groups, ObjectiveConfig())
-    assert [row.refined for row in rows] == [False] * 3 + [True]
-    plain = tokenizer.encode_chat(PROBLEM.messages)
-    assert all(list(row.prompt_ids) == plain for row in rows)
-    batch = make_batch(rows, 1, micro_batch=2, micro_batches=2)
+    (item,) = group_rows(groups, ObjectiveConfig())
+    assert [row.refined for row in item.rows] == [False] * 3 + [True]
+    assert list(item.prompt_ids) == tokenizer.encode_chat(PROBLEM.messages)
+    batch = make_batch([item], rows_per_prompt=4, micro_batch=1)
     refined = np.flatnonzero(batch.refined_AB.ravel())[0]
-    slots = batch.tokens_ABT.shape[-1] - batch.sampler_logp_ABT.shape[-1]
-    response = batch.tokens_ABT.reshape(4, -1)[refined, slots:]
+    response = batch.response_ABT[0, refined]
+    assert list(batch.prompt_AQT[0, 0, batch.start_AQ[0, 0] :]) == list(item.prompt_ids)
     assert list(response[:4]) == [5, 400, 401, 7] and not response[4:].any()
     assert batch.length_AB.ravel()[refined] == 4
     needle = tokenizer.encode_text(" ground")
-    assert len(needle) == 1 and not (batch.tokens_ABT == needle[0]).any()
+    assert len(needle) == 1 and not any((x == needle[0]).any() for x in (batch.prompt_AQT, batch.response_ABT))
     assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, WRONG, critiques.indicative_gt(
         [(PROBLEM, groups[0].responses[0])])[0])).count(needle[0]) >= 1  # fmt: skip
 
 
 def test_golden_group_of_seven_and_one(tokenizer):
     group, _ = collect(tokenizer, lambda kind, g: RIGHT if kind == Kind.REFINEMENT else WRONG, samples=7)
-    rows = group_rows([group], ObjectiveConfig())
+    (item,) = group_rows([group], ObjectiveConfig())
+    rows = item.rows
     np.testing.assert_allclose([row.advantage for row in rows], [-0.125] * 7 + [0.875])
     np.testing.assert_allclose([row.weight for row in rows], [1 / 7] * 7 + [1.0], rtol=1e-6)
 
@@ -165,6 +165,7 @@ def test_a_solution_without_room_is_left_out_and_counted(tokenizer):
 
 def test_batches_refuse_what_does_not_fit(tokenizer):
     group, _ = collect(tokenizer, lambda kind, g: RIGHT)
-    rows = group_rows([group], ObjectiveConfig())
-    with pytest.raises(ValueError, match="3 rows do not fit"):
-        make_batch(rows, 1, micro_batch=2, micro_batches=1)
+    prompted = group_rows([group], ObjectiveConfig())
+    for rows_per_prompt, micro_batch in [(2, 1), (3, 2)]:
+        with pytest.raises(ValueError, match="1 problems of at most"):
+            make_batch(prompted, rows_per_prompt=rows_per_prompt, micro_batch=micro_batch)

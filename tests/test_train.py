@@ -21,7 +21,7 @@ def small(**changes):
     raw.data.source = "arithmetic"
     raw.data.max_prompt_tokens, raw.refine.max_prompt_tokens = 64, 256
     raw.sampling.max_new_tokens, raw.sampler_rows = 64, 8
-    raw.train.steps, raw.train.prompts, raw.train.samples, raw.train.micro_batch = 2, 2, 3, 4
+    raw.train.steps, raw.train.prompts, raw.train.samples, raw.train.micro_batch = 2, 2, 3, 1
     raw.optimizer.learning_rate = 1e-3
     raw.checkpoint.every = 1
     raw.verifier.workers = 1
