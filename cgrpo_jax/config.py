@@ -17,7 +17,7 @@ from ml_collections import config_dict
 from cgrpo_jax import objective, rollout
 from cgrpo_jax.checkpoints import CheckpointConfig
 from cgrpo_jax.critiques import CRITICS
-from cgrpo_jax.data import DataConfig
+from cgrpo_jax.data import FILE_SUFFIXES, DataConfig
 from cgrpo_jax.evaluate import EvalConfig
 from cgrpo_jax.learner import OptimizerConfig
 from cgrpo_jax.model import REMAT, ModelConfig
@@ -100,7 +100,13 @@ POSITIVE = (
     "train.micro_batch", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep", "verifier.workers",
     "verifier.cpu_seconds", "verifier.memory_mb", "data.max_prompt_tokens", "refine.max_prompt_tokens",
     "optimizer.learning_rate", "optimizer.clip_norm", "objective.gamma", "eval.problems", "eval.samples",
+    "train.steps",
 )  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "sampling.temperature", "sampling.top_k", "eval.temperature", "eval.every", "objective.kl_coef",
+    "objective.entropy_coef", "optimizer.warmup_updates", "optimizer.weight_decay", "optimizer.final_fraction",
+)  # fmt: skip
+BELOW_ONE = ("objective.clip_eps", "optimizer.b1", "optimizer.b2")
 
 
 def default_config(method: str = "critique_grpo") -> config_dict.ConfigDict:
@@ -169,10 +175,17 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
     for key in POSITIVE:
         if (value := lookup(cfg, key)) <= 0:
             wrong.append(f"{key} = {value} must be positive")
-    if wrong:
-        raise ConfigError("\n  ".join(["the configuration cannot be run:", *wrong]))
+    for key in NOT_NEGATIVE:
+        if not (value := lookup(cfg, key)) >= 0:
+            wrong.append(f"{key} = {value} must not be negative")
+    for key in BELOW_ONE:
+        if not 0 <= (value := lookup(cfg, key)) < 1:
+            wrong.append(f"{key} = {value} must lie in [0, 1)")
     refining = cfg.refine.trigger != "never"
     new, train = cfg.sampling.max_new_tokens, cfg.train
+    file_source = cfg.data.source.endswith(FILE_SUFFIXES)
+    if cfg.eval.every and file_source and cfg.eval.source in ("", cfg.data.source):
+        wrong.append("eval.every needs eval.source: a file has no split, evaluation must not read the training rows")
     if refining and cfg.refine.k < 1:
         wrong.append("refine.k must be at least 1 with refinements on (refine.trigger=never turns them off)")
     if refining and cfg.refine.k > train.samples:
@@ -189,9 +202,10 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
                 f"{key}.max_prompt_tokens {slots} + sampling.max_new_tokens {new} exceeds the model's "
                 f"{model.max_positions} positions"
             )
-    if train.prompts % train.updates_per_rollout:
-        wrong.append(f"train.updates_per_rollout = {train.updates_per_rollout} does not divide {train.prompts} prompts")
-    elif (share := train.prompts // train.updates_per_rollout) % train.micro_batch:
+    updates = max(1, train.updates_per_rollout)
+    if train.prompts % updates:
+        wrong.append(f"train.updates_per_rollout = {updates} does not divide {train.prompts} prompts")
+    elif (share := train.prompts // updates) % max(1, train.micro_batch):
         wrong.append(f"train.micro_batch = {train.micro_batch} does not divide the {share} problems of an update")
     for key, value in (("train.micro_batch", train.micro_batch), ("sampler_rows", cfg.sampler_rows)):
         if value % row_devices:

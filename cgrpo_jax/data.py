@@ -22,6 +22,7 @@ from cgrpo_jax.types import Message, Problem
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
+ROLES = ("system", "user", "assistant")
 FILE_SUFFIXES = (".jsonl", ".parquet", ".csv")
 GYM = "reasoning_gym:"
 SHOWN = 20
@@ -80,8 +81,8 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 def _messages(value: Any, column: str) -> tuple[Message, ...]:
     turns = list(value)
     for turn in turns:
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-            raise RowError(column, "a chat turn needs 'role' and 'content'")
+        if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
+            raise RowError(column, f"a chat turn needs a 'role' of {', '.join(ROLES)}")
         if not isinstance(turn.get("content"), str):
             raise RowError(column, "a chat turn needs text as its 'content'")
     if not turns or turns[-1]["role"] != "user":

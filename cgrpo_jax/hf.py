@@ -126,7 +126,7 @@ def check_tensors(folder: pathlib.Path, cfg: ModelConfig, files: TensorFiles, ta
     """Every tensor used once, every shape right; else an error that names the tensor."""
     wanted = {name: source.shape for source in table.values() for name in source.names}
     present = {name for name in files.files if not name.endswith(IGNORED_SUFFIXES)}
-    if cfg.tie_embeddings and "lm_head.weight" in present:
+    if cfg.tie_embeddings and {"lm_head.weight", "model.embed_tokens.weight"} <= present:
         whole = (slice(None), slice(None))
         embedding = files.read("model.embed_tokens.weight", whole)
         if not np.array_equal(files.read("lm_head.weight", whole), embedding):

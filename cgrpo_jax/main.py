@@ -37,6 +37,8 @@ def main(argv: list[str]) -> None:
         if _DEBUG.value:
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command resumes from the last checkpoint")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -44,8 +44,13 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def update_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means of an update from its sums; each sum is divided once, here."""
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the updates of a rollout from their sums; each sum is divided once, here.
+
+    Sampler and trainer are compared in the first update only: from the second on the policy has moved.
+    """
+    first, last = updates[0], updates[-1]
+    sums = {name: sum(update[name] for update in updates) for name in first}
     per = lambda name, count: sums[name] / max(sums[count], 1.0)
     return {
         "loss/total": sums["loss"] / sums["denominator"],
@@ -56,10 +61,10 @@ def update_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "policy/refined_prob": per("refined_prob", "refined_tokens"),
         "policy/clipped": per("clipped", "response_tokens"),
         "policy/kl": per("kl", "tokens"),
-        "policy/grad_norm": sums["grad_norm"],
-        "policy/nonfinite_total": sums["notfinite_total"],
-        "sampler/logp_diff_mean": per("logp_gap", "response_tokens"),
-        "sampler/logp_diff_max": sums["logp_gap_max"],
+        "policy/grad_norm": sums["grad_norm"] / len(updates),
+        "policy/nonfinite_total": last["notfinite_total"],
+        "sampler/logp_diff_mean": first["logp_gap"] / max(first["response_tokens"], 1.0),
+        "sampler/logp_diff_max": first["logp_gap_max"],
     }
 
 
@@ -79,6 +84,14 @@ def _attempt_record(attempt: Attempt) -> dict[str, Any]:
     return record
 
 
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinity for one that a kill cut short."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")
+
+
 class Writer:
     """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed."""
 
@@ -87,11 +100,11 @@ class Writer:
         (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
         self.path = self.workdir / "metrics.jsonl"
         old = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in old if first_step and json.loads(line)["step"] <= first_step]
+        kept = [line for line in old if first_step and _step_of(line) <= first_step]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in kept))
         partial.rename(self.path)
-        for file in (self.workdir / "rollouts").glob("*.jsonl"):
+        for file in (self.workdir / "rollouts").glob("[0-9]*.jsonl"):
             if int(file.stem) > first_step:
                 file.unlink()
         self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=first_step + 1)

@@ -77,6 +77,8 @@ def open_run(cfg: Config) -> Run:
     mesh = sharding.make_mesh(cfg.mesh)
     config_module.check(cfg, model, mesh.shape["data"] * mesh.shape["fsdp"])
     tokenizer = Tokenizer(folder)
+    if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
+        raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
     dtype = compute_dtype(cfg.model.dtype)
     return Run(
         cfg=cfg,

@@ -54,7 +54,7 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                 with progress.phase("update"):
                     state, sums = update(state, put_batch(run.mesh, host))
                     scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
-                values = update_metrics(scalars)
+                values = update_metrics([scalars])
                 values["seconds/update"] = progress.take_seconds()["update"]
                 writer.scalars(step + 1, values)
                 progress.step_done(step + 1, {"logp": values["policy/logp"], "s": values["seconds/update"]})

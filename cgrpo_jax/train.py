@@ -115,10 +115,11 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
                         batches = [b._replace(old_logp_ABT=logps(state.params, b)) for b in batches]
                     if reference is not None:
                         batches = [b._replace(ref_logp_ABT=logps(reference, b)) for b in batches]
+                    sums_of_updates = []
                     for update_batch in batches:
                         state, sums = update(state, update_batch)
-                        scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
-                        if scalars["notfinite_in_a_row"] >= cfg.train.max_nonfinite:
+                        sums_of_updates.append({name: float(value) for name, value in jax.device_get(sums).items()})
+                        if sums_of_updates[-1]["notfinite_in_a_row"] >= cfg.train.max_nonfinite:
                             raise TrainingError(
                                 f"step {step + 1}: {cfg.train.max_nonfinite} non-finite gradients in a row "
                                 "(train.max_nonfinite); they changed nothing, the last checkpoint is sound"
@@ -127,11 +128,11 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
                 # ---- Log, evaluate, save ----
                 done = step + 1
                 seconds = progress.take_seconds()
-                values = group_metrics(groups) | update_metrics(scalars)
+                values = group_metrics(groups) | update_metrics(sums_of_updates)
                 values |= {f"seconds/{name}": value for name, value in seconds.items()}
                 sampling_seconds = seconds["sample"] + seconds["refine"]
                 values["tokens_per_s/sample"] = values["tokens/sampled"] / sampling_seconds
-                values["tokens_per_s/update"] = scalars["tokens"] / seconds["update"]
+                values["tokens_per_s/update"] = sum(sums["tokens"] for sums in sums_of_updates) / seconds["update"]
                 writer.rollout(done, groups)
                 writer.scalars(done, values)
                 progress.step_done(

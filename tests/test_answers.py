@@ -33,6 +33,6 @@ def test_work_is_linear_and_long_answers_are_none():
     began = time.perf_counter()
     assert extract_answer("\\boxed{" + "{" * 100_000 + "}" * 100_000 + "}") is None
     assert extract_answer("\\boxed{" * 100_000) is None
-    assert extract_answer("1" * 1_000_000) is None or True
+    assert extract_answer("1" * 1_000_000) == "1" * 2_000  # the tail that is looked at
     assert extract_answer("\\boxed{" + "9" * 3000 + "}") is None
     assert time.perf_counter() - began < 5
