@@ -127,7 +127,9 @@ def test_a_tied_head_that_agrees_and_rope_buffers_are_accepted(tmp_path, mesh):
             }
         ),
     )
-    load(tmp_path / "model", mesh)
+    _, params = load(tmp_path / "model", mesh)
+    _, original = load(QUICKSTART, mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, original)
 
 
 def test_truncated_missing_and_foreign_files(tmp_path, mesh):

@@ -121,6 +121,8 @@ def test_old_log_probs_of_the_same_policy_change_nothing(mesh, params, rng):
     one = run_update(CFG, mesh, params, batch)[1]
     other = run_update(CFG, mesh, params, batch._replace(old_logp_ABT=old))[1]
     np.testing.assert_allclose(one["grad_norm"], other["grad_norm"], rtol=1e-4)
+    moved = run_update(CFG, mesh, params, batch._replace(old_logp_ABT=old - 0.5))[1]
+    assert one["clipped"] == other["clipped"] == 0 and moved["clipped"] == moved["response_tokens"]
 
 
 def test_an_update_raises_the_probability_of_what_was_good(mesh, params, rng):
