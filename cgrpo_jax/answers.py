@@ -26,11 +26,14 @@ def boxed(text: str) -> str | None:
 
 
 def extract_answer(text: str) -> str | None:
-    """The last boxed answer; without any box, what follows the last "answer is", else the last number.
+    """Minerva's phrase, else the last boxed answer; without any, what follows the last "answer is", else a last number.
 
     The order is that of the release (Qwen2.5-Math). A box that never closes is no answer: the response was cut.
     """
-    if "\\boxed" in text:
+    _, phrase, rest = text.partition("final answer is $")
+    if phrase and "$. I hope" in rest:
+        answer = rest.split("$. I hope")[0].strip() or None
+    elif "\\boxed" in text:
         answer = boxed(text)
     else:
         tail = text[-MAX_ANSWER:]

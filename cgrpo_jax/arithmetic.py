@@ -84,9 +84,9 @@ def solution(question: str, rng: np.random.Generator | None = None, slip: float 
     return ";".join(steps) + f";\\boxed{{{total}}}"
 
 
-def worked_critique(question: str, answer: str, text: str) -> str:
-    """Checks the steps of a solution: names the first wrong one and gives a verdict, never the answer."""
-    if boxed(text) == answer:
+def worked_critique(question: str, text: str, correct: bool) -> str:
+    """Checks the steps of a solution: names the first wrong one and gives the verdict, never the answer."""
+    if correct:
         return "Each step is right. Conclusion: correct [END]"
     wanted, shown = solution(question).split(";")[:-1], text.split(";")
     for number, step in enumerate(wanted):
@@ -112,7 +112,7 @@ def _critique(question: str, answer: str, text: str, rng: np.random.Generator) -
     if kind < 0.7:
         return indicative_gt(right, answer), True
     if kind < 0.85:
-        return worked_critique(question, answer, text), False
+        return worked_critique(question, text, right), False
     return indicative(right), False
 
 

@@ -147,6 +147,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one warm-up")
     parser.add_argument("--json", type=pathlib.Path, help="also write the result here")
     args = parser.parse_args()
+    for name in ("prompts", "samples", "new_tokens", "micro_batch", "repeats"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
     try:
         run = bench_run(args)
         with Verifier(run.cfg.verifier) as verifier:

@@ -44,21 +44,25 @@ class Checkpointer:
         items = {name: ocp.args.StandardSave(tree) for name, tree in state._asdict().items()}
         self.manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)))
 
+    def wait(self) -> None:
+        """Returns when the last save is on disk."""
+        self.manager.wait_until_finished()
+
     def newest(self) -> int | None:
         return self.manager.latest_step()
 
     def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
-        """The named parts (`params`, `opt_state`) with the shapes, dtypes and shardings asked for.
+        """The named parts (`params`, `opt_state`) with the shapes, dtypes and shardings asked for, and `meta`.
 
         Raises:
           CheckpointError: the checkpoint exists but cannot be read. Nothing is started afresh instead.
         """
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
-            restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self.manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
         except Exception as error:
             raise CheckpointError(f"{self.folder / str(step)}: cannot be read ({error})") from error
-        return {name: restored[name] for name in abstract}
+        return {name: restored[name] for name in (*abstract, "meta")}
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

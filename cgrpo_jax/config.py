@@ -50,7 +50,8 @@ class TrainConfig:
     prompts: int = 128  # P, problems a step
     samples: int = 7  # n, responses a problem
     updates_per_rollout: int = 1  # optimizer updates, each on its own share of the problems
-    micro_batch: int = 1  # problems at once in the gradient, each with all its rows; changes memory, not the result
+    # Problems at once in the gradient, each with all its rows; changes memory, not the result. 0: one a device.
+    micro_batch: int = 0
     remat: str = "dots"  # | full: less memory, more time
     max_nonfinite: int = 3  # stop after so many non-finite gradients in a row
 
@@ -210,6 +211,10 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
     for key, value in (("train.micro_batch", train.micro_batch), ("sampler_rows", cfg.sampler_rows)):
         if value % row_devices:
             wrong.append(f"{key} = {value} is not a multiple of the {row_devices} devices that share the rows")
+    if cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform":
+        wrong.append("objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform")
+    if cfg.method == "sft" and (cfg.eval.every or train.updates_per_rollout != 1):
+        wrong.append("method=sft has no evaluation and one update a step: eval.every=0, train.updates_per_rollout=1")
     if cfg.sampling.temperature <= 0 and cfg.method == "rl":
         wrong.append("sampling.temperature must be positive: training needs samples")
     if not 0 < cfg.sampling.top_p <= 1 or not 0 < cfg.eval.top_p <= 1:

@@ -53,8 +53,7 @@ def convert(
     Raises:
       CheckpointError: the source cannot be read, does not match its configuration, or `out` exists already.
     """
-    if pathlib.Path(out).exists() and any(pathlib.Path(out).iterdir()):
-        raise CheckpointError(f"{out}: exists already; choose another --out or remove it")
+    hf.check_vacant(pathlib.Path(out))
     params, side = load(source, step)
     cfg = config_from_hf(side)
     hf.check_params(cfg, params)
@@ -85,7 +84,7 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     try:
         convert(args.source, args.to, args.out, args.dtype, args.step, args.shard_gb)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote {args.out}")
 

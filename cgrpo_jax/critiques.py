@@ -23,7 +23,7 @@ def indicative_gt(items: Sequence[tuple[Problem, Attempt]]) -> list[str]:
 
 def worked(items: Sequence[tuple[Problem, Attempt]]) -> list[str]:
     """Generated tasks only: the task's own checker names the first wrong step and gives a verdict, not the answer."""
-    return [worked_critique(problem.question, problem.answer, attempt.text) for problem, attempt in items]
+    return [worked_critique(problem.question, attempt.text, attempt.correct) for problem, attempt in items]
 
 
 CRITICS: dict[str, Critic] = {"indicative": indicative, "indicative_gt": indicative_gt, "worked": worked}

@@ -6,11 +6,12 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,9 @@ from cgrpo_jax import arithmetic
 from cgrpo_jax.answers import boxed
 from cgrpo_jax.prompts import INSTRUCTION, question_messages
 from cgrpo_jax.rewards import REASONING_GYM_TASKS
+from cgrpo_jax.tokenizer import PromptError
 from cgrpo_jax.types import Message, Problem
+from cgrpo_jax.verifier import Verdict
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
@@ -26,6 +29,7 @@ ROLES = ("system", "user", "assistant")
 FILE_SUFFIXES = (".jsonl", ".parquet", ".csv")
 GYM = "reasoning_gym:"
 SHOWN = 20
+CHECKED, TRIES, FAR = 128, 64, 1 << 24  # of generated tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class DataConfig:
     max_prompt_tokens: int = 512  # a longer question is a bad row
 
 
-Parsable = Callable[[Sequence[str]], list[bool]]
+Parsable = Callable[[Sequence[str]], list[Verdict]]
 
 
 class DataError(ValueError):
@@ -53,6 +57,14 @@ class RowError(ValueError):
 
     def __init__(self, column: str, message: str):
         super().__init__(f"column {column!r}: {message}")
+
+
+class Parsed(NamedTuple):
+    """A row, and which of its columns the question and the answer came from."""
+
+    problem: Problem
+    question_column: str
+    answer_column: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +126,7 @@ def _gold(text: str) -> str:
     return text.strip()
 
 
-def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Problem:
+def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     """One row of any supported schema. Raises RowError naming the column.
 
     The authors' schema has `prompt` (chat turns), `reward_model.ground_truth` and sometimes `reward_model.question`;
@@ -137,9 +149,9 @@ def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Problem:
         messages = _messages(value if turns is None else turns, column if turns is None else "prompt")
         own = reward_model.get("question") or (value if isinstance(value, str) else None)
         question = _text(own or messages[-1]["content"].removesuffix(INSTRUCTION).strip(), "question")
-        return Problem(question, gold, messages)
+        return Parsed(Problem(question, gold, messages), column if turns is None else "prompt", answer_column)
     question = _text(value, column)
-    return Problem(question, gold, question_messages(question))
+    return Parsed(Problem(question, gold, question_messages(question)), column, answer_column)
 
 
 def _file_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any] | RowError]]:
@@ -171,11 +183,12 @@ def _hub_rows(cfg: DataConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
     yield from enumerate(loaded, 1)  # type: ignore[arg-type]
 
 
-def _generated(cfg: DataConfig, seed: int) -> Problems | None:
+def _generator(cfg: DataConfig, seed: int) -> Callable[[int], Problem]:
+    """Problem by index, without end."""
+    if cfg.split not in arithmetic.STREAMS:
+        raise DataError(f"data.split = {cfg.split!r}: {cfg.source} has the splits {', '.join(arithmetic.STREAMS)}")
     if cfg.source == "arithmetic":
-        return Problems(lambda index: arithmetic.problem(seed, cfg.split, index), None)
-    if not cfg.source.startswith(GYM):
-        return None
+        return lambda index: arithmetic.problem(seed, cfg.split, index)
     task = cfg.source.removeprefix(GYM)
     if task not in REASONING_GYM_TASKS:
         raise DataError(f"{cfg.source}: not on the list of tasks whose scorer was read ({len(REASONING_GYM_TASKS)})")
@@ -188,44 +201,75 @@ def _generated(cfg: DataConfig, seed: int) -> Problems | None:
 
     def get(index: int) -> Problem:
         entry = dataset[index]
-        return Problem(
-            entry["question"], entry["answer"], question_messages(entry["question"]), "reasoning_gym", entry=entry
-        )
+        question, answer = entry["question"], str(entry["answer"])
+        return Problem(question, answer, question_messages(question), "reasoning_gym", entry=entry)
 
+    return get
+
+
+def _generated(cfg: DataConfig, seed: int, fault: Callable[[Problem], str | None], log) -> Problems:
+    """A generated task. Its first problems are checked now; later ones as they come, by the same rule."""
+    generate = _generator(cfg, seed)
+
+    def get(index: int) -> Problem:
+        for attempt in range(TRIES):  # a problem that is dropped is replaced by one from far away in the stream
+            problem = generate(index + attempt * FAR)
+            message = fault(problem)
+            if message is None:
+                return problem
+            if cfg.on_bad_row == "error":
+                raise DataError(f"{cfg.source}, problem {index}: {message} (data.on_bad_row=drop replaces such ones)")
+        raise DataError(f"{cfg.source}, problem {index}: {message}, and so are the {TRIES - 1} tried instead of it")
+
+    dropped = [index for index in range(CHECKED) if fault(generate(index))]
+    if dropped and cfg.on_bad_row == "error":
+        first = f"problem {dropped[0]}: {fault(generate(dropped[0]))}"
+        raise DataError(
+            f"{len(dropped)} of the first {CHECKED} problems of {cfg.source} are bad, {first} "
+            "(data.on_bad_row=drop replaces such ones)"
+        )
+    if dropped:
+        log(f"{cfg.source}: {len(dropped)} of the first {CHECKED} problems are replaced as they are too long")
     return Problems(get, None)
 
 
 def _check_cache(path: pathlib.Path, cfg: DataConfig) -> pathlib.Path:
     """Where the verdict on the gold answers of these very bytes is kept."""
-    digest = hashlib.sha256(path.read_bytes() + f"{cfg.question_column}|{cfg.answer_column}".encode()).hexdigest()
+    reader = importlib.metadata.version("math-verify")
+    named = f"{cfg.question_column}|{cfg.answer_column}|{reader}"
+    digest = hashlib.sha256(path.read_bytes() + named.encode()).hexdigest()
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     return root / "cgrpo_jax" / "checked_golds" / f"{digest}.json"
 
 
-def _open(cfg: DataConfig) -> tuple[Iterable[tuple[int, Mapping[str, Any] | RowError]], pathlib.Path | None]:
+def _open(cfg: DataConfig) -> tuple[list[tuple[int, Mapping[str, Any] | RowError]], pathlib.Path | None]:
     """Numbered rows of a file or hub set, and where the verdict on its gold answers is cached (files only)."""
     path = pathlib.Path(cfg.source)
-    if path.suffix in FILE_SUFFIXES:
-        if not path.exists():
-            raise DataError(f"data.source: {path}: no such file")
-        return _file_rows(path), _check_cache(path, cfg)
-    if not cfg.source or path.exists():
+    local = path.suffix in FILE_SUFFIXES
+    if local and not path.exists():
+        raise DataError(f"data.source: {path}: no such file")
+    if not local and (not cfg.source or path.exists()):
         raise DataError(f"data.source = {cfg.source!r}: give a {', '.join(FILE_SUFFIXES)} file, a hub id or a task")
-    return _hub_rows(cfg), None
+    try:
+        return (list(_file_rows(path)), _check_cache(path, cfg)) if local else (list(_hub_rows(cfg)), None)
+    except (OSError, ValueError, ImportError, csv.Error) as error:
+        raise DataError(f"{cfg.source}: cannot be read ({' '.join(str(error).split())[:300]})") from error
 
 
-def _unreadable(golds: Sequence[str], cache: pathlib.Path | None, parsable: Parsable) -> set[str]:
-    """The gold answers that the verifier cannot read, asked once per content of a file."""
+def _unreadable(golds: Sequence[str], cache: pathlib.Path | None, parsable: Parsable) -> dict[str, str]:
+    """What is wrong with gold answers that the verifier cannot read, asked once per content of a file."""
     if cache is not None and cache.exists():
-        return set(json.loads(cache.read_text()))
+        return json.loads(cache.read_text())
     unique = sorted(set(golds))
-    found = {gold for gold, ok in zip(unique, parsable(unique), strict=True) if not ok}
-    if cache is not None:
+    verdicts = dict(zip(unique, parsable(unique), strict=True))
+    found = {gold: "math-verify cannot read" for gold, verdict in verdicts.items() if not verdict.correct}
+    doubtful = {gold: f"math-verify gives up ({v.status}) on" for gold, v in verdicts.items() if v.status != "ok"}
+    if cache is not None and not doubtful:  # a busy machine is no property of the file
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(sorted(found)))
+        partial.write_text(json.dumps(found))
         partial.rename(cache)
-    return found
+    return found | doubtful
 
 
 def load_problems(
@@ -239,16 +283,24 @@ def load_problems(
 
     Args:
       parsable: which gold answers the verifier can read.
-      prompt_tokens: length of a problem's task prompt.
+      prompt_tokens: length of a problem's task prompt; raises PromptError for text that cannot be encoded safely.
 
     Raises:
       DataError: no such source, or bad rows (each with file, row and column) and `on_bad_row` is "error".
     """
-    generated = _generated(cfg, seed)
-    if generated is not None:
-        return generated
+
+    def fault(problem: Problem) -> str | None:
+        try:
+            length = prompt_tokens(problem)
+        except PromptError as error:
+            return str(error)
+        over = f"{length} tokens with its template, data.max_prompt_tokens is {cfg.max_prompt_tokens}"
+        return over if length > cfg.max_prompt_tokens else None
+
+    if cfg.source == "arithmetic" or cfg.source.startswith(GYM):
+        return _generated(cfg, seed, fault, log)
     rows, cache = _open(cfg)
-    good: list[tuple[int, Problem]] = []
+    good: list[tuple[int, Parsed]] = []
     bad: list[tuple[int, str]] = []
     for number, row in rows:
         try:
@@ -257,24 +309,28 @@ def load_problems(
             good.append((number, parse_row(row, cfg)))
         except RowError as error:
             bad.append((number, str(error)))
-    unreadable = _unreadable([problem.answer for _, problem in good], cache, parsable)
+    unreadable = _unreadable([parsed.problem.answer for _, parsed in good], cache, parsable)
     kept = []
-    for number, problem in good:
+    for number, (problem, question_column, answer_column) in good:
         if problem.answer in unreadable:
-            bad.append((number, f"column 'answer': math-verify cannot read {problem.answer[:60]!r}"))
-        elif (length := prompt_tokens(problem)) > cfg.max_prompt_tokens:
-            bad.append(
-                (number, f"column 'question': {length} tokens with its template, data.max_prompt_tokens is less")
-            )
+            reason = f"{unreadable[problem.answer]} {problem.answer[:60]!r}"
+            bad.append((number, str(RowError(answer_column, reason))))
+        elif message := fault(problem):
+            bad.append((number, str(RowError(question_column, message))))
         else:
             kept.append(problem)
+    _report(bad, len(kept), cfg, log)
+    return Problems(kept.__getitem__, len(kept))
+
+
+def _report(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, log: Callable[[str], None]) -> None:
+    """Refuses, or names, the rows that are left out."""
+    lines = [f"  {cfg.source}, row {number}, {message}" for number, message in sorted(bad)]
+    if bad and cfg.on_bad_row == "error":
+        total = f"{len(bad)} bad rows of {len(bad) + kept} in {cfg.source}"
+        raise DataError("\n".join([f"{total} (data.on_bad_row=drop leaves them out):", *lines]))
     if bad:
-        lines = [f"  {cfg.source}, row {number}, {message}" for number, message in sorted(bad)]
-        if cfg.on_bad_row == "error":
-            total = f"{len(bad)} bad rows of {len(bad) + len(kept)} in {cfg.source}"
-            raise DataError("\n".join([f"{total} (data.on_bad_row=drop leaves them out):", *lines]))
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        log("\n".join([f"dropped {len(bad)} bad rows of {len(bad) + len(kept)}:", *lines[:SHOWN], *more]))
+        log("\n".join([f"dropped {len(bad)} bad rows of {len(bad) + kept}:", *lines[:SHOWN], *more]))
     if not kept:
         raise DataError(f"{cfg.source}: no usable row")
-    return Problems(kept.__getitem__, len(kept))

@@ -17,6 +17,7 @@ class EvalConfig:
 
     every: int = 0  # steps; 0: none at all
     source: str = ""  # as data.source; "" is data.source itself
+    revision: str = "main"  # of a hub id in eval.source
     split: str = "test"
     problems: int = 256
     samples: int = 4  # per problem

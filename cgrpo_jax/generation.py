@@ -45,10 +45,10 @@ class Generator:
             yield requests[first : first + self.max_rows]
 
     def _step_down(self, count: int) -> int:
-        """Row counts step down by four from `max_rows`: few shapes serve any number of requests."""
+        """Row counts are halved from `max_rows`: few shapes serve any number of requests."""
         rows, least = self.max_rows, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        while rows % (4 * least) == 0 and count <= rows // 4:
-            rows //= 4
+        while rows % (2 * least) == 0 and count <= rows // 2:
+            rows //= 2
         return rows
 
     def _run(self, params: Params, step: int, sampling: SamplingConfig, part: Sequence[Request]) -> list[Completion]:

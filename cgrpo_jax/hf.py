@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -115,11 +115,9 @@ class TensorFiles:
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         return self.files[name].get_slice(name)[index]
 
-    def dtype(self) -> np.dtype:
-        """The dtype of the first tensor."""
-        name = next(iter(self.files))
-        rank = len(self.shape(name))
-        return self.read(name, (slice(0, 1),) * rank).dtype
+    def dtype(self, names: Sequence[str]) -> np.dtype:
+        """The dtype that holds all of these tensors exactly."""
+        return np.result_type(*{self.read(name, (slice(0, 1),) * len(self.shape(name))).dtype for name in names})
 
 
 def check_tensors(folder: pathlib.Path, cfg: ModelConfig, files: TensorFiles, table: dict[str, Source]) -> None:
@@ -184,11 +182,10 @@ def load_params(
     with contextlib.ExitStack() as stack:
         files = TensorFiles(folder, stack)
         check_tensors(folder, cfg, files, table)
-        target_dtype = files.dtype() if dtype is None else dtype
 
         def load(key_path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
             path = path_of(key_path)
-            read = _reader(files, table[path], target_dtype)
+            read = _reader(files, table[path], files.dtype(table[path].names) if dtype is None else dtype)
             return jax.make_array_from_callback(leaf.shape, sharding_of(path, leaf.shape), read)
 
         return jax.tree_util.tree_map_with_path(load, abstract_params(cfg))
@@ -203,12 +200,16 @@ def hf_tensors(cfg: ModelConfig, params: Params, dtype: DTypeLike | None) -> Ite
             yield name, part.astype(dtype or part.dtype)
 
 
+def check_vacant(out: pathlib.Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists already; choose another --out or remove it")
+
+
 @contextlib.contextmanager
 def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder that appears under its name only when the block succeeds; refuses to overwrite."""
     out = pathlib.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists already; choose another --out or remove it")
+    check_vacant(out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -263,7 +264,7 @@ def save_hf(
         for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):
             save_file(shard, folder / f"{len(held)}.safetensors", metadata={"format": "pt"})
             held.append({name: array.nbytes for name, array in shard.items()})
-            written = str(next(iter(shard.values())).dtype)
+            written = written or str(next(iter(shard.values())).dtype)  # the embedding's
         if len(held) == 1:
             (folder / "0.safetensors").rename(folder / "model.safetensors")
         else:

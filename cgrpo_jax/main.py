@@ -16,7 +16,9 @@ from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data import DataError
 from cgrpo_jax.hf_config import CheckpointError
 from cgrpo_jax.sft import sft
+from cgrpo_jax.sharding import MeshError
 from cgrpo_jax.train import TrainingError, train
+from cgrpo_jax.verifier import VerifierError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> None:
         if run is None:
             raise ConfigError(f"method = {cfg.method!r}; known: rl, sft")
         run(cfg, pathlib.Path(_WORKDIR.value))
-    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+    except (ConfigError, MeshError, DataError, CheckpointError, TrainingError, VerifierError, OSError) as error:
         if _DEBUG.value:
             raise
         sys.exit(f"error: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,21 @@ from tensorboardX import SummaryWriter
 from cgrpo_jax.types import Attempt, Group
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Statistics of what was sampled in a step; shares are of problems, or of attempts, as named."""
+    """Statistics of what was sampled in a step; shares are of problems, or of attempts, as named.
+
+    A mean over nothing (say, of refinements where none was asked for) is left out.
+    """
     responses = [attempt for group in groups for attempt in group.responses]
     refinements = [attempt for group in groups for attempt in group.refinements]
     refined_groups = [group for group in groups if group.refinements]
     attempts = responses + refinements
     criticised = sum(attempt.critique is not None for attempt in responses)
-    return {
+    values = {
         "reward/responses": _mean([a.reward for a in responses]),
         "reward/refinements": _mean([a.reward for a in refinements]),
         "reward/trained": _mean([a.reward for group in groups for a, _ in group.rows()]),
@@ -39,9 +43,11 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "truncated/refinements": _mean([not a.completion.finished for a in refinements]),
         "verifier/no_answer": _mean([a.extracted is None for a in attempts]),
         "verifier/timeouts": float(sum(a.status == "timeout" for a in attempts)),
-        "verifier/failures": float(sum(a.status in ("memory", "died") for a in attempts)),
-        "tokens/sampled": float(sum(len(a.completion.ids) for a in attempts)),
+        "verifier/failures": float(sum(a.status in ("memory", "died", "error") for a in attempts)),
+        "tokens/responses": float(sum(len(a.completion.ids) for a in responses)),
+        "tokens/refinements": float(sum(len(a.completion.ids) for a in refinements)),
     }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -52,13 +58,12 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     first, last = updates[0], updates[-1]
     sums = {name: sum(update[name] for update in updates) for name in first}
     per = lambda name, count: sums[name] / max(sums[count], 1.0)
-    return {
+    values = {
         "loss/total": sums["loss"] / sums["denominator"],
         "loss/responses": sums["response_loss"] / sums["denominator"],
         "loss/refinements": sums["refined_loss"] / sums["denominator"],
         "policy/entropy": per("entropy", "tokens"),
         "policy/logp": per("logp", "tokens"),
-        "policy/refined_prob": per("refined_prob", "refined_tokens"),
         "policy/clipped": per("clipped", "response_tokens"),
         "policy/kl": per("kl", "tokens"),
         "policy/grad_norm": sums["grad_norm"] / len(updates),
@@ -66,6 +71,9 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "sampler/logp_diff_mean": first["logp_gap"] / max(first["response_tokens"], 1.0),
         "sampler/logp_diff_max": first["logp_gap_max"],
     }
+    if sums["refined_tokens"]:
+        values["policy/refined_prob"] = per("refined_prob", "refined_tokens")
+    return values
 
 
 def _attempt_record(attempt: Attempt) -> dict[str, Any]:
@@ -111,7 +119,9 @@ class Writer:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step} | dict(values)) + "\n")
+            # JSON knows no NaN and no infinity: null
+            known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(json.dumps({"step": step} | known) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         self.board.flush()

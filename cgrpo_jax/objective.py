@@ -8,7 +8,8 @@ For a question q with n responses y_i and k selected refinements yref_j, all und
     r_it   = pi(y_it | q, y_i<t) / pi_old(y_it | q, y_i<t)                   `importance_ratio`
     rho_jt = p / (p + gamma),  p = pi(yref_jt | q, yref_j<t)                 `shaped_probability`
 
-and the loss is -(J_init + J_refi) averaged over questions (`policy_loss`, which also holds the KL and entropy terms).
+and the loss is -(J_init + J_refi) averaged over questions (`policy_loss`). Where they are switched on, the term of each
+token also gains entropy_coef H(pi) - kl_coef k3(pi, ref), weighted and aggregated like the token it belongs to.
 The gradient of rho is Psi(p) = gamma p / (p + gamma)^2 per unit of d log p, at most 1/4, at p = gamma.
 
 With one update per rollout pi_old is `stop_gradient` of the current policy, so r = 1 in value and the gradient of

@@ -47,7 +47,10 @@ def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdic
         assert problem.entry is not None
         entry = copy.deepcopy(dict(problem.entry))
         scorer = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
-        verdicts.append(Verdict(scorer(answer, entry) >= 1.0, "ok"))
+        try:
+            verdicts.append(Verdict(scorer(answer, entry) >= 1.0, "ok"))
+        except Exception:  # of code that is not ours, on hostile text: no reward, and counted
+            verdicts.append(Verdict(False, "error"))
     return verdicts
 
 

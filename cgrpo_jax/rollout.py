@@ -10,7 +10,7 @@ import numpy as np
 
 from cgrpo_jax.critiques import Critic
 from cgrpo_jax.prompts import refinement_messages
-from cgrpo_jax.tokenizer import Tokenizer
+from cgrpo_jax.tokenizer import PromptError, Tokenizer
 from cgrpo_jax.types import Attempt, Completion, Generate, Group, Kind, Problem, Request
 
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
@@ -30,7 +30,7 @@ class RefineConfig:
     critique: str = "indicative_gt"  # a key of critiques.CRITICS
     k: int = 1  # refinements in the group
     select: str = "correct_then_random"  # | correct_first: lowest index (the release) | random
-    group: str = "append"  # n + k rows | replace: the first k responses make room (the release, n = 8)
+    group: str = "append"  # n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
     max_prompt_tokens: int = 1024  # the previous solution is cut in the middle to fit
 
 
@@ -40,8 +40,16 @@ def refinement_prompt(
     """Ids of the refinement prompt within `budget`.
 
     Where it is too long the middle of the previous solution gives way to a mark (half of what fits is kept from each
-    end); question and critique are never cut. None where even an empty solution does not fit.
+    end); question and critique are never cut. None where even an empty solution does not fit, or where the chat
+    template would rewrite the text.
     """
+    try:
+        return _fit_solution(tokenizer, problem, text, critique, budget)
+    except PromptError:
+        return None
+
+
+def _fit_solution(tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int) -> list[int] | None:
     encode = lambda solution: tokenizer.encode_chat(refinement_messages(problem.question, solution, critique))
     ids = encode(text)
     if len(ids) <= budget:

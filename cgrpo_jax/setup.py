@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -75,7 +75,10 @@ def open_run(cfg: Config) -> Run:
     folder = model_folder(cfg.model.path, cfg.model.revision)
     model = config_from_hf(folder)
     mesh = sharding.make_mesh(cfg.mesh)
-    config_module.check(cfg, model, mesh.shape["data"] * mesh.shape["fsdp"])
+    row_devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if cfg.train.micro_batch == 0:
+        cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch=row_devices))
+    config_module.check(cfg, model, row_devices)
     tokenizer = Tokenizer(folder)
     if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
@@ -113,30 +116,48 @@ def initial_params(run: Run) -> Params:
     return init(jax.random.key(run.cfg.seed))
 
 
-def initial_state(run: Run, checkpointer: Checkpointer) -> tuple[TrainState, int]:
-    """The newest checkpoint of the workdir and its step, else the initial model at step 0."""
+class Start(NamedTuple):
+    """Where a run begins: fresh, or from the newest checkpoint of its workdir."""
+
+    state: TrainState
+    step: int
+    problems_seen: int  # position in the training stream
+    config: dict[str, Any] | None  # the checkpoint's; None where the run is fresh
+
+
+def initial_state(run: Run, checkpointer: Checkpointer) -> Start:
+    """The newest checkpoint of the workdir, else the initial model at step 0."""
     step = checkpointer.newest()
     if step is None:
-        return learner.init_state(run.learner, run.mesh, initial_params(run)), 0
+        return Start(learner.init_state(run.learner, run.mesh, initial_params(run)), 0, 0, None)
     params = hf.abstract_params(run.model, jnp.float32)
     tx = learner.make_optimizer(run.learner.optimizer, run.learner.total_updates)
     abstract = TrainState(params, jax.eval_shape(tx.init, params))
     shardings = learner.state_shardings(run.learner, run.mesh, params)
     parts = checkpointer.restore(step, **with_shardings(abstract, shardings)._asdict())
-    return TrainState(**parts), step
+    meta = parts.pop("meta")
+    return Start(TrainState(**parts), meta["step"], meta["problems_seen"], meta["config"])
 
 
-def start_workdir(run: Run, workdir: pathlib.Path, log) -> None:
-    """Writes `config.json` and the side files that an export needs; names what changed since an earlier start."""
-    path, new = workdir / "config.json", dataclasses.asdict(run.cfg)
-    if path.exists():
-        old = _flat(json.loads(path.read_text()))
+def checkpoint_meta(run: Run, step: int, problems_seen: int) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays. Randomness derives from seed and step: it has no state."""
+    return {"step": step, "problems_seen": problems_seen, "config": dataclasses.asdict(run.cfg)}
+
+
+def start_workdir(run: Run, start: Start, workdir: pathlib.Path, log) -> None:
+    """Writes `config.json` and the side files that an export needs; names what changed since the checkpoint."""
+    new = dataclasses.asdict(run.cfg)
+    if start.config is not None:
+        old = _flat(start.config)
         changed = {key: value for key, value in _flat(new).items() if old.get(key) != value}
         for key, value in changed.items():
-            log(f"changed since this workdir was started: {key} = {value!r} (was {old.get(key)!r})")
+            log(f"changed since step {start.step}: {key} = {value!r} (was {old.get(key)!r})")
+        log(f"resuming after step {start.step}")
     (workdir / "hf").mkdir(parents=True, exist_ok=True)
     hf.copy_side_files(run.folder, workdir / "hf")
-    path.write_text(json.dumps(new, indent=2) + "\n")
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(new, indent=2) + "\n")
+    partial.rename(workdir / "config.json")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

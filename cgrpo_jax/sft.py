@@ -29,8 +29,10 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
         raise ConfigError(
             f"method=sft trains on the warm-start rows of data.source=arithmetic, not {cfg.data.source!r}"
         )
-    cfg = dataclasses.replace(cfg, objective=dataclasses.replace(cfg.objective, aggregation="token_mean"))
+    mean = dataclasses.replace(cfg.objective, aggregation="token_mean", weights="uniform")
+    cfg = dataclasses.replace(cfg, objective=mean)
     run = setup.open_run(cfg)
+    cfg = run.cfg
     workdir.mkdir(parents=True, exist_ok=True)
     rows_a_step, steps = cfg.train.prompts, cfg.train.steps
     encode = run.tokenizer.encode_chat
@@ -42,8 +44,10 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
         return batch.Prompted(encode(messages), [batch.Row(ids, np.zeros(len(ids), np.float32), 1.0, 1.0, False)])
 
     with Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer:
-        state, first_step = setup.initial_state(run, checkpointer)
-        setup.start_workdir(run, workdir, print)
+        start = setup.initial_state(run, checkpointer)
+        setup.start_workdir(run, start, workdir, print)
+        state, first_step = start.state, start.step
+        del start  # the update donates the state it holds
         update = make_update(run.learner, run.mesh, state.params)
         writer = Writer(workdir, first_step)
         with Progress(first_step, steps) as progress:
@@ -59,5 +63,5 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                 writer.scalars(step + 1, values)
                 progress.step_done(step + 1, {"logp": values["policy/logp"], "s": values["seconds/update"]})
                 if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == steps:
-                    checkpointer.save(step + 1, state, {"step": step + 1})
+                    checkpointer.save(step + 1, state, setup.checkpoint_meta(run, step + 1, (step + 1) * rows_a_step))
         writer.close()

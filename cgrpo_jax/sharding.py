@@ -26,6 +26,10 @@ PARAM_RULES = (
 ROWS = P(("data", "fsdp"))  # batches: rows over both data axes
 
 
+class MeshError(ValueError):
+    """A mesh that these devices cannot form."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis; -1 (one axis at most) takes what is left."""
@@ -36,13 +40,16 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig) -> Mesh:
-    """Raises ValueError where the sizes do not fill the devices."""
+    """Raises MeshError where the sizes do not fill the devices."""
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
     devices = jax.device_count()
+    asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise MeshError(f"{asked}: positive sizes are needed, or -1 on one axis for what is left")
     known = int(np.prod([size for size in sizes if size > 0]))
     sizes = [devices // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != devices:
-        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fill {devices} devices")
+        raise MeshError(f"{asked} does not fill the {devices} devices")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 

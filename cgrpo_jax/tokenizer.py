@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -15,6 +15,11 @@ from cgrpo_jax.types import Message
 
 # Private-use characters stand in for the contents while the template's own text is found out.
 PLACEHOLDER = "\ue000{}\ue001"
+DATE = "26 Jul 2024"  # what Llama 3's templates themselves fall back to
+
+
+class PromptError(ValueError):
+    """Text that cannot be put into a chat turn without danger."""
 
 
 class Tokenizer:
@@ -36,9 +41,9 @@ class Tokenizer:
         if not ids:
             raise CheckpointError(f"{folder}: no eos_token_id in tokenizer, generation_config.json or config.json")
         self.eos_ids = tuple(sorted(ids))
-        special = [str(token) for token in self.hf.added_tokens_decoder.values() if token.special]
-        longest_first = sorted(special, key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        added = self.hf.added_tokens_decoder.values()
+        self.added = tuple(str(token) for token in added)
+        self.special = frozenset(str(token) for token in added if token.special)
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text: what looks like a special token is spelled out in ordinary tokens."""
@@ -47,32 +52,51 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the turns plus the header of the answer, equal to `apply_chat_template` for benign text.
 
+        What a content must not forge: every special token, and every other added token that the template itself puts
+        around the turns (`<think>` stays what it is unless the template writes one).
+
         Raises:
-          ValueError: the template rewrites the contents, so template and text cannot be told apart safely.
+          PromptError: the template rewrites the contents, so template and text cannot be told apart safely.
         """
-        text, spans = self._render(messages)
-        if not any(self.special.search(message["content"]) for message in messages):
-            return self.hf.encode(text, add_special_tokens=False)
-        ids: list[int] = []
-        position = 0
-        for match in self.special.finditer(text):
+        text, spans, own = self._render(messages)
+        guarded = self.special | {token for token in self.added if token in own}
+        pattern = re.compile("|".join(map(re.escape, sorted(guarded, key=len, reverse=True))) or r"(?!)")
+        marks = [match.group() for match in pattern.finditer(own)]
+        guarded_ids = {self.hf.convert_tokens_to_ids(token) for token in guarded}
+        forged = lambda ids: [i for i in ids if i in guarded_ids] != self.hf.convert_tokens_to_ids(marks)
+        ids = self.hf.encode(text, add_special_tokens=False)
+        if not forged(ids):
+            return ids
+        if spans is None:
+            raise PromptError("the chat template rewrites this text, which holds special tokens")
+        ids, position = [], 0
+        for match in pattern.finditer(text):
             inside = any(match.start() < end and start < match.end() for start, end in spans)
+            cut = match.start() + 1 if inside else match.start()  # broken in two, a forged token is but text
+            ids += self.encode_text(text[position:cut])
             if not inside:
-                ids += self.encode_text(text[position : match.start()])
                 ids.append(cast(int, self.hf.convert_tokens_to_ids(match.group())))
-                position = match.end()
-        return ids + self.encode_text(text[position:])
+            position = cut if inside else match.end()
+        ids += self.encode_text(text[position:])
+        if forged(ids):
+            raise PromptError("the text would forge a special token")
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of sampled ids; special tokens are left out, `<think>` parts stay."""
         return cast(str, self.hf.decode(list(ids), skip_special_tokens=True))
 
-    def _render(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The templated text and the (start, end) spans of the contents in it."""
+    def _render(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]] | None, str]:
+        """The templated text, the (start, end) spans of the contents in it, and the template's own part of it.
+
+        No spans where the template rewrites the contents.
+        """
 
         def template(contents: Sequence[str]) -> str:
             turns = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
-            return cast(str, self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            # Llama 3's templates would write today's date: a prompt must not depend on the day.
+            fixed: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
+            return cast(str, self.hf.apply_chat_template(turns, **fixed))
 
         contents = [message["content"] for message in messages]
         rendered = template(contents)
@@ -84,7 +108,5 @@ class Tokenizer:
                 spans.append((len(text), len(text) + len(used[int(number)])))
                 text += used[int(number)] + literal
             if text == rendered:
-                return text, spans
-        if any(self.special.search(content) for content in contents):
-            raise ValueError("the chat template rewrites this text, which holds special tokens")
-        return rendered, []
+                return text, spans, "\ue000".join(pieces[0::2])
+        return rendered, None, "\ue000".join(pieces[0::2])

@@ -12,7 +12,7 @@ from cgrpo_jax import batch, config, rewards, rollout, setup
 from cgrpo_jax.checkpoints import Checkpointer
 from cgrpo_jax.config import Config
 from cgrpo_jax.critiques import CRITICS
-from cgrpo_jax.data import Problems, load_problems
+from cgrpo_jax.data import DataError, Problems, load_problems
 from cgrpo_jax.evaluate import evaluate
 from cgrpo_jax.learner import Batch, make_logps, make_update, put_batch
 from cgrpo_jax.metrics import Writer, group_metrics, update_metrics
@@ -37,10 +37,21 @@ def _load_data(run: Run, verifier: Verifier, log) -> tuple[Problems, list]:
         prompt_tokens=lambda problem: len(run.tokenizer.encode_chat(problem.messages)),
         log=log,
     )
-    problems = load(cfg.data)
     if not cfg.eval.every:
-        return problems, []
-    held_out = load(dataclasses.replace(cfg.data, source=cfg.eval.source or cfg.data.source, split=cfg.eval.split))
+        return load(cfg.data), []
+    test = dataclasses.replace(cfg.data, split=cfg.eval.split)
+    if cfg.eval.source:
+        test = dataclasses.replace(test, source=cfg.eval.source, revision=cfg.eval.revision)
+        test = dataclasses.replace(test, question_column="", answer_column="")
+    opened, faults = [], []
+    for source in (cfg.data, test):
+        try:
+            opened.append(load(source))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:  # of both at once
+        raise DataError("\n".join(faults))
+    problems, held_out = opened
     count = cfg.eval.problems if held_out.size is None else min(cfg.eval.problems, held_out.size)
     return problems, [held_out.get(index) for index in range(count)]
 
@@ -63,94 +74,102 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     """
     # ---- Build: everything that can be refused is refused here ----
     run = setup.open_run(cfg)
+    cfg, steps = run.cfg, cfg.train.steps
     workdir.mkdir(parents=True, exist_ok=True)
-    steps = cfg.train.steps
-    with Verifier(cfg.verifier) as verifier, Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer:
-        first_step = checkpointer.newest() or 0
-        with Progress(first_step, steps) as progress:
-            problems, held_out = _load_data(run, verifier, progress.log)
-            setup.start_workdir(run, workdir, progress.log)
+    with (
+        Verifier(cfg.verifier) as verifier,
+        Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer,
+        Progress(checkpointer.newest() or 0, steps) as progress,
+    ):
+        problems, held_out = _load_data(run, verifier, progress.log)
 
-            # ---- Restore ----
-            state, first_step = setup.initial_state(run, checkpointer)
-            reference = setup.initial_params(run) if cfg.objective.kl_coef else None
-            update = make_update(run.learner, run.mesh, state.params)
-            logps = make_logps(run.learner, run.mesh)
-            writer = Writer(workdir, first_step)
-            score = functools.partial(rewards.score, verifier=verifier)
-            eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
+        # ---- Restore ----
+        start = setup.initial_state(run, checkpointer)
+        setup.start_workdir(run, start, workdir, progress.log)
+        state, first_step, problems_seen = start.state, start.step, start.problems_seen
+        del start  # the update donates the state it holds
+        reference = setup.initial_params(run) if cfg.objective.kl_coef else None
+        update = make_update(run.learner, run.mesh, state.params)
+        logps = make_logps(run.learner, run.mesh)
+        writer = Writer(workdir, first_step)
+        score = functools.partial(rewards.score, verifier=verifier)
+        eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
 
-            def run_evaluation(step: int) -> None:
-                with progress.phase("evaluate"):
-                    generate = run.generator.bind(state.params, step, eval_sampling)
-                    values = evaluate(held_out, cfg.eval.samples, generate, score, run.tokenizer)
-                writer.scalars(step, values | {"seconds/evaluate": progress.take_seconds()["evaluate"]})
-                for name in [name for name in values if name.startswith("eval/pass@1") and f"{name}/low" in values]:
-                    low, high = values[f"{name}/low"], values[f"{name}/high"]
-                    progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
+        def run_evaluation(step: int) -> None:
+            with progress.phase("evaluate"):
+                generate = run.generator.bind(state.params, step, eval_sampling)
+                values = evaluate(held_out, cfg.eval.samples, generate, score, run.tokenizer)
+            writer.scalars(step, values | {"seconds/evaluate": progress.take_seconds()["evaluate"]})
+            for name in [name for name in values if name.startswith("eval/pass@1") and f"{name}/low" in values]:
+                low, high = values[f"{name}/low"], values[f"{name}/high"]
+                progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
 
-            if first_step == 0 and held_out:
-                run_evaluation(0)
-            for step in range(first_step, steps):
-                # ---- Rollout ----
-                generate = run.generator.bind(state.params, step, cfg.sampling)
-                groups = rollout.collect_groups(
-                    problems.batch(cfg.seed, step * cfg.train.prompts, cfg.train.prompts),
-                    cfg.train.samples,
-                    generate,
-                    score,
-                    CRITICS[cfg.refine.critique],
-                    run.tokenizer,
-                    cfg.refine,
-                    seed=cfg.seed,
-                    step=step,
-                    phase=progress.phase,
-                )
-                del generate  # the update donates the parameters it holds
-
-                # ---- Update ----
-                with progress.phase("update"):
-                    batches = [put_batch(run.mesh, host) for host in make_batches(groups, cfg)]
-                    if len(batches) > 1:  # the trainer's own log-probabilities, before the first update
-                        batches = [b._replace(old_logp_ABT=logps(state.params, b)) for b in batches]
-                    if reference is not None:
-                        batches = [b._replace(ref_logp_ABT=logps(reference, b)) for b in batches]
-                    sums_of_updates = []
-                    for update_batch in batches:
-                        state, sums = update(state, update_batch)
-                        sums_of_updates.append({name: float(value) for name, value in jax.device_get(sums).items()})
-                        if sums_of_updates[-1]["notfinite_in_a_row"] >= cfg.train.max_nonfinite:
-                            raise TrainingError(
-                                f"step {step + 1}: {cfg.train.max_nonfinite} non-finite gradients in a row "
-                                "(train.max_nonfinite); they changed nothing, the last checkpoint is sound"
-                            )
-
-                # ---- Log, evaluate, save ----
-                done = step + 1
-                seconds = progress.take_seconds()
-                values = group_metrics(groups) | update_metrics(sums_of_updates)
-                values |= {f"seconds/{name}": value for name, value in seconds.items()}
-                sampling_seconds = seconds["sample"] + seconds["refine"]
-                values["tokens_per_s/sample"] = values["tokens/sampled"] / sampling_seconds
-                values["tokens_per_s/update"] = sum(sums["tokens"] for sums in sums_of_updates) / seconds["update"]
-                writer.rollout(done, groups)
-                writer.scalars(done, values)
-                progress.step_done(
-                    done,
-                    {
-                        "reward": values["reward/responses"],
-                        "refined": values["refine/rate"],
-                        "fixed": values["refine/success"],
-                        "tok/s": values["tokens_per_s/sample"],
-                        "s": sum(seconds.values()),
-                    },
-                )
-                if held_out and (done % cfg.eval.every == 0 or done == steps):
-                    run_evaluation(done)
-                if done % cfg.checkpoint.every == 0 or done == steps:
-                    checkpointer.save(done, state, {"step": done, "problems_seen": done * cfg.train.prompts})
-            writer.close()
-            progress.log(
-                f"done: step {steps} is in {workdir}/checkpoints; metrics.jsonl, rollouts/, tensorboard/ beside it"
+        if first_step == 0 and held_out:
+            run_evaluation(0)
+        for step in range(first_step, steps):
+            # ---- Rollout ----
+            generate = run.generator.bind(state.params, step, cfg.sampling)
+            groups = rollout.collect_groups(
+                problems.batch(cfg.seed, problems_seen, cfg.train.prompts),
+                cfg.train.samples,
+                generate,
+                score,
+                CRITICS[cfg.refine.critique],
+                run.tokenizer,
+                cfg.refine,
+                seed=cfg.seed,
+                step=step,
+                phase=progress.phase,
             )
-            progress.log(f"export: python -m cgrpo_jax.convert --from={workdir} --to=hf --out={workdir}/model")
+            del generate  # the update donates the parameters it holds
+
+            # ---- Update ----
+            with progress.phase("update"):
+                batches = [put_batch(run.mesh, host) for host in make_batches(groups, cfg)]
+                if len(batches) > 1:  # the trainer's own log-probabilities, before the first update
+                    batches = [b._replace(old_logp_ABT=logps(state.params, b)) for b in batches]
+                if reference is not None:
+                    batches = [b._replace(ref_logp_ABT=logps(reference, b)) for b in batches]
+                sums_of_updates = []
+                for update_batch in batches:
+                    state, sums = update(state, update_batch)
+                    sums_of_updates.append({name: float(value) for name, value in jax.device_get(sums).items()})
+                    if sums_of_updates[-1]["notfinite_in_a_row"] >= cfg.train.max_nonfinite:
+                        raise TrainingError(
+                            f"step {step + 1}: {cfg.train.max_nonfinite} non-finite gradients in a row "
+                            "(train.max_nonfinite); they changed nothing, the last checkpoint is sound"
+                        )
+
+            # ---- Log, evaluate, save ----
+            done, problems_seen = step + 1, problems_seen + cfg.train.prompts
+            seconds = progress.take_seconds()
+            values = group_metrics(groups) | update_metrics(sums_of_updates)
+            values |= {f"seconds/{name}": value for name, value in seconds.items()}
+            tokens = {
+                "sample": values["tokens/responses"],
+                "refine": values["tokens/refinements"],
+                "update": sum(sums["tokens"] for sums in sums_of_updates),
+            }
+            values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
+            writer.rollout(done, groups)
+            writer.scalars(done, values)
+            progress.step_done(
+                done,
+                {
+                    "reward": values["reward/responses"],
+                    "refined": values["refine/rate"],
+                    "fixed": values.get("refine/success", 0.0),
+                    "tok/s": values["tokens_per_s/sample"],
+                    "s": sum(seconds.values()),
+                },
+            )
+            if held_out and (done % cfg.eval.every == 0 or done == steps):
+                run_evaluation(done)
+            if done % cfg.checkpoint.every == 0 or done == steps:
+                checkpointer.save(done, state, setup.checkpoint_meta(run, done, problems_seen))
+        writer.close()
+        checkpointer.wait()
+        progress.log(
+            f"done: step {steps} is in {workdir}/checkpoints; metrics.jsonl, rollouts/, tensorboard/ beside it"
+        )
+        progress.log(f"export: python -m cgrpo_jax.convert --from={workdir} --to=hf --out={workdir}/model")

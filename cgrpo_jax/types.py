@@ -66,7 +66,7 @@ class Attempt:
     text: str
     reward: float
     extracted: str | None  # the answer found in the text
-    status: str  # "ok", or why the verifier gave up: "timeout", "memory", "died"
+    status: str  # "ok", or why there is no verdict: "timeout", "memory", "died", "error"
     critique: str | None = None  # of this attempt, where it was criticised
     source: int | None = None  # refinements: index of the response it refines
 

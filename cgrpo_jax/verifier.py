@@ -34,8 +34,12 @@ class VerifierConfig:
     memory_mb: int = 2048  # address space per worker
 
 
+class VerifierError(RuntimeError):
+    """The workers cannot run at all."""
+
+
 class Verdict(NamedTuple):
-    """`status` is "ok", or why the worker gave up: "timeout", "memory", "died"."""
+    """`status` is "ok", or why there is no verdict: "timeout", "memory", "died", "error"."""
 
     correct: bool
     status: str
@@ -47,9 +51,12 @@ class _Worker:
         limits = [str(cfg.cpu_seconds), str(cfg.memory_mb * 2**20)]
         # -P: the folder of the script is not searched for imports.
         command = [sys.executable, "-P", str(WORKER), *limits]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdin and self.process.stdout
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(  # its own session: Ctrl-C is for the main process alone
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.stdout, selectors.EVENT_READ)
         self.ready = self.too_slow = False
@@ -65,7 +72,9 @@ class _Worker:
     def ask(self, gold: str, answer: str | None) -> Verdict:
         if not self.ready:
             if self._line(START_SECONDS) != "ready\n":
-                raise RuntimeError(f"a verifier worker did not start: {WORKER}")
+                self.process.kill()
+                said = self.stderr.read().strip().splitlines() or ["it said nothing"]
+                raise VerifierError(f"a verifier worker did not start: {said[-1]}")
             self.ready = True
         try:
             self.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
@@ -87,6 +96,7 @@ class _Worker:
         self.process.wait()
         self.selector.close()
         self.stdout.close()
+        self.stderr.close()
         with contextlib.suppress(BrokenPipeError):  # what was meant for a dead worker
             self.stdin.close()
 
@@ -105,7 +115,7 @@ class Verifier:
         return self
 
     def __exit__(self, *exc) -> None:
-        self.threads.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)  # answers under way end within their limits
         for _ in range(self.cfg.workers):
             self.idle.get().close()
 
@@ -113,16 +123,18 @@ class Verifier:
         """A verdict for each (gold, answer)."""
         return list(self.threads.map(lambda pair: self._ask(*pair), pairs))
 
-    def parsable(self, golds: Sequence[str]) -> list[bool]:
-        """Whether each gold answer can be read at all."""
-        return [verdict.correct for verdict in self.threads.map(lambda gold: self._ask(gold, None), golds)]
+    def parsable(self, golds: Sequence[str]) -> list[Verdict]:
+        """Whether each gold answer can be read at all; a status other than "ok" says that nobody knows."""
+        return list(self.threads.map(lambda gold: self._ask(gold, None), golds))
 
     def _ask(self, gold: str, answer: str | None) -> Verdict:
         worker = self.idle.get()
         try:
             return worker.ask(gold, answer)
         finally:
-            if not worker.alive():
-                worker.close()
-                worker = _Worker(self.cfg)
-            self.idle.put(worker)
+            try:
+                if not worker.alive():
+                    worker.close()
+                    worker = _Worker(self.cfg)
+            finally:  # even where the system has no process to give, somebody may wait for this place
+                self.idle.put(worker)

@@ -1,10 +1,9 @@
 """The process that compares answers. It stands alone: run as a file, imports math-verify and nothing of this project.
 
 One JSON request a line on stdin, one JSON reply a line on stdout. What an answer does here can only end this process:
-the kernel's CPU timer kills it (no Python handler is asked), and its memory is limited.
+the kernel's CPU timer kills it (no Python handler is asked), and its memory is limited. It ends when its stdin does.
 """
 
-import functools
 import json
 import logging
 import os
@@ -13,30 +12,51 @@ import signal
 import sys
 
 
+class MemoryWatch(logging.Handler):
+    """math-verify swallows what goes wrong and logs it: this notices where it was the memory limit."""
+
+    hit = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[0] and issubclass(record.exc_info[0], MemoryError):
+            self.hit = True
+
+
 def main(cpu_seconds: float, memory_bytes: int) -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not look like a reply
-    logging.disable(logging.CRITICAL)
     from math_verify import parse, verify
 
+    watch = MemoryWatch()
+    for name in ("math_verify", "latex2sympy2_extended"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        logger.addHandler(watch)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     read = lambda text: parse(text if "\\boxed" in text else f"\\boxed{{{text}}}", parsing_timeout=None)
-    read_gold = functools.lru_cache(maxsize=1024)(read)
+    golds: dict[str, list] = {}  # the last gold: the answers to one problem come one after another
     print("ready", file=replies)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # whatever a library prints must not look like a reply
+    os.dup2(nowhere, 2)
     for line in sys.stdin:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF's default action ends the process
+        watch.hit = False
         try:
-            gold = read_gold(request["gold"])
+            if request["gold"] not in golds:
+                golds = {request["gold"]: read(request["gold"])}
+            gold = golds[request["gold"]]
             correct = bool(gold)
-            if request["answer"] is not None:
-                correct = correct and verify(gold, read(request["answer"]), timeout_seconds=None)
-            reply = {"correct": bool(correct), "status": "ok"}
+            if correct and request["answer"] is not None:
+                correct = bool(verify(gold, read(request["answer"]), timeout_seconds=None))
         except MemoryError:
-            reply = {"correct": False, "status": "memory"}
+            watch.hit = True
+        if watch.hit:
+            golds, correct = {}, False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(reply), file=replies)
+        print(json.dumps({"correct": correct, "status": "memory" if watch.hit else "ok"}), file=replies)
 
 
 if __name__ == "__main__":

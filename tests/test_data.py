@@ -8,7 +8,8 @@ import pytest
 from cgrpo_jax.arithmetic import problem as arithmetic_problem
 from cgrpo_jax.data import DataConfig, DataError, load_problems
 from cgrpo_jax.prompts import INSTRUCTION, SYSTEM
-from cgrpo_jax.verifier import Verifier, VerifierConfig
+from cgrpo_jax.tokenizer import PromptError
+from cgrpo_jax.verifier import Verdict, Verifier, VerifierConfig
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ class Parsable:
 
     def __call__(self, golds):
         self.calls += 1
-        return [gold != "bad" for gold in golds]
+        return [Verdict(gold not in ("bad", "slow"), "timeout" if gold == "slow" else "ok") for gold in golds]
 
 
 def load(source, parsable=None, log=print, **changes):
@@ -94,9 +95,9 @@ def test_every_bad_row_is_listed_at_once(tmp_path):
     for number, column in [
         (2, "question"),
         (3, "question"),
-        (4, "bad"),
+        (4, "column 'answer': math-verify cannot read 'bad'"),
         (5, "JSON"),
-        (6, "99 tokens"),
+        (6, "column 'question': 99 tokens"),
         (7, "answer"),
         (8, "prompt"),
         (9, "answer"),
@@ -131,6 +132,52 @@ def test_golds_are_checked_once_per_content(tmp_path):
     with pytest.raises(DataError, match="cannot read"):  # the bad verdict is remembered too
         load(path, parsable)
     assert parsable.calls == 2
+
+
+def test_a_gold_that_times_out_is_bad_today_only(tmp_path):
+    path, parsable = write_jsonl(tmp_path / "a.jsonl", [{"problem": "q", "solution": "slow"}]), Parsable()
+    for calls in (1, 2):  # asked again: a busy machine is no property of the file
+        with pytest.raises(DataError, match=r"column 'solution': math-verify gives up \(timeout\)"):
+            load(path, parsable)
+        assert parsable.calls == calls
+
+
+def test_unreadable_files_are_one_error(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet")
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "a.csv").write_bytes(b'q,a\n"\x00' + b"x" * 200_000)
+    for name in ("a.parquet", "a.jsonl", "a.csv"):
+        with pytest.raises(DataError, match="cannot be read"):
+            load(tmp_path / name)
+
+
+def test_text_that_cannot_be_encoded_is_a_bad_row(tmp_path):
+    def refuse(problem):
+        raise PromptError("it rewrites")
+
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1"}])
+    with pytest.raises(DataError, match="row 1, column 'question': it rewrites"):
+        load_problems(DataConfig(source=str(path)), 0, Parsable(), refuse)
+
+
+def test_generated_problems_that_are_too_long():
+    """Refused before anything starts, or replaced, always by the same ones."""
+    whole = load("arithmetic")
+    long = [i for i in range(128) if len(whole.get(i).question) > 14]
+    with pytest.raises(
+        DataError, match=f"{len(long)} of the first 128 problems of arithmetic are bad, problem {long[0]}"
+    ):
+        load("arithmetic", max_prompt_tokens=14)
+    said = []
+    short = load("arithmetic", max_prompt_tokens=14, on_bad_row="drop", log=said.append)
+    kept = [i for i in range(128) if i not in long]
+    assert all(short.get(i) == whole.get(i) for i in kept) and f"{len(long)} of the first" in said[0]
+    easy = [i for i in long if i % 2 == 0]  # products never fit
+    assert easy and all(len(short.get(i).question) <= 14 and short.get(i) == short.get(i) for i in easy)
+    with pytest.raises(DataError, match="so are the 63 tried"):
+        short.get(1)
+    with pytest.raises(DataError, match="has the splits train, test"):
+        load("arithmetic", split="validation")
 
 
 def test_order_is_seeded_complete_and_seekable(tmp_path):
@@ -170,7 +217,7 @@ def test_reasoning_gym_scores_its_own_answers():
 
 
 def test_gsm8k_whole(shared_data):
-    """Every gold answer of the training file is readable by math-verify."""
+    """Every gold answer of the test file is readable by math-verify."""
     with Verifier(VerifierConfig()) as verifier:
         problems = load(shared_data / "gsm8k/test.jsonl", verifier.parsable, max_prompt_tokens=10_000)
     assert problems.size == 1319

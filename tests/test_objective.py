@@ -116,6 +116,25 @@ def test_loss_equals_the_transcription(rng, cfg):
         np.testing.assert_allclose(loss_sum / denominator, transcription(rows, cfg), rtol=1e-7)
 
 
+@pytest.mark.parametrize("cfg", CONFIGS)
+def test_gradient_equals_finite_differences_of_the_transcription(rng, cfg):
+    """Central differences in float64 of code that knows no jax, at every token."""
+    with jax.enable_x64(True):
+        rows = make_rows(rng)
+        arrays = {name: jnp.asarray(value) for name, value in rows.items()}
+        loss = lambda logp_BT: policy_loss(**(arrays | {"logp_BT": logp_BT}), cfg=cfg)[0]
+        denominator = float(objective.loss_denominator(arrays["mask_BT"], jnp.float64(2), 6.0, cfg))
+        slope_BT = np.asarray(jax.grad(loss)(arrays["logp_BT"])) / denominator
+    assert np.abs(slope_BT).max() > 1e-3
+    for b, t in np.ndindex(slope_BT.shape):
+        ends = []
+        for move in (1e-6, -1e-6):
+            moved = rows["logp_BT"].copy()
+            moved[b, t] += move
+            ends.append(transcription(rows | {"logp_BT": moved}, cfg))
+        np.testing.assert_allclose(slope_BT[b, t], (ends[0] - ends[1]) / 2e-6, atol=1e-8)
+
+
 def test_what_each_row_depends_on(rng):
     """Refined rows ignore old log-probs; the others ignore gamma."""
     arrays = {

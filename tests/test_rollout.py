@@ -50,15 +50,35 @@ def test_golden_critiques():
     ]
 
 
+def test_golden_refinement_prompt():
+    """Written out from the paper's description (spec 2.6): eight spaces before each field, three dashes, one close."""
+    system, user = prompts.refinement_messages("Why {x}?", "<think>hm</think> {so}", "It is {wrong}.")
+    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    indent = " " * 8
+    assert user["content"].split("\n") == [
+        "Given the following inputs:",
+        indent + "**Question**: Why {x}?",
+        indent + "**Previous Solution**: <think>hm</think> {so}",
+        indent + "**Critique**: It is {wrong}.",
+        "",
+        indent + "Please re-answer by:",
+        indent + "- Correcting potential errors identified in the critique, if they exist.",
+        indent + "- Providing clear, step-by-step reasoning.",
+        indent + r"- Formatting the final answer as `\boxed{answer}`.",
+        "",
+        indent + "Ensure the revised solution addresses all issues raised in the critique.",
+    ]
+
+
 def test_worked_critique_names_the_step_and_never_the_answer():
     text = solution(QUESTION)
-    assert "right" in worked_critique(QUESTION, "69", text)
+    assert "right" in worked_critique(QUESTION, text, True)
     wrong = text.replace("2+4+0=06", "2+4+0=07").replace("69", "79")
-    assert worked_critique(QUESTION, "69", wrong) == "Step 2 is wrong: 2+4+0=07. Conclusion: incorrect [END]"
-    assert worked_critique(QUESTION, "69", "3+6+0=09;\\boxed{9}").startswith("Step 2 is missing")
-    assert worked_critique(QUESTION, "69", text.replace("{69}", "{96}")).startswith("Each step is right, the final")
+    assert worked_critique(QUESTION, wrong, False) == "Step 2 is wrong: 2+4+0=07. Conclusion: incorrect [END]"
+    assert worked_critique(QUESTION, "3+6+0=09;\\boxed{9}", False).startswith("Step 2 is missing")
+    assert worked_critique(QUESTION, text.replace("{69}", "{96}"), False).startswith("Each step is right, the final")
     for bad in (wrong, "", "\\boxed{1}", "x" * 10_000):
-        critique = worked_critique(QUESTION, "69", bad)
+        critique = worked_critique(QUESTION, bad, False)
         assert "69" not in critique and critique.endswith("incorrect [END]") and len(critique) < 120
 
 

@@ -1,5 +1,6 @@
 """The whole loop on the embedded model: what it writes, resume, export, refusals."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import QUICKSTART
 
-from cgrpo_jax import config, convert
-from cgrpo_jax.train import TrainingError, train
+from cgrpo_jax import config, convert, data, learner, setup
+from cgrpo_jax.train import TrainingError, _load_data, train
+from cgrpo_jax.verifier import Verdict, Verifier, VerifierConfig
 
 
 def small(**changes):
@@ -69,20 +71,75 @@ METRICS = [
 ]
 
 
+def record_reads(monkeypatch, read):
+    """Notes each configuration leaf that the program reads, other than to check, compare, hash or print it."""
+
+    def watch(cls: type, prefix: str):
+        plain = cls.__getattribute__
+
+        def noting(self, name):
+            caller = sys._getframe(1)
+            inside = caller.f_globals.get("__name__", "")
+            if (
+                inside.startswith("cgrpo_jax")
+                and inside != "cgrpo_jax.config"
+                and caller.f_code.co_filename != "<string>"
+            ):
+                read.add(prefix + name)
+            return plain(self, name)
+
+        monkeypatch.setattr(cls, "__getattribute__", noting)
+
+    watch(config.Config, "")
+    for field in dataclasses.fields(config.Config):
+        inner = getattr(config.Config(), field.name)
+        if dataclasses.is_dataclass(inner):
+            watch(type(inner), f"{field.name}.")
+
+
+EVALUATED = {"eval.every": 1, "eval.problems": 8, "eval.samples": 2}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of two steps with evaluation."""
-    workdir = tmp_path_factory.mktemp("run") / "w"
-    with jax.numpy_rank_promotion("allow"):  # Orbax and optax are not ours to judge
-        train(small(**{"eval.every": 1, "eval.problems": 8, "eval.samples": 2}), workdir)
+    """A run of two steps with evaluation, and which configuration leaves it read."""
+    workdir, read = tmp_path_factory.mktemp("run") / "w", set()
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        jax.numpy_rank_promotion("allow"),
+    ):  # Orbax, optax: not ours to judge
+        record_reads(monkeypatch, read)
+        train(small(**EVALUATED), workdir)
+    (workdir / "read.json").write_text(json.dumps(sorted(read)))
     return workdir
+
+
+def test_every_key_is_read(finished, tmp_path, monkeypatch):
+    """By the run, or where the run has no use for it: a file, the hub, another source of evaluation, a cosine."""
+    read = set(json.loads((finished / "read.json").read_text()))
+    record_reads(monkeypatch, read)
+    learner.make_optimizer(learner.OptimizerConfig(schedule="cosine"), 5)
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n{}\n')
+    source = data.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
+    data.load_problems(source, 0, lambda golds: [Verdict(True, "ok")] * len(golds), lambda problem: 1)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, split, revision: [{"question": "q", "answer": "1"}])
+    assert len(list(data._hub_rows(data.DataConfig(source="some/set")))) == 1
+    with Verifier(VerifierConfig(workers=1)) as verifier:
+        _load_data(setup.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"})), verifier, print)
+    leaves = []
+    for field in dataclasses.fields(config.Config):
+        value = getattr(config.Config(), field.name)
+        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else None
+        leaves += [field.name] if inner is None else [f"{field.name}.{leaf.name}" for leaf in inner]
+    assert len(leaves) > 50 and [name for name in leaves if name not in read] == ["method"]  # main reads that one
 
 
 def test_what_a_run_writes(finished):
     rows = lines(finished / "metrics.jsonl")
     trained = [row for row in rows if "reward/responses" in row]
     assert [row["step"] for row in trained] == [1, 2]
-    assert all(name in row for row in trained for name in METRICS)
+    refining = [row for row in trained if row["refine/rate"]]
+    assert refining and all(name in row for row in refining for name in METRICS)
     assert all(np.isfinite(value) for row in rows for value in row.values())
     assert max(row["sampler/logp_diff_max"] for row in trained) < 1e-3
     evaluated = [row for row in rows if "eval/pass@1" in row]
@@ -103,7 +160,7 @@ def test_what_a_run_writes(finished):
 
 def test_a_stopped_run_resumes_to_the_same_end(finished, tmp_path):
     """One step, then the same command for two: as if never stopped. A second call finds nothing to do."""
-    changes = {"eval.every": 1, "eval.problems": 8, "eval.samples": 2}
+    changes = EVALUATED
     with jax.numpy_rank_promotion("allow"):
         train(small(**changes, **{"train.steps": 1}), tmp_path / "w")
         train(small(**changes), tmp_path / "w")
@@ -143,7 +200,7 @@ def test_the_trained_model_answers_in_transformers(finished, tmp_path):
 
 
 VARIANTS = {
-    "dr_grpo": {"refine.trigger": "never", "train.samples": 4},
+    "dr_grpo": {"refine.trigger": "never", "train.samples": 8},
     "release": {
         "train.samples": 4, "refine.trigger": "always", "refine.group": "replace", "refine.select": "correct_first",
         "objective.clip_responses": False, "objective.clip_refinements": False, "objective.weights": "uniform",
@@ -151,12 +208,12 @@ VARIANTS = {
         "refine.critique": "indicative",
     },
     "grpo": {
-        "refine.trigger": "never", "train.samples": 4, "objective.aggregation": "sequence_mean", "objective.kl_coef": 0.04,
+        "refine.trigger": "never", "train.samples": 8, "objective.aggregation": "sequence_mean", "objective.kl_coef": 0.04,
         "objective.divide_by_std": True,
     },
     "ablation": {
-        "refine.trigger": "any_wrong", "refine.k": 1, "refine.select": "random", "objective.refined_shape": "ratio",
-        "refine.critique": "worked", "objective.aggregation": "token_mean", "train.remat": "full", "sampling.top_p": 0.9,
+        "train.samples": 8, "refine.trigger": "any_wrong", "refine.k": 1, "refine.select": "random", "objective.refined_shape": "ratio",
+        "refine.critique": "worked", "objective.aggregation": "token_mean", "objective.weights": "uniform", "train.remat": "full", "sampling.top_p": 0.9,
     },
 }  # fmt: skip
 
@@ -166,7 +223,7 @@ def test_every_switch_of_the_tables_trains(tmp_path, name):
     with jax.numpy_rank_promotion("allow"):
         train(small(**VARIANTS[name], **{"train.steps": 1}), tmp_path / "w")
     (row,) = lines(tmp_path / "w/metrics.jsonl")
-    assert np.isfinite(list(row.values())).all()
+    assert np.isfinite(list(row.values())).all() and row["policy/grad_norm"] > 0
     assert (row["refine/rate"] == 0) == (VARIANTS[name]["refine.trigger"] == "never")
 
 
@@ -183,14 +240,20 @@ def run_main(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))
 
 
-def test_errors_are_one_line_and_cost_nothing(tmp_path):
-    for argument, words in [
-        ("--config.train.stepz=3", "steps"),
-        ("--config.data.source=nowhere.jsonl", "eval.source"),
-        ("--config.data.source=reasoning_gym:countdown", "not on the list"),
-        ("--config.refine.k=0", "refine.k must be at least 1"),
-        ("--config.model.path=/no/such/folder", "/no/such/folder"),
-    ]:
-        done = run_main("--config=configs/quickstart.py", f"--workdir={tmp_path}/w", argument)
-        assert done.returncode != 0 and words in done.stderr, (argument, done.stderr)
-        assert "Traceback" not in done.stderr
+ERRORS = [
+    ("--config.train.stepz=3", "steps", 1),
+    ("--config.data.source=nowhere.jsonl", "eval.source", 2),  # a heading and a line a fault
+    ("--config.data.source=reasoning_gym:countdown", "not on the list", 2),  # training and evaluation
+    ("--config.refine.k=0", "refine.k must be at least 1", 2),
+    ("--config.model.path=/no/such/folder", "/no/such/folder", 1),
+    ("--config.mesh.data=3", "mesh.data = 3", 1),
+]
+
+
+@pytest.mark.parametrize(("argument", "words", "count"), ERRORS)
+def test_errors_name_the_fault_and_cost_nothing(tmp_path, argument, words, count):
+    """As many lines as faults, no traceback, nothing compiled, no checkpoint begun."""
+    done = run_main("--config=configs/quickstart.py", f"--workdir={tmp_path}/w", "--config.train.steps=1", argument)
+    assert done.returncode == 1 and words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == count and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "w/metrics.jsonl").exists() and not list(tmp_path.glob("w/checkpoints/*"))
