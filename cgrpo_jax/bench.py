@@ -39,7 +39,7 @@ def bench_run(args: argparse.Namespace) -> Run:
     raw = config.default_config("dr_grpo")
     raw.model.path, raw.model.dtype = args.model, args.dtype
     raw.train.prompts, raw.train.samples, raw.train.micro_batch = args.prompts, args.samples, args.micro_batch
-    raw.sampling.max_new_tokens, raw.sampler_rows = args.new_tokens, args.prompts * args.samples
+    raw.sampling.max_new_tokens = args.new_tokens
     raw.data.max_prompt_tokens = 256
     return setup.open_run(config.from_config_dict(raw))
 

@@ -18,12 +18,13 @@ from cgrpo_jax import objective, rollout
 from cgrpo_jax.checkpoints import CheckpointConfig
 from cgrpo_jax.critiques import CRITICS
 from cgrpo_jax.data import FILE_SUFFIXES, DataConfig
+from cgrpo_jax.drawing import SamplingConfig
 from cgrpo_jax.evaluate import EvalConfig
+from cgrpo_jax.generation import SamplerConfig
 from cgrpo_jax.learner import OptimizerConfig
 from cgrpo_jax.model import REMAT, ModelConfig
 from cgrpo_jax.objective import ObjectiveConfig
 from cgrpo_jax.rollout import RefineConfig
-from cgrpo_jax.sampler import SamplingConfig
 from cgrpo_jax.sharding import MeshConfig
 from cgrpo_jax.verifier import VerifierConfig
 
@@ -65,7 +66,7 @@ class Config:
     model: ModelSource = ModelSource()
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
-    sampler_rows: int = 128  # sequences sampled at once
+    sampler: SamplerConfig = SamplerConfig()
     refine: RefineConfig = RefineConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -97,7 +98,7 @@ CHOICES = {
     "train.remat": tuple(REMAT),
 }
 POSITIVE = (
-    "sampling.max_new_tokens", "sampler_rows", "train.prompts", "train.samples", "train.updates_per_rollout",
+    "sampling.max_new_tokens", "sampler.kv_cache_mb", "train.prompts", "train.samples", "train.updates_per_rollout",
     "train.micro_batch", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep", "verifier.workers",
     "verifier.cpu_seconds", "verifier.memory_mb", "data.max_prompt_tokens", "refine.max_prompt_tokens",
     "optimizer.learning_rate", "optimizer.clip_norm", "objective.gamma", "eval.problems", "eval.samples",
@@ -157,6 +158,12 @@ def lookup(cfg: Config, dotted: str) -> Any:
     return value
 
 
+def longest_row(cfg: Config) -> int:
+    """Tokens of the longest sequence that is sampled."""
+    prompt = max(cfg.data.max_prompt_tokens, cfg.refine.max_prompt_tokens if cfg.refine.trigger != "never" else 0)
+    return prompt + cfg.sampling.max_new_tokens
+
+
 def rows_per_group(cfg: Config) -> int:
     """G: rows trained on per problem where refinement is triggered."""
     added = cfg.refine.k if cfg.refine.trigger != "never" and cfg.refine.group == "append" else 0
@@ -208,9 +215,8 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
         wrong.append(f"train.updates_per_rollout = {updates} does not divide {train.prompts} prompts")
     elif (share := train.prompts // updates) % max(1, train.micro_batch):
         wrong.append(f"train.micro_batch = {train.micro_batch} does not divide the {share} problems of an update")
-    for key, value in (("train.micro_batch", train.micro_batch), ("sampler_rows", cfg.sampler_rows)):
-        if value % row_devices:
-            wrong.append(f"{key} = {value} is not a multiple of the {row_devices} devices that share the rows")
+    if train.micro_batch % row_devices:
+        wrong.append(f"train.micro_batch = {train.micro_batch} is no multiple of the {row_devices} devices of the rows")
     if cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform":
         wrong.append("objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform")
     if cfg.method == "sft" and (cfg.eval.every or train.updates_per_rollout != 1):

@@ -1,9 +1,14 @@
-"""Requests of any number and length -> calls of the compiled sampler at few shapes -> completions."""
+"""The host side of sampling: requests wait in a queue, enter rows as these come free, and leave as completions.
+
+Which request enters which row is decided between chunks, from the order of the requests and the lengths of what has
+ended. Tokens do not depend on it: a token's random number is a function of its name (`drawing.row_keys`).
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +16,50 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from cgrpo_jax import sharding
-from cgrpo_jax.batch import ladder
+from cgrpo_jax import sampler
+from cgrpo_jax.drawing import SamplingConfig, row_keys
 from cgrpo_jax.model import ModelConfig, Params
-from cgrpo_jax.sampler import SamplingConfig, row_keys, sample
-from cgrpo_jax.types import Completion, Generate, Request
+from cgrpo_jax.types import Completion, FollowUp, Request
+
+CHUNK = 32  # tokens decoded between two looks at the queue, at most
+PREFILL_TOKENS = 4096  # of the prompts prefilled together, padding included
+
+
+class RequestError(ValueError):
+    """A request that the sampler cannot hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """What the sampler may use."""
+
+    kv_cache_mb: float = 2048.0  # of each device, for the keys and values of all rows; decides how many rows there are
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counts of one or more calls of `Sampler.__call__`."""
+
+    tokens: int = 0  # drawn
+    row_steps: int = 0  # rows x steps decoded, whether a row was active or not
+    prefilled: int = 0  # prompt tokens run through the model, without padding
+    chunks: int = 0
+
+    @property
+    def slot_use(self) -> float:
+        """The share of row-steps that made a token somebody asked for."""
+        return self.tokens / max(1, self.row_steps)
+
+
+def bucket(length: int) -> int:
+    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds `length`: two sizes an octave bound the programs."""
+    power = 1 << max(5, (length - 1).bit_length())
+    return power * 3 // 4 if length <= power * 3 // 4 and power > 32 else power
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """What stays the same over a run: model, end-of-sequence ids, seed, and the largest number of rows at once."""
+    """What stays the same over a run: model, end-of-sequence ids, seed, and the largest number of rows."""
 
     model: ModelConfig
     mesh: Mesh
@@ -28,58 +67,206 @@ class Generator:
     seed: int
     max_rows: int
     dtype: DTypeLike
+    chunk: int = CHUNK
 
-    def bind(self, params: Params, step: int, sampling: SamplingConfig) -> Generate:
-        """The function (requests -> completions) of these parameters at this step."""
+    @property
+    def least_rows(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
-        def generate(requests: Sequence[Request]) -> list[Completion]:
-            done: list[Completion] = []
-            for part in self._parts(requests):
-                done += self._run(params, step, sampling, part)
-            return done
+    def bind(self, params: Params, step: int, sampling: SamplingConfig) -> Sampler:
+        """The sampler of these parameters at this step."""
+        return Sampler(self, params, step, sampling)
 
-        return generate
 
-    def _parts(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-        for first in range(0, len(requests), self.max_rows):
-            yield requests[first : first + self.max_rows]
+def rows_that_fit(model: ModelConfig, mesh: Mesh, cfg: SamplerConfig, slots: int, dtype: DTypeLike) -> int:
+    """The largest number of rows (a power of two on each device) whose rings of `slots` fit the budget; 0: none."""
+    heads = model.kv_heads // mesh.shape["tensor"]
+    row_bytes = 2 * model.layers * heads * model.head_dim * bucket(slots) * jnp.dtype(dtype).itemsize
+    fit = int(cfg.kv_cache_mb * 2**20 // row_bytes)
+    return (1 << (fit.bit_length() - 1)) * mesh.shape["data"] * mesh.shape["fsdp"] if fit else 0
 
-    def _step_down(self, count: int) -> int:
-        """Row counts are halved from `max_rows`: few shapes serve any number of requests."""
-        rows, least = self.max_rows, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        while rows % (2 * least) == 0 and count <= rows // 2:
-            rows //= 2
-        return rows
 
-    def _run(self, params: Params, step: int, sampling: SamplingConfig, part: Sequence[Request]) -> list[Completion]:
-        prompts = list(dict.fromkeys(tuple(request.prompt_ids) for request in part))
-        place = {ids: q for q, ids in enumerate(prompts)}
-        rows, slots = self._step_down(len(part)), ladder(max(map(len, prompts)))
-        prompt_QT = np.zeros((self._step_down(len(prompts)), slots), np.int32)
-        start_Q = np.full(len(prompt_QT), slots - 1, np.int32)
-        for q, ids in enumerate(prompts):
-            start_Q[q] = slots - len(ids)
-            prompt_QT[q, start_Q[q] :] = ids
-        name_B3, prompt_of_B = np.zeros((rows, 3), np.int32), np.zeros(rows, np.int32)
-        for row, request in enumerate(part):
-            name_B3[row] = request.kind, request.problem, request.sample
-            prompt_of_B[row] = place[tuple(request.prompt_ids)]
-        inputs = (prompt_QT, start_Q, prompt_of_B, np.arange(rows) < len(part), name_B3)
-        prompt_QT, start_Q, prompt_of_B, wanted_B, name_B3 = sharding.put_rows(self.mesh, inputs)
-        samples = sample(
-            params,
-            prompt_QT,
-            start_Q,
-            prompt_of_B,
-            wanted_B,
-            row_keys(jnp.uint32(self.seed), jnp.int32(step), name_B3),
-            np.asarray(self.eos_ids, np.int32),
-            cfg=self.model,
-            sampling=sampling,
-            dtype=self.dtype,
-        )
-        tokens_BT, logp_BT, length_B, finished_B = jax.device_get(samples)
-        return [
-            Completion(tokens_BT[row, :length], logp_BT[row, :length], bool(finished_B[row]))
-            for row, length in enumerate(length_B[: len(part)])
-        ]
+@dataclasses.dataclass
+class _Row:
+    """A request under way."""
+
+    number: int
+    request: Request
+    limit: int
+    ids: list[np.ndarray] = dataclasses.field(default_factory=list)
+    logp: list[np.ndarray] = dataclasses.field(default_factory=list)
+    kept: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def left(self, length: int) -> int:
+        """Tokens still to draw at most, given the length of its ring."""
+        return self.limit - (int(length) - len(self.request.prompt_ids) + 1)
+
+    def completion(self, finished: bool) -> Completion:
+        join = np.concatenate
+        return Completion(join(self.ids), join(self.logp), join(self.kept), finished)
+
+
+class Sampler:
+    """Requests -> completions, for one set of parameters. Holds a copy of them: drop it before the update."""
+
+    def __init__(self, generator: Generator, params: Params, step: int, sampling: SamplingConfig):
+        self.of, self.params, self.sampling = generator, params, sampling
+        self.step = jnp.int32(step)
+        self.weights = sampler.weights_for_sampling(params, dtype=generator.dtype)
+        self.stats = Stats()
+
+    def __call__(self, requests: Sequence[Request], then: FollowUp | None = None) -> list[Completion]:
+        """Samples all requests.
+
+        Args:
+          then: called with (number, completion) of each request as it ends; may ask for more, which are numbered on.
+
+        Returns:
+          One completion a request, in order: the given ones, then those that `then` asked for.
+
+        Raises:
+          RequestError: a prompt is too long to be continued by a single token.
+        """
+        return _Schedule(self, then).run(requests)
+
+
+class _Schedule:
+    """One call of a sampler: the queue, the rows, and the prompts that are prefilled but not used up."""
+
+    def __init__(self, owner: Sampler, then: FollowUp | None):
+        self.owner, self.of, self.then = owner, owner.of, then
+        self.queue: collections.deque[_Row] = collections.deque()
+        self.done: dict[int, Completion] = {}
+        self.asked = 0
+        self.waiting: collections.Counter[tuple[int, ...]] = collections.Counter()  # requests a prompt still serves
+        self.prompts: dict[tuple[int, ...], sampler.KVCache] = {}
+        self.rows: list[_Row | None] = []
+        self.slots: sampler.Slots | None = None
+        self.length = np.zeros(0, np.int64)  # tokens in each row's ring, as `Slots.length_R`
+
+    def ask(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            limit = self.owner.sampling.max_new_tokens if request.limit is None else request.limit
+            room = self.of.model.max_positions - len(request.prompt_ids)
+            if room < 1 or not request.prompt_ids:
+                raise RequestError(
+                    f"{request.kind.name.lower()} of problem {request.problem}: a prompt of {len(request.prompt_ids)} "
+                    f"tokens leaves no room in the model's {self.of.model.max_positions} positions"
+                )
+            self.queue.append(_Row(self.asked, request, min(limit, room)))
+            self.waiting[tuple(request.prompt_ids)] += 1
+            self.asked += 1
+
+    def run(self, requests: Sequence[Request]) -> list[Completion]:
+        self.ask(requests)
+        while self.queue or any(self.rows):
+            self._fit_rows()
+            self._admit()
+            self._decode()
+        return [self.done[number] for number in range(self.asked)]
+
+    def _fit_rows(self) -> None:
+        """Grows or shrinks rows and slots to what is needed until the next look."""
+        live = [r for r, row in enumerate(self.rows) if row is not None]
+        wanted = min(self.of.max_rows, len(live) + len(self.queue))
+        rows = self.of.least_rows
+        while rows < wanted:
+            rows *= 2
+        entering = [(len(row.request.prompt_ids) - 1, row.limit) for row in list(self.queue)[: rows - len(live)]]
+        under_way = [(int(self.length[r]), row.left(self.length[r])) for r, row in enumerate(self.rows) if row]
+        needed = bucket(max(length + min(left, self.of.chunk) for length, left in entering + under_way))
+        if self.slots is None:
+            self.slots = sampler.empty_slots(
+                cfg=self.of.model, rows=rows, slots=needed, dtype=self.of.dtype, mesh=self.of.mesh
+            )
+            self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
+            return
+        now_rows, now_slots = len(self.rows), self.slots.cache[0].k_BKSH.shape[2]
+        rows = now_rows if now_rows // 2 < rows <= now_rows else rows
+        needed = now_slots if now_slots // 2 < needed <= now_slots else needed
+        if (rows, needed) == (now_rows, now_slots):
+            return
+        source = np.full(rows, -1, np.int32)
+        source[: len(live)] = live
+        self.slots = sampler.resize(self.slots, source, slots_to=needed, mesh=self.of.mesh)
+        self.rows = [self.rows[r] if r >= 0 else None for r in source]
+        self.length = np.where(source >= 0, self.length[source], 0)
+
+    def _admit(self) -> None:
+        """Gives free rows to waiting requests, all that share a prompt at once."""
+        free = [r for r, row in enumerate(self.rows) if row is None]
+        entering: dict[tuple[int, ...], list[tuple[int, _Row]]] = {}
+        while free and self.queue:
+            row = self.queue.popleft()
+            entering.setdefault(tuple(row.request.prompt_ids), []).append((free.pop(0), row))
+        self._prefill([ids for ids in entering if ids not in self.prompts])
+        R = len(self.rows)
+        for ids, placed in entering.items():
+            row_R, limit_R, name_R3 = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros((R, 3), np.int32)
+            for i, (r, row) in enumerate(placed):
+                request = row.request
+                row_R[i], limit_R[i], name_R3[i] = r, row.limit, (request.kind, request.problem, request.sample)
+                self.rows[r], self.length[r] = row, len(ids) - 1
+            key_R = row_keys(jnp.uint32(self.of.seed), self.owner.step, jnp.asarray(name_R3))
+            entry = sampler.Entry(np.int32(len(placed)), row_R, limit_R, key_R)
+            assert self.slots is not None
+            args = (self.slots, self.prompts[ids], np.int32(len(ids) - 1), np.int32(ids[-1]), entry)
+            self.slots = sampler.enter(*args, mesh=self.of.mesh)
+            self.waiting[ids] -= len(placed)
+            if not self.waiting[ids]:
+                del self.waiting[ids], self.prompts[ids]
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Runs each prompt, but its last token, through the model: prompts of like length together."""
+        by_size: dict[int, list[tuple[int, ...]]] = {}
+        for ids in prompts:
+            by_size.setdefault(bucket(len(ids) - 1), []).append(ids)
+        for size, alike in by_size.items():
+            most = max(self.of.least_rows, 1 << (PREFILL_TOKENS // size).bit_length() >> 1)
+            for first in range(0, len(alike), most):
+                part = alike[first : first + most]
+                count = self.of.least_rows
+                while count < len(part):
+                    count *= 2
+                tokens_QT = np.zeros((count, size), np.int32)
+                for q, ids in enumerate(part):
+                    tokens_QT[q, : len(ids) - 1] = ids[:-1]
+                made = sampler.prefill(
+                    self.owner.params, tokens_QT, cfg=self.of.model, dtype=self.of.dtype, mesh=self.of.mesh
+                )
+                self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
+                self.owner.stats.prefilled += sum(len(ids) - 1 for ids in part)
+
+    def _decode(self) -> None:
+        """Decodes until enough rows have ended, and hands out what they made."""
+        live = sum(row is not None for row in self.rows)
+        if self.queue or self.then:
+            leave_at = max(1, len(self.rows) // 16)
+        else:  # nobody waits: leave when half of the rows would do
+            leave_at = live - len(self.rows) // 2 if len(self.rows) > self.of.least_rows else live
+        of, stats = self.of, self.owner.stats
+        self.slots, out = sampler.decode(
+            self.owner.weights, self.slots, np.asarray(of.eos_ids, np.int32), np.int32(max(1, leave_at)), cfg=of.model,
+            sampling=dataclasses.replace(self.owner.sampling, max_new_tokens=0), dtype=of.dtype, mesh=of.mesh,
+            chunk=of.chunk,
+        )  # fmt: skip
+        chunk = jax.device_get(out)
+        stats.chunks += 1
+        stats.row_steps += int(chunk.steps) * len(self.rows)
+        ended = []
+        for r, row in enumerate(self.rows):
+            if row is None:
+                continue
+            made = int(chunk.made_R[r])
+            row.ids.append(chunk.token_RC[r, :made])
+            row.logp.append(chunk.logp_RC[r, :made])
+            row.kept.append(chunk.kept_RC[r, :made])
+            self.length[r] += made
+            stats.tokens += made
+            if not chunk.active_R[r]:
+                self.done[row.number] = row.completion(bool(chunk.finished_R[r]))
+                self.rows[r] = None
+                ended.append(row.number)
+        for number in sorted(ended):
+            if self.then is not None:
+                self.ask(self.then(number, self.done[number]))

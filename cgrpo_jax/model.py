@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 
 Params = dict[str, Any]
 MASKED = -1e30
+FEW_ROWS, FEW_QUERIES = 64, 8  # see `product`, `attention_logits`
 # "dots" keeps the outputs of the weight products and recomputes attention and elementwise work: less memory traffic
 # makes it faster than keeping everything. "full" keeps the input of each layer only.
 REMAT = {
@@ -103,12 +104,35 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return out.astype(x_BTNH.dtype)
 
 
+def product(x_BD: jax.Array, kernel_FD: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
+    """x W^T `[B, F]`.
+
+    XLA's CPU backend packs the right operand anew at each call. With few rows packing the weights costs more than the
+    product, so there they stand on the left; the barrier keeps the compiler from turning it round again.
+    """
+    straight = lambda x, kernel: jnp.matmul(x, kernel.T, preferred_element_type=out_dtype)
+    turned = lambda x, kernel: jax.lax.optimization_barrier(jnp.matmul(kernel, x.T, preferred_element_type=out_dtype)).T
+    if x_BD.shape[0] > FEW_ROWS:
+        return straight(x_BD, kernel_FD)
+    return jax.lax.platform_dependent(x_BD, kernel_FD, cpu=turned, default=straight)
+
+
+def attention_logits(q_BKQH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
+    """q k^T `[B, K, Q, S]`; with few queries the keys stand on the left, for the reason given in `product`."""
+    straight = lambda q, k: jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=out_dtype)
+    turned = lambda q, k: jax.lax.optimization_barrier(
+        jnp.einsum("BKSH,BKQH->BKSQ", k, q, preferred_element_type=out_dtype)
+    ).swapaxes(2, 3)
+    if q_BKQH.shape[2] > FEW_QUERIES:
+        return straight(q_BKQH, k_BKSH)
+    return jax.lax.platform_dependent(q_BKQH, k_BKSH, cpu=turned, default=straight)
+
+
 class Linear(nn.Module):
     """x W^T + b over the last axis, with the weight `[out, in]` of Hugging Face.
 
     The leading axes are merged first: XLA's CPU backend runs the gradients of a two-dimensional product 1.4 times as
-    fast as those of a three-dimensional one, and a thin product against `[out, in]` nearly twice as fast as against
-    `[in, out]`.
+    fast as those of a three-dimensional one.
     """
 
     features: int
@@ -118,7 +142,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", INIT, (self.features, x.shape[-1])).astype(self.dtype)
-        out = x.reshape(-1, x.shape[-1]) @ kernel.T
+        out = product(x.reshape(-1, x.shape[-1]), kernel)
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)[None]
         return out.reshape(*x.shape[:-1], self.features)
@@ -150,7 +174,7 @@ class Attention(nn.Module):
             v_BKSH = jax.lax.dynamic_update_slice_in_dim(cache.v_BKSH, v_BKSH, slot, axis=2)
             cache = KVCache(k_BKSH, v_BKSH)
         q_BKQH = q_BNTH.reshape(B, K, -1, H)  # Q = R T
-        logits_BKQS = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=accumulator(self.dtype))
+        logits_BKQS = attention_logits(q_BKQH, k_BKSH, accumulator(self.dtype))
         logits_BKRTS = logits_BKQS.reshape(B, K, N // K, T, -1) * H**-0.5
         weight_BKRTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKRTS, MASKED), axis=-1)
         weight_BKQS = weight_BKRTS.reshape(logits_BKQS.shape).astype(self.dtype)
@@ -227,7 +251,37 @@ def forward(
     params: Params,
     tokens_BT: jax.Array,
     start_B: jax.Array,
-    cache: KVCache | tuple[KVCache, ...] | None = None,
+    cache: Any = None,
+    slot: jax.Array | int = 0,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> tuple[jax.Array, Any]:
+    """Final hidden states of the decoder, before the head, for rows that lie in their slots one after another.
+
+    Args:
+      tokens_BT: int32 ids. Token t of a row sits in slot `slot + t`.
+      start_B: int32, the slot of each row's first real token (0 unless left-padded); its position is 0 there.
+        What stands before it is never seen. Right padding needs no mark: no earlier token sees it.
+      cache, slot, dtype, remat: as in `run_layers`.
+
+    Returns:
+      hidden_BTD in `dtype`, and the new cache in the form of the old (None without one).
+    """
+    query_slot_T = slot + jnp.arange(tokens_BT.shape[1])
+    slots = tokens_BT.shape[1] if cache is None else jax.tree.leaves(cache)[0].shape[-2]
+    mask_BTS = attention_mask(start_B, query_slot_T, slots)
+    positions_BT = jnp.maximum(query_slot_T[None] - start_B[:, None], 0)
+    return run_layers(cfg, params, tokens_BT, positions_BT, mask_BTS, cache, slot, dtype=dtype, remat=remat)
+
+
+def run_layers(
+    cfg: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    mask_BTS: jax.Array,
+    cache: Any = None,
     slot: jax.Array | int = 0,
     *,
     dtype: DTypeLike = jnp.float32,
@@ -239,20 +293,13 @@ def forward(
     cache) are tuples made by `unstack`.
 
     Args:
-      tokens_BT: int32 ids. Token t of a row sits in slot `slot + t`.
-      start_B: int32, the slot of each row's first real token (0 unless left-padded); its position is 0 there.
-        What stands before it is never seen. Right padding needs no mark: no earlier token sees it.
-      cache: what earlier tokens left; written at `slot`.
+      tokens_BT, positions_BT: int32 ids and their positions (of RoPE).
+      mask_BTS: which slots each token sees, its own among them.
+      cache: what earlier tokens left; the tokens are written at `slot`, `slot + 1`, ...
       dtype: of the computation; parameters are cast where they are used.
       remat: what the backward pass computes again, a key of REMAT.
-
-    Returns:
-      hidden_BTD in `dtype`, and the new cache in the form of the old (None without one).
     """
-    query_slot_T = slot + jnp.arange(tokens_BT.shape[1])
-    slots = tokens_BT.shape[1] if cache is None else jax.tree.leaves(cache)[0].shape[-2]
-    mask_BTS = attention_mask(start_B, query_slot_T, slots)
-    rope = rope_angles(cfg, jnp.maximum(query_slot_T[None] - start_B[:, None], 0))
+    rope = rope_angles(cfg, positions_BT)
 
     def block(x_BTD: jax.Array, layer: Any) -> Any:  # layer: its parameters and its cache (or None)
         return Block(cfg, dtype).apply({"params": layer[0]}, x_BTD, rope, mask_BTS, layer[1], slot)
@@ -276,5 +323,5 @@ def logits(cfg: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """Logits `[..., V]` of hidden states `[..., D]`, accumulated in float32 (float64 for a float64 model)."""
     kernel_VD = params["embed"]["embedding"] if cfg.tie_embeddings else params["head"]["kernel"]
     flat = hidden.reshape(-1, cfg.width)
-    out = jnp.matmul(flat, kernel_VD.astype(flat.dtype).T, preferred_element_type=accumulator(flat.dtype))
+    out = product(flat, kernel_VD.astype(flat.dtype), accumulator(flat.dtype))
     return out.reshape(*hidden.shape[:-1], cfg.vocab)

@@ -17,7 +17,8 @@ class Progress:
     def __init__(self, first_step: int, steps: int, unit: str = "step"):
         self.first, self.steps, self.unit = first_step, steps, unit
         self.seconds: dict[str, float] = {}
-        self.began = time.perf_counter()
+        self.began = self.since = time.perf_counter()
+        self.running: list[str] = []  # phases, the innermost last
         self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self.bar = rich.progress.Progress(
             rich.progress.TextColumn("[bold]{task.description:<9}"),
@@ -41,13 +42,23 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows the phase and adds its seconds to the current step."""
+        """Shows the phase and adds its seconds to the current step. A phase within another stops the outer clock."""
+        self._credit()
+        self.running.append(name)
         self.bar.update(self.task, description=name)
-        began = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            self._credit()
+            self.running.pop()
+            self.bar.update(self.task, description=self.running[-1] if self.running else name)
+
+    def _credit(self) -> None:
+        now = time.perf_counter()
+        if self.running:
+            name = self.running[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since
+        self.since = now
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds by phase since the last call."""

@@ -84,6 +84,70 @@ def select(correct: Sequence[bool], k: int, how: str, rng: np.random.Generator) 
     return tuple(order[:k])
 
 
+@dataclasses.dataclass
+class _Collection:
+    """Attempts of a step as they come in, and what they lead to."""
+
+    problems: Sequence[Problem]
+    samples: int
+    score: Score
+    critic: Critic
+    tokenizer: Tokenizer
+    cfg: RefineConfig
+    phase: Phase
+
+    def __post_init__(self):
+        self.responses: list[list[Attempt]] = [[] for _ in self.problems]
+        self.refinements: list[list[Attempt]] = [[] for _ in self.problems]
+        self.arrived: list[dict[int, Completion]] = [{} for _ in self.problems]
+        self.sources: list[tuple[int, int]] = []  # (problem, response) of each refinement, in the order asked
+        self.refined: dict[int, Completion] = {}
+
+    def scored(self, p: int, completions: Sequence[Completion]) -> list[Attempt]:
+        with self.phase("score"):
+            texts = [self.tokenizer.decode(completion.ids) for completion in completions]
+            problem = self.problems[p]
+            return self.score([(problem, c, text) for c, text in zip(completions, texts, strict=True)])
+
+    def take(self, number: int, completion: Completion) -> list[Request]:
+        """Called as a request ends: a problem whose responses are complete is scored, and refined where triggered."""
+        asked = len(self.problems) * self.samples
+        if number >= asked:
+            self.refined[number - asked] = completion
+            return []
+        p, g = divmod(number, self.samples)
+        self.arrived[p][g] = completion
+        if len(self.arrived[p]) < self.samples:
+            return []
+        self.responses[p] = self.scored(p, [self.arrived[p][g] for g in range(self.samples)])
+        return self.refine(p)
+
+    def refine(self, p: int) -> list[Request]:
+        """Criticises the responses of a problem that are to be refined; the requests to refine them."""
+        problem, own, requests = self.problems[p], self.responses[p], []
+        with self.phase("critique"):
+            chosen = refined_responses(own, self.cfg.trigger)
+            critiques = self.critic([(problem, own[g]) for g in chosen])
+            for g, critique in zip(chosen, critiques, strict=True):
+                text = own[g].text
+                own[g] = dataclasses.replace(own[g], critique=critique)
+                ids = refinement_prompt(self.tokenizer, problem, text, critique, self.cfg.max_prompt_tokens)
+                if ids is not None:
+                    self.sources.append((p, g))
+                    requests.append(Request(ids, Kind.REFINEMENT, p, g))
+        return requests
+
+    def score_refinements(self) -> None:
+        by_problem: dict[int, list[tuple[int, Completion]]] = {}
+        for number, (p, g) in enumerate(self.sources):
+            by_problem.setdefault(p, []).append((g, self.refined[number]))
+        for p, items in by_problem.items():
+            attempts = self.scored(p, [completion for _, completion in items])
+            self.refinements[p] = [
+                dataclasses.replace(attempt, source=g) for (g, _), attempt in zip(items, attempts, strict=True)
+            ]
+
+
 def collect_groups(
     problems: Sequence[Problem],
     samples: int,
@@ -99,46 +163,21 @@ def collect_groups(
 ) -> list[Group]:
     """Samples `samples` responses a problem, refines where triggered, and returns one group per problem.
 
-    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented.
+    A problem's refinements are asked for as soon as its last response is there, while others are still sampled. A
+    truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented.
     """
-    G = samples
     prompts = [tokenizer.encode_chat(problem.messages) for problem in problems]
+    requests = [Request(prompts[p], Kind.RESPONSE, p, g) for p in range(len(problems)) for g in range(samples)]
+    collection = _Collection(problems, samples, score, critic, tokenizer, cfg, phase)
     with phase("sample"):
-        requests = [Request(prompts[p], Kind.RESPONSE, p, g) for p in range(len(problems)) for g in range(G)]
-        completions = generate(requests)
-    with phase("score"):
-        texts = [tokenizer.decode(completion.ids) for completion in completions]
-        items = [(problems[i // G], c, text) for i, (c, text) in enumerate(zip(completions, texts, strict=True))]
-        scored = score(items)
-    responses = [scored[p * G : (p + 1) * G] for p in range(len(problems))]
-
-    with phase("critique"):
-        chosen = [(p, g) for p in range(len(problems)) for g in refined_responses(responses[p], cfg.trigger)]
-        critiques = critic([(problems[p], responses[p][g]) for p, g in chosen])
-        sources, requests = [], []
-        for (p, g), critique in zip(chosen, critiques, strict=True):
-            text = responses[p][g].text
-            responses[p][g] = dataclasses.replace(responses[p][g], critique=critique)
-            ids = refinement_prompt(tokenizer, problems[p], text, critique, cfg.max_prompt_tokens)
-            if ids is not None:
-                sources.append((p, g))
-                requests.append(Request(ids, Kind.REFINEMENT, p, g))
-    with phase("refine"):
-        completions = generate(requests)
-    with phase("score"):
-        items = [
-            (problems[p], completion, tokenizer.decode(completion.ids))
-            for (p, _), completion in zip(sources, completions, strict=True)
-        ]
-        refined = [
-            dataclasses.replace(attempt, source=g)
-            for (_, g), attempt in zip(sources, score(items), strict=True)
-        ]  # fmt: skip
+        generate(requests, collection.take)
+    collection.score_refinements()
     groups = []
     for p, problem in enumerate(problems):
-        own = tuple(attempt for (q, _), attempt in zip(sources, refined, strict=True) if q == p)
+        own = tuple(collection.refinements[p])
         rng = np.random.default_rng((seed, step, Kind.REFINEMENT, p))
         selected = select([attempt.correct for attempt in own], cfg.k, cfg.select, rng)
         dropped = len(selected) if cfg.group == "replace" else 0
-        groups.append(Group(problem, prompts[p], tuple(responses[p]), own, tuple(range(dropped, G)), selected))
+        responses = tuple(collection.responses[p])
+        groups.append(Group(problem, prompts[p], responses, own, tuple(range(dropped, samples)), selected))
     return groups

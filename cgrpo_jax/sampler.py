@@ -1,178 +1,225 @@
-"""Jitted generation: token ids in, token ids and log-probabilities out.
+"""The sampler's programs: prefill a prompt, give it to rows, decode some tokens, change the number of rows or slots.
 
-Prefill and decode are one compiled program per shape. Masks come from lengths, never from token values. The random
-number of a token is a function of (seed, step, kind, problem, sample, position) only, so neither the other rows of a
-batch nor its shape change what a row samples.
+`R` rows are decoded together, each at its own place in its own text. The cache of every row is a ring of `S` slots over
+one common clock: the tokens of this step go to slot `time mod S` in all rows, so writing them is one slice and never a
+scatter. A row sees the slots written within its last `length` steps; what was there before is never seen. So a row
+that ended is given to the next prompt without touching the others, and masks come from lengths only.
+
+A row starts with all of its prompt but the last token in its ring; decoding feeds that token first. So the first token
+is drawn where all others are, and a row takes exactly as many steps as it makes tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model import ModelConfig, Params, accumulator, forward, init_cache, logits, unstack
-
-BLOCK = 128  # vocabulary entries summed together by `draw`
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How tokens are drawn. Order of the filters: temperature, top-k, top-p."""
-
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # 0 keeps all
-    top_p: float = 1.0
-    max_new_tokens: int = 512
-
-
-class Samples(NamedTuple):
-    """Right-padded samples; what lies beyond `length_B` has no meaning."""
-
-    tokens_BT: jax.Array  # int32
-    logp_BT: jax.Array  # full-support log-probability at the sampling temperature (at 1 where that is 0)
-    length_B: jax.Array  # int32, counts the end-of-sequence token
-    finished_B: jax.Array  # bool: an end-of-sequence token was drawn
+from cgrpo_jax.drawing import SamplingConfig, draw
+from cgrpo_jax.model import (
+    KVCache,
+    ModelConfig,
+    Params,
+    accumulator,
+    forward,
+    init_cache,
+    logits,
+    run_layers,
+    unstack,
+)
 
 
-def row_keys(seed: jax.Array, step: jax.Array, name_B3: jax.Array) -> jax.Array:
-    """Random keys `[B]` of rows named (kind, problem, sample)."""
-    base = jax.random.fold_in(jax.random.key(seed), step)
-    fold = lambda name_3: functools.reduce(jax.random.fold_in, name_3, base)
-    return jax.vmap(fold)(name_B3)
+class Slots(NamedTuple):
+    """All rows under way. `cache` is a tuple of `KVCache`, one a layer."""
+
+    cache: tuple[KVCache, ...]
+    time: jax.Array  # int32, steps since the beginning
+    token_R: jax.Array  # int32, the id to feed next
+    length_R: jax.Array  # int32, tokens in the ring: prompt and response, less the one to feed next
+    count_R: jax.Array  # int32, tokens drawn
+    limit_R: jax.Array  # int32, tokens to draw at most
+    key_R: jax.Array  # random keys
+    active_R: jax.Array  # bool
 
 
-def keep_top(scaled_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Mask `[B, V]` of the entries that top-k, then top-p, keep; ties at the threshold are kept. Sorts nothing.
+class Chunk(NamedTuple):
+    """What some steps of decoding made; a row's tokens are its first `made_R` ones."""
 
-    Each threshold is found by bisection over the order-preserving integer image of float32: 32 passes are exact.
+    token_RC: jax.Array
+    logp_RC: jax.Array
+    kept_RC: jax.Array  # see drawing.draw
+    made_R: jax.Array
+    active_R: jax.Array
+    finished_R: jax.Array  # bool: ended by an end-of-sequence id
+    steps: jax.Array  # steps taken, at most C
+
+
+def _place(mesh: Mesh, slots: Slots) -> Slots:
+    """Rows over the data axes, key/value heads over `tensor`."""
+    put = lambda x, *axes: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
+    rows = ("data", "fsdp")
+    cache = jax.tree.map(lambda x: put(x, rows, "tensor"), slots.cache)
+    vectors = {name: put(x, rows) for name, x in slots._asdict().items() if name not in ("cache", "time")}
+    return Slots(cache, put(slots.time), **vectors)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "unrolled"))
+def weights_for_sampling(params: Params, *, dtype: DTypeLike, unrolled: bool = True) -> Params:
+    """Parameters in the computation's dtype and one tree a layer, where they lie; what needs no change is no copy."""
+    cast = jax.tree.map(lambda x: x.astype(dtype), params)
+    return cast | {"layers": unstack(cast["layers"])} if unrolled else cast
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh"))
+def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, mesh: Mesh) -> Slots:
+    """No row active."""
+    zeros_R = jnp.zeros(rows, jnp.int32)
+    key_R = jax.random.split(jax.random.key(0), rows)
+    cache = unstack(init_cache(cfg, rows, slots, dtype))
+    empty = Slots(cache, jnp.int32(0), zeros_R, zeros_R, zeros_R, zeros_R, key_R, jnp.zeros(rows, bool))
+    return _place(mesh, empty)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh"))
+def prefill(params: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> list[KVCache]:
+    """Keys and values `[L, K, T, H]` of each of Q right-padded prompts."""
+    Q, T = tokens_QT.shape
+    cache = init_cache(cfg, Q, T, dtype)
+    cache = jax.lax.with_sharding_constraint(cache, NamedSharding(mesh, P(None, ("data", "fsdp"), "tensor")))
+    _, cache = forward(cfg, params, tokens_QT, jnp.zeros(Q, jnp.int32), cache, 0, dtype=dtype)
+    whole = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "tensor")))
+    return [KVCache(whole(cache.k_BKSH[:, q]), whole(cache.v_BKSH[:, q])) for q in range(Q)]
+
+
+class Entry(NamedTuple):
+    """Rows that start with one prompt: arrays `[R]`, of which the first `rows` count."""
+
+    rows: Any
+    row_R: Any  # int32, which rows
+    limit_R: Any  # int32
+    key_R: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnums=0)
+def enter(slots: Slots, prompt: KVCache, length: jax.Array, last: jax.Array, entry: Entry, *, mesh: Mesh) -> Slots:
+    """Puts a prefilled prompt into the rings of some rows.
+
+    Args:
+      prompt: keys and values `[L, K, T, H]`, of which the first `length` tokens count.
+      last: the prompt's last id, not among them.
     """
-    bits_BV = jax.lax.bitcast_convert_type(scaled_BV.astype(jnp.float32), jnp.int32)
-    order_BV = bits_BV ^ ((bits_BV >> 31) & jnp.int32(0x7FFFFFFF))
+    S = slots.cache[0].k_BKSH.shape[2]
+    first = (slots.time - length) % S  # slot of the prompt's first token
 
-    def at_least(enough) -> jax.Array:
-        """{entries >= t} for the largest t at which `enough` still holds."""
+    def ring(x_LKTH: jax.Array) -> jax.Array:
+        T = x_LKTH.shape[2]
+        x_LKSH = jnp.pad(x_LKTH, ((0, 0), (0, 0), (0, max(0, S - T)), (0, 0)))[:, :, :S]
+        return jnp.roll(x_LKSH, first, axis=2)[:, None]
 
-        def halve(_, bounds):
-            low_B, high_B = bounds  # enough at low, not known above
-            middle_B = (low_B | high_B) - ((low_B ^ high_B) >> 1)  # rounded up, cannot overflow
-            ok_B = enough(order_BV >= middle_B[:, None])
-            return jnp.where(ok_B, middle_B, low_B), jnp.where(ok_B, high_B, middle_B - 1)
+    layers = unstack(jax.tree.map(ring, prompt))
 
-        low_B, _ = jax.lax.fori_loop(0, 32, halve, (order_BV.min(axis=-1), order_BV.max(axis=-1)))
-        return order_BV >= low_B[:, None]
+    def put_row(i: jax.Array, cache: Any) -> Any:
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, entry.row_R[i], axis=0)
+        return jax.tree.map(write, cache, layers)
 
-    keep_BV = jnp.ones(scaled_BV.shape, bool)
-    if top_k > 0:
-        k = min(top_k, scaled_BV.shape[1])
-        keep_BV = at_least(lambda mask_BV: mask_BV.sum(axis=-1) >= k)
-    if top_p < 1.0:
-        prob_BV = jax.nn.softmax(jnp.where(keep_BV, scaled_BV, -jnp.inf), axis=-1)
-        keep_BV &= at_least(lambda mask_BV: jnp.where(mask_BV, prob_BV, 0.0).sum(axis=-1) >= top_p)
-    return keep_BV
+    R = len(slots.token_R)
+    cache = jax.lax.fori_loop(0, entry.rows, put_row, slots.cache)
+    row_R = jnp.where(jnp.arange(R) < entry.rows, entry.row_R, R)  # R is nowhere: dropped
+    put = lambda old_R, new: old_R.at[row_R].set(new, mode="drop")
+    return _place(
+        mesh,
+        Slots(
+            cache=cache,
+            time=slots.time,
+            token_R=put(slots.token_R, last),
+            length_R=put(slots.length_R, length),
+            count_R=put(slots.count_R, 0),
+            limit_R=put(slots.limit_R, entry.limit_R),
+            key_R=put(slots.key_R, entry.key_R),
+            active_R=put(slots.active_R, True),
+        ),
+    )
 
 
-def first_above(weight_BX: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Index of the first positive weight whose running sum exceeds the target, and the sum before it.
+@functools.partial(jax.jit, static_argnames=("slots_to", "mesh"))
+def resize(slots: Slots, row_of_R: jax.Array, *, slots_to: int, mesh: Mesh) -> Slots:
+    """Other rows (`row_of_R`: which old row each new one is, -1 for none) and another number of slots.
 
-    A float running sum need be neither monotone nor reach the total, so a weight of zero is never taken, and the last
-    positive one is where none exceeds the target.
+    No row may hold more tokens than the new ring has slots.
     """
-    sum_BX = jnp.cumsum(weight_BX, axis=-1)
-    positive_BX = weight_BX > 0
-    hit_BX = positive_BX & (sum_BX > target_B[:, None])
-    last_B = weight_BX.shape[1] - 1 - jnp.argmax(positive_BX[:, ::-1], axis=-1)
-    index_B = jnp.where(hit_BX.any(axis=-1), jnp.argmax(hit_BX, axis=-1), last_B)
-    take = lambda x_BX: jnp.take_along_axis(x_BX, index_B[:, None], axis=-1)[:, 0]
-    return index_B, take(sum_BX) - take(weight_BX)
+    S = slots.cache[0].k_BKSH.shape[2]
+    age = (slots.time - 1 - jnp.arange(slots_to)) % slots_to  # of what each new slot shall hold; 0 is the last written
+    source = (slots.time - 1 - jnp.minimum(age, S - 1)) % S
+    old = jnp.maximum(row_of_R, 0)
+    cache = jax.tree.map(lambda x: x[old][:, :, source], slots.cache)
+    vectors = {name: x[old] for name, x in slots._asdict().items() if name not in ("cache", "time")}
+    vectors["active_R"] &= row_of_R >= 0
+    return _place(mesh, Slots(cache, slots.time, **vectors))
 
 
-def categorical(weight_BV: jax.Array, u_B: jax.Array) -> jax.Array:
-    """Draws ids `[B]` with probability proportional to the weights, from one uniform number a row.
-
-    Inverse CDF in two levels: first the block of the vocabulary, then the entry in it.
-    """
-    B, V = weight_BV.shape
-    weight_BXY = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    block_BX = weight_BXY.sum(axis=-1)
-    target_B = u_B * jnp.cumsum(block_BX, axis=-1)[:, -1]
-    block_B, before_B = first_above(block_BX, target_B)
-    entry_BY = jnp.take_along_axis(weight_BXY, block_B[:, None, None], axis=1)[:, 0]
-    entry_B, _ = first_above(entry_BY, target_B - before_B)
-    return (block_B * BLOCK + entry_B).astype(jnp.int32)
-
-
-def draw(logits_BV: jax.Array, key_B: jax.Array, position: jax.Array, cfg: SamplingConfig):
-    """Next ids `[B]` and their full-support, temperature-scaled log-probabilities `[B]`."""
-    scaled_BV = logits_BV / (cfg.temperature or 1.0)
-    logp_BV = jax.nn.log_softmax(scaled_BV, axis=-1)
-    if cfg.temperature == 0:
-        token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    else:
-        weight_BV = jnp.exp(scaled_BV - scaled_BV.max(axis=-1, keepdims=True))
-        if cfg.top_k > 0 or cfg.top_p < 1.0:
-            weight_BV = jnp.where(keep_top(scaled_BV, cfg.top_k, cfg.top_p), weight_BV, 0.0)
-        u_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, position), dtype=jnp.float32))(key_B)
-        token_B = categorical(weight_BV, u_B)
-    return token_B, jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "sampling", "dtype"))
-def sample(
-    params: Params,
-    prompt_QT: jax.Array,
-    start_Q: jax.Array,
-    prompt_of_B: jax.Array,
-    wanted_B: jax.Array,
-    key_B: jax.Array,
+@functools.partial(jax.jit, static_argnames=("cfg", "sampling", "dtype", "mesh", "chunk"), donate_argnames=("slots",))
+def decode(
+    weights: Params,
+    slots: Slots,
     eos_E: jax.Array,
+    leave_at: jax.Array,
     *,
     cfg: ModelConfig,
     sampling: SamplingConfig,
     dtype: DTypeLike,
-) -> Samples:
-    """Samples one continuation per row; a prompt that several rows share is prefilled once.
+    mesh: Mesh,
+    chunk: int,
+) -> tuple[Slots, Chunk]:
+    """Up to `chunk` tokens for every active row; stops early when no row is active or `leave_at` rows have ended.
 
     Args:
-      prompt_QT: int32 ids of Q different prompts, left-padded so that every prompt ends in the last slot.
-      start_Q: int32, slot of each prompt's first token.
-      prompt_of_B: int32, which prompt each row continues.
-      wanted_B: bool; rows that only fill the batch are False and stop nothing from ending early.
-      key_B: random keys of the rows (`row_keys`).
-      eos_E: int32, the set of end-of-sequence ids; empty makes every row run to `max_new_tokens`.
+      weights: of `weights_for_sampling`.
+      eos_E: the set of end-of-sequence ids; where it is empty every row runs to its limit.
     """
-    (Q, prompt_slots), B = prompt_QT.shape, len(prompt_of_B)
-    N = sampling.max_new_tokens
-    run = functools.partial(forward, cfg, dtype=dtype)
-    ends = lambda token_B: (token_B[:, None] == eos_E[None]).any(axis=-1)
+    R, start_R = len(slots.token_R), slots.active_R
 
-    hidden_QTD, cache = run(params, prompt_QT, start_Q, init_cache(cfg, Q, prompt_slots + N, dtype), 0)
-    start_B, filled = start_Q[prompt_of_B], jax.tree.map(lambda x: x[:, prompt_of_B], cache)
-    unrolled = params | {"layers": unstack(params["layers"])}  # decode writes each layer's cache in place
-    logits_BV = logits(cfg, params, hidden_QTD[:, -1])[prompt_of_B]
-    token_B, logp_B = draw(logits_BV, key_B, jnp.int32(0), sampling)
-    tokens_BT = jnp.zeros((B, N), jnp.int32).at[:, 0].set(token_B)
-    logp_BT = jnp.zeros((B, N), accumulator(dtype)).at[:, 0].set(logp_B)
+    def cond(state: tuple[Slots, Chunk]) -> jax.Array:
+        slots, out = state
+        ended = (start_R & ~slots.active_R).sum()
+        return (out.steps < chunk) & slots.active_R.any() & (ended < leave_at)
 
-    def cond(state):
-        position, _, ended_B, *_ = state
-        return (position < N) & ~ended_B.all()
+    def body(state: tuple[Slots, Chunk]) -> tuple[Slots, Chunk]:
+        slots, out = state
+        S = slots.cache[0].k_BKSH.shape[2]
+        age_S = (slots.time - jnp.arange(S)) % S
+        mask_R1S = age_S[None, None] <= slots.length_R[:, None, None]
+        place = (slots.token_R[:, None], slots.length_R[:, None], mask_R1S, slots.cache, slots.time % S)
+        hidden_R1D, cache = run_layers(cfg, weights, *place, dtype=dtype)
+        drawn = draw(logits(cfg, weights, hidden_R1D[:, 0]), slots.key_R, slots.count_R, sampling)
+        slots, out = _advance(slots, out, cache, drawn, eos_E)
+        return _place(mesh, slots), out
 
-    def body(state):
-        position, token_B, ended_B, length_B, tokens_BT, logp_BT, cache = state
-        hidden_BTD, cache = run(unrolled, token_B[:, None], start_B, cache, prompt_slots + position - 1)
-        token_B, logp_B = draw(logits(cfg, params, hidden_BTD[:, 0]), key_B, position, sampling)
-        tokens_BT = jax.lax.dynamic_update_slice_in_dim(tokens_BT, token_B[:, None], position, axis=1)
-        logp_BT = jax.lax.dynamic_update_slice_in_dim(logp_BT, logp_B[:, None], position, axis=1)
-        length_B = length_B + ~ended_B
-        return position + 1, token_B, ended_B | ends(token_B), length_B, tokens_BT, logp_BT, cache
+    real_RC, no_R = jnp.zeros((R, chunk), accumulator(dtype)), jnp.zeros(R, bool)
+    zero_R = jnp.zeros(R, jnp.int32)
+    out = Chunk(jnp.zeros((R, chunk), jnp.int32), real_RC, real_RC, zero_R, start_R, no_R, jnp.int32(0))
+    slots, out = jax.lax.while_loop(cond, body, (slots, out))
+    return slots, jax.lax.with_sharding_constraint(out, NamedSharding(mesh, P()))  # every host decides alike
 
-    ended_B = ends(token_B) | ~wanted_B
-    state = (jnp.int32(1), token_B, ended_B, jnp.ones(B, jnp.int32), tokens_BT, logp_BT, unstack(filled))
-    _, _, _, length_B, tokens_BT, logp_BT, _ = jax.lax.while_loop(cond, body, state)
-    last_B = jnp.take_along_axis(tokens_BT, length_B[:, None] - 1, axis=1)[:, 0]
-    return Samples(tokens_BT, logp_BT, length_B, ends(last_B))
+
+def _advance(slots: Slots, out: Chunk, cache: Any, drawn: tuple[jax.Array, ...], eos_E: jax.Array):
+    """Books the tokens of one step."""
+    token_R, logp_R, kept_R = drawn
+    write = lambda old_RC, new_R: jax.lax.dynamic_update_slice_in_dim(old_RC, new_R[:, None], out.steps, axis=1)
+    count_R, length_R = slots.count_R + slots.active_R, slots.length_R + slots.active_R
+    eos_R = (token_R[:, None] == eos_E[None]).any(axis=-1) & slots.active_R
+    active_R = slots.active_R & ~eos_R & (count_R < slots.limit_R)
+    slots_ = Slots(cache, slots.time + 1, token_R, length_R, count_R, slots.limit_R, slots.key_R, active_R)
+    return slots_, Chunk(
+        write(out.token_RC, token_R),
+        write(out.logp_RC, logp_R),
+        write(out.kept_RC, kept_R),
+        out.made_R + slots.active_R,
+        active_R,
+        out.finished_R | eos_R,
+        out.steps + 1,
+    )

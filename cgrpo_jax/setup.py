@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 from cgrpo_jax import config as config_module
 from cgrpo_jax import hf, learner, sharding
 from cgrpo_jax.checkpoints import Checkpointer, with_shardings
-from cgrpo_jax.config import Config
-from cgrpo_jax.generation import Generator
+from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.generation import Generator, rows_that_fit
 from cgrpo_jax.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.learner import LearnerConfig, TrainState
 from cgrpo_jax.model import ModelConfig, Params, init_params
@@ -83,6 +83,11 @@ def open_run(cfg: Config) -> Run:
     if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
     dtype = compute_dtype(cfg.model.dtype)
+    longest = config_module.longest_row(cfg)
+    rows = rows_that_fit(model, mesh, cfg.sampler, longest, dtype)
+    if not rows:
+        budget = f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g}"
+        raise ConfigError(f"{budget} does not hold one row of {longest} tokens on each device")
     return Run(
         cfg=cfg,
         folder=folder,
@@ -99,7 +104,7 @@ def open_run(cfg: Config) -> Run:
             dtype=dtype,
             remat=cfg.train.remat,
         ),
-        generator=Generator(model, mesh, tokenizer.eos_ids, cfg.seed, cfg.sampler_rows, dtype),
+        generator=Generator(model, mesh, tokenizer.eos_ids, cfg.seed, rows, dtype),
     )
 
 

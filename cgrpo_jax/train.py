@@ -13,11 +13,11 @@ from cgrpo_jax.checkpoints import Checkpointer
 from cgrpo_jax.config import Config
 from cgrpo_jax.critiques import CRITICS
 from cgrpo_jax.data import DataError, Problems, load_problems
+from cgrpo_jax.drawing import SamplingConfig
 from cgrpo_jax.evaluate import evaluate
 from cgrpo_jax.learner import Batch, make_logps, make_update, put_batch
 from cgrpo_jax.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.progress import Progress
-from cgrpo_jax.sampler import SamplingConfig
 from cgrpo_jax.setup import Run
 from cgrpo_jax.types import Group
 from cgrpo_jax.verifier import Verifier
@@ -121,7 +121,8 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
                 step=step,
                 phase=progress.phase,
             )
-            del generate  # the update donates the parameters it holds
+            stats = generate.stats
+            del generate  # and its copy of the weights, before the update
 
             # ---- Update ----
             with progress.phase("update"):
@@ -145,9 +146,9 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             seconds = progress.take_seconds()
             values = group_metrics(groups) | update_metrics(sums_of_updates)
             values |= {f"seconds/{name}": value for name, value in seconds.items()}
+            values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
             tokens = {
-                "sample": values["tokens/responses"],
-                "refine": values["tokens/refinements"],
+                "sample": stats.tokens,
                 "update": sum(sums["tokens"] for sums in sums_of_updates),
             }
             values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}

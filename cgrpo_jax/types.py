@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Request(NamedTuple):
     kind: Kind
     problem: int
     sample: int
+    limit: int | None = None  # tokens to draw at most; None: sampling.max_new_tokens
 
 
 class Completion(NamedTuple):
@@ -52,10 +53,17 @@ class Completion(NamedTuple):
 
     ids: np.ndarray  # int32 [length]
     logp: np.ndarray  # float32 [length]: full support, at the sampling temperature
+    kept: np.ndarray  # float32 [length]: probability mass that top-k and top-p left to draw from
     finished: bool  # ended by an end-of-sequence id, not by the length limit
 
 
-Generate = Callable[[Sequence[Request]], list[Completion]]
+FollowUp = Callable[[int, Completion], Sequence[Request]]  # (number of a request, its completion) -> further requests
+
+
+class Generate(Protocol):
+    """Samples requests, and those that `then` asks for as they end; completions in the order asked."""
+
+    def __call__(self, requests: Sequence[Request], then: FollowUp | None = None) -> list[Completion]: ...
 
 
 @dataclasses.dataclass(frozen=True)

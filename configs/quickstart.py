@@ -17,7 +17,6 @@ def get_config(method: str = "critique_grpo"):
     config.data.max_prompt_tokens = 64
     config.refine.max_prompt_tokens = 256
     config.sampling.max_new_tokens = 64
-    config.sampler_rows = 64
     config.train.steps = 60
     config.train.prompts = 16
     config.train.micro_batch = 8

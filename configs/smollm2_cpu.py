@@ -17,7 +17,6 @@ def get_config(method: str = "critique_grpo"):
     config.data.max_prompt_tokens = 256
     config.refine.max_prompt_tokens = 512
     config.sampling.max_new_tokens = 64
-    config.sampler_rows = 32
     config.train.steps = 10
     config.train.prompts = 4
     config.train.micro_batch = 2

@@ -206,7 +206,7 @@ def test_reasoning_gym_scores_its_own_answers():
     from cgrpo_jax.rewards import REASONING_GYM_TASKS, score
     from cgrpo_jax.types import Completion
 
-    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), True)
+    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
     assert load("reasoning_gym:chain_sum").get(0) != load("reasoning_gym:chain_sum", split="test").get(0)
     for task in ("chain_sum", "gcd", "caesar_cipher", "count_bits"):
         problem = load(f"reasoning_gym:{task}").get(3)

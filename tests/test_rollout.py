@@ -17,7 +17,8 @@ RIGHT, WRONG = "\\boxed{69}", "\\boxed{70}"
 
 def completion(tokenizer, text, finished=True):
     ids = tokenizer.encode_text(text) + list(tokenizer.eos_ids) * finished
-    return Completion(np.asarray(ids, np.int32), np.full(len(ids), -0.5, np.float32), finished)
+    ids = np.asarray(ids, np.int32)
+    return Completion(ids, np.full(len(ids), -0.5, np.float32), np.ones(len(ids), np.float32), finished)
 
 
 def score(items):
@@ -28,9 +29,14 @@ def collect(tokenizer, answers, cfg=None, samples=3, **kwargs):
     """`answers(kind, sample) -> text`; remembers the prompts it was asked."""
     asked = []
 
-    def generate(requests):
+    def generate(requests, then):
+        """Rows end in reverse order; what is asked for in between is answered at the end."""
         asked.extend(requests)
-        return [completion(tokenizer, answers(r.kind, r.sample)) for r in requests]
+        answer = lambda r: completion(tokenizer, answers(r.kind, r.sample))
+        for number in reversed(range(len(requests))):
+            asked.extend(then(number, answer(requests[number])))
+        for number in range(len(requests), len(asked)):
+            assert then(number, answer(asked[number])) == []
 
     cfg = cfg or RefineConfig()
     (group,) = collect_groups(
@@ -129,10 +135,13 @@ def test_replacing_makes_room_for_the_refinement(tokenizer):
 
 def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     """No critique in a training tensor, no re-tokenisation, no invented end."""
-    cut = Completion(np.array([5, 400, 401, 7], np.int32), np.zeros(4, np.float32), False)  # ids no text encodes to
+    ids, ones = np.array([5, 400, 401, 7], np.int32), np.ones(4, np.float32)  # ids no text encodes to
+    cut = Completion(ids, -ones, ones, False)
 
-    def generate(requests):
-        return [cut if r.kind == Kind.REFINEMENT else completion(tokenizer, WRONG) for r in requests]
+    def generate(requests, then):
+        later = [r for number in range(3) for r in then(number, completion(tokenizer, WRONG))]
+        for number in range(len(later)):
+            then(3 + number, cut)
 
     groups = collect_groups(
         [PROBLEM], 3, generate, score, critiques.indicative_gt, tokenizer, RefineConfig(), seed=0, step=0

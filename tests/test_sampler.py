@@ -1,4 +1,6 @@
-"""The sampler: distributions, random numbers, stopping, log-probabilities, compilation."""
+"""The sampler: distributions, random numbers, stopping, log-probabilities, schedules, compilation."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from cgrpo_jax import sampler
+from cgrpo_jax.drawing import SamplingConfig, categorical, draw, first_above, keep_top, row_keys
+from cgrpo_jax.generation import Generator, RequestError, SamplerConfig, bucket, rows_that_fit
 from cgrpo_jax.model import forward, init_params, logits
-from cgrpo_jax.sampler import SamplingConfig, categorical, draw, first_above, keep_top, row_keys, sample
+from cgrpo_jax.types import Kind, Request
 
 CFG = tiny_config("qwen3")
 
@@ -18,99 +23,194 @@ def params():
     return jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, init_params(CFG, jax.random.key(0)))
 
 
-def names(kind, problems, samples):
-    return jnp.array([(kind, p, g) for p in problems for g in samples], jnp.int32)
-
-
-def run(params, prompts, name_B3, *, sampling, eos=(), seed=0, step=0, slots=None):
-    slots = slots or max(map(len, prompts))
-    prompt_BT = np.zeros((len(prompts), slots), np.int32)
-    for row, ids in enumerate(prompts):
-        prompt_BT[row, slots - len(ids) :] = ids
-    start_B = jnp.array([slots - len(ids) for ids in prompts], jnp.int32)
-    keys = row_keys(jnp.uint32(seed), jnp.int32(step), name_B3)
-    wanted_B = jnp.ones(len(prompts), bool)
-    out = sample(
-        params, jnp.asarray(prompt_BT), start_B, jnp.arange(len(prompts)), wanted_B, keys, jnp.array(eos, jnp.int32),
-        cfg=CFG, sampling=sampling, dtype=jnp.float32,
-    )  # fmt: skip
-    return jax.device_get(out)
+@pytest.fixture(scope="module")
+def generator(mesh):
+    return Generator(CFG, mesh, (), 0, max_rows=4, dtype=jnp.float32, chunk=8)
 
 
 SAMPLING = SamplingConfig(temperature=0.8, max_new_tokens=12)
 PROMPT = [5, 9, 2, 33, 7]
 
 
-def test_log_probs_are_those_of_the_full_forward(params):
-    """Full support and temperature-scaled, also where top-k and top-p cut the distribution."""
+def ask(generator, params, *requests, sampling=SAMPLING, step=0, then=None):
+    return generator.bind(params, step, sampling)(list(requests), then)
+
+
+def request(prompt=PROMPT, problem=0, sample=0, kind=Kind.RESPONSE, limit=None):
+    return Request(prompt, kind, problem, sample, limit)
+
+
+def same(one, other, atol=1e-4):
+    np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_allclose(one.logp, other.logp, atol=atol)
+    assert one.finished == other.finished
+
+
+def full_logits(params, prompt, ids):
+    """Logits before each of `ids`, by one plain forward over prompt and ids."""
+    tokens = jnp.asarray(np.concatenate([prompt, ids])[None], jnp.int32)
+    hidden, _ = forward(CFG, params, tokens, jnp.zeros(1, jnp.int32))
+    return np.asarray(logits(CFG, params, hidden)[0])[len(prompt) - 1 : -1]
+
+
+def test_log_probs_are_those_of_the_full_forward(generator, params):
+    """Full support and temperature-scaled, also where top-k and top-p cut the distribution; and the mass they kept."""
     sampling = SamplingConfig(temperature=0.7, top_k=20, top_p=0.8, max_new_tokens=12)
-    out = run(params, [PROMPT, PROMPT[2:]], names(0, [0], [0, 1]), sampling=sampling)
-    for row, prompt in enumerate([PROMPT, PROMPT[2:]]):
-        ids = jnp.asarray(np.concatenate([prompt, out.tokens_BT[row]])[None], jnp.int32)
-        hidden, _ = forward(CFG, params, ids, jnp.zeros(1, jnp.int32))
-        logp = jax.nn.log_softmax(logits(CFG, params, hidden)[0] / 0.7)
-        expected = logp[np.arange(len(prompt) - 1, ids.shape[1] - 1), out.tokens_BT[row]]
-        np.testing.assert_allclose(out.logp_BT[row], expected, atol=2e-4)
+    prompts = [PROMPT, PROMPT[2:], [3]]
+    for prompt, got in zip(prompts, ask(generator, params, *map(request, prompts), sampling=sampling), strict=True):
+        scaled = full_logits(params, prompt, got.ids) / 0.7
+        logp = np.asarray(jax.nn.log_softmax(scaled))
+        np.testing.assert_allclose(got.logp, logp[np.arange(12), got.ids], atol=2e-4)
+        kept = np.where([reference_keep(row, 20, 0.8) for row in scaled], np.exp(logp), 0).sum(-1)
+        np.testing.assert_allclose(got.kept, kept, atol=1e-4)
+        assert (got.kept < 1).all()
 
 
-def test_a_shared_prompt_is_as_good_as_its_copies(params, mesh):
-    """The generator prefills each different prompt once; rows come back in the order asked, whatever the chunks."""
-    from cgrpo_jax.generation import Generator
-    from cgrpo_jax.types import Kind, Request
-
-    requests = [Request([5 + p, 9, 2][: 3 - p % 2], Kind.RESPONSE, p, g) for p in range(3) for g in range(4)]
-    results = []
-    for max_rows in (16, 4, 1):
-        generator = Generator(CFG, mesh, (), 0, max_rows, jnp.float32)
-        results.append(generator.bind(params, 0, SAMPLING)(requests))
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            np.testing.assert_array_equal(one.ids, two.ids)
-            np.testing.assert_allclose(one.logp, two.logp, atol=1e-4)
-    assert len({tuple(c.ids) for c in results[0]}) == 12
+def test_greedy_is_the_argmax(generator, params):
+    (got,) = ask(generator, params, request(), sampling=SamplingConfig(temperature=0.0, max_new_tokens=8))
+    np.testing.assert_array_equal(got.ids, full_logits(params, PROMPT, got.ids).argmax(-1))
+    assert (got.kept == 1).all()
 
 
-def test_greedy_is_the_argmax(params):
-    out = run(params, [PROMPT], names(0, [0], [0]), sampling=SamplingConfig(temperature=0.0, max_new_tokens=8))
-    ids = jnp.asarray(np.concatenate([PROMPT, out.tokens_BT[0]])[None], jnp.int32)
-    hidden, _ = forward(CFG, params, ids, jnp.zeros(1, jnp.int32))
-    best = np.asarray(logits(CFG, params, hidden)[0].argmax(-1))
-    np.testing.assert_array_equal(out.tokens_BT[0], best[len(PROMPT) - 1 : -1])
-
-
-def test_random_numbers_depend_only_on_the_name(params):
-    """Another batch, order, padding or bucket changes nothing; each part of the name changes the sample."""
-    alone = run(params, [PROMPT], names(0, [3], [2]), sampling=SAMPLING)
-    others = [[1, 2, 3, 4, 5, 6, 7, 8], [4], PROMPT, [8, 8]]
-    named = jnp.array([(0, 0, 0), (0, 9, 1), (0, 3, 2), (1, 3, 2)], jnp.int32)
-    crowd = run(params, others, named, sampling=SAMPLING, slots=16)
-    np.testing.assert_array_equal(crowd.tokens_BT[2], alone.tokens_BT[0])
+def test_random_numbers_depend_only_on_the_name(generator, params):
+    """Another crowd, order, padding or bucket changes nothing; each part of the name changes the sample."""
+    named = request(problem=3, sample=2)
+    (alone,) = ask(generator, params, named)
+    others = [request([1, 2, 3, 4, 5, 6, 7, 8] * 9), request([4], 9, 1), named, request([8, 8], 3, 2, Kind.CRITIQUE)]
+    same(ask(generator, params, *others)[2], alone)
     variants = [
-        run(params, [PROMPT], names(1, [3], [2]), sampling=SAMPLING),
-        run(params, [PROMPT], names(0, [4], [2]), sampling=SAMPLING),
-        run(params, [PROMPT], names(0, [3], [1]), sampling=SAMPLING),
-        run(params, [PROMPT], names(0, [3], [2]), sampling=SAMPLING, seed=1),
-        run(params, [PROMPT], names(0, [3], [2]), sampling=SAMPLING, step=1),
+        ask(generator, params, request(problem=3, sample=2, kind=Kind.REFINEMENT)),
+        ask(generator, params, request(problem=4, sample=2)),
+        ask(generator, params, request(problem=3, sample=1)),
+        ask(dataclasses.replace(generator, seed=1), params, named),
+        ask(generator, params, named, step=1),
     ]
-    assert all((other.tokens_BT[0] != alone.tokens_BT[0]).any() for other in variants)
+    assert all((other.ids != alone.ids).any() for (other,) in variants)
 
 
-def test_a_set_of_end_ids_stops_rows_apart(params):
-    """The end id is the last token counted; rows without one are cut by the limit and not finished."""
-    free = run(params, [PROMPT] * 4, names(0, [0], range(4)), sampling=SAMPLING)
-    eos = (int(free.tokens_BT[0][3]), int(free.tokens_BT[1][6]))
-    out = run(params, [PROMPT] * 4, names(0, [0], range(4)), sampling=SAMPLING, eos=eos)
-    for row in range(4):
-        ends = np.isin(free.tokens_BT[row], eos).nonzero()[0]
-        length = ends[0] + 1 if len(ends) else 12
-        assert out.length_B[row] == length and out.finished_B[row] == bool(len(ends))
-        np.testing.assert_array_equal(out.tokens_BT[row][:length], free.tokens_BT[row][:length])
+def test_a_set_of_end_ids_stops_rows_apart(generator, params):
+    """The end id is the last token counted; rows without one are cut by their limit and not finished."""
+    requests = [request(sample=g, limit=[None, None, 5, None][g]) for g in range(4)]
+    free = ask(generator, params, *[r._replace(limit=None) for r in requests])
+    eos = (int(free[0].ids[0]), int(free[1].ids[6]))
+    got = ask(dataclasses.replace(generator, eos_ids=eos), params, *requests)
+    assert len(got[0].ids) == 1 and got[0].finished
+    for row, limit in enumerate([12, 12, 5, 12]):
+        ends = np.isin(free[row].ids[:limit], eos).nonzero()[0]
+        length = ends[0] + 1 if len(ends) else limit
+        assert len(got[row].ids) == len(got[row].logp) == length and got[row].finished == bool(len(ends))
+        np.testing.assert_array_equal(got[row].ids, free[row].ids[:length])
 
 
-def test_an_end_id_at_once(params):
-    free = run(params, [PROMPT], names(0, [0], [0]), sampling=SAMPLING)
-    out = run(params, [PROMPT], names(0, [0], [0]), sampling=SAMPLING, eos=(int(free.tokens_BT[0][0]),))
-    assert out.length_B[0] == 1 and out.finished_B[0]
+def crowd(rng, count=14):
+    """Requests of few prompts, several samples each, with lengths from 1 to far beyond a bucket, and mixed limits."""
+    prompts = [rng.integers(0, CFG.vocab, n).tolist() for n in (1, 5, 31, 33, 70)]
+    limits = [1, 3, 9, 20, 45, None]
+    pick = lambda values: values[rng.integers(len(values))]
+    return [request(pick(prompts), i // 3, i % 3, limit=pick(limits)) for i in range(count)]
+
+
+def test_any_schedule_gives_the_same_tokens(generator, params, rng):
+    """Rows, chunk and order of admission: refill, rings that grow and turn over, rows that shrink."""
+    requests = crowd(rng)
+    plain = [ask(generator, params, r)[0] for r in requests]
+    for max_rows, chunk in [(1, 8), (2, 3), (16, 8), (4, 5)]:
+        order = rng.permutation(len(requests))
+        other = dataclasses.replace(generator, max_rows=max_rows, chunk=chunk)
+        got = ask(other, params, *[requests[i] for i in order])
+        for place, i in enumerate(order):
+            same(got[place], plain[i])
+
+
+def test_follow_ups_enter_as_others_end(generator, params):
+    """Asked for by the completions, numbered on, and like any other request; each completion is told once."""
+    first = [request(sample=g, limit=2 + 3 * g) for g in range(3)]
+    told = []
+
+    def then(number, completion):
+        told.append(number)
+        if number >= 3:
+            return []
+        return [request([*PROMPT, *completion.ids.tolist()], number, 0, Kind.REFINEMENT, 4)] * (
+            number + 1 if number else 0
+        )
+
+    got = ask(generator, params, *first, then=then)
+    assert len(got) == 8 and sorted(told) == list(range(8)) and told[0] == 0
+    again = ask(generator, params, request([*PROMPT, *got[1].ids.tolist()], 1, 0, Kind.REFINEMENT, 4))
+    same(got[3], again[0])
+    same(got[4], again[0])
+
+
+def test_each_prompt_is_prefilled_once_and_rows_are_used(generator, params):
+    """Tokens, row-steps and prefilled tokens add up; a long tail does not hold the others up."""
+    requests = [request([7, p, 3, 4], p, g, limit=40 if (p + g) % 4 == 0 else 4) for p in range(4) for g in range(4)]
+    bound = dataclasses.replace(generator, chunk=4).bind(params, 0, SAMPLING)
+    got = bound(requests)
+    assert bound.stats.prefilled == 4 * 3 and bound.stats.tokens == sum(len(c.ids) for c in got) == 4 * 40 + 12 * 4
+    static = 4 * 4 * 40  # four batches of four, each as long as its longest row
+    assert bound.stats.row_steps < 0.5 * static and bound.stats.slot_use > 0.75
+    assert bound.stats.row_steps >= bound.stats.tokens
+
+
+def test_what_cannot_fit_is_refused_by_name(generator, params):
+    with pytest.raises(RequestError, match="response of problem 3: a prompt of 1024 tokens leaves no room"):
+        ask(generator, params, request([1] * 1024, 3))
+    with pytest.raises(RequestError, match="a prompt of 0 tokens"):
+        ask(generator, params, request([]))
+    (got,) = ask(generator, params, request([1] * 1020))  # what room there is
+    assert len(got.ids) == 4 and not got.finished
+
+
+def test_the_budget_decides_the_rows(mesh):
+    row = 2 * CFG.layers * CFG.kv_heads * CFG.head_dim * 128 * 4 / 2**20  # megabytes of a ring of 128 slots
+    fit = lambda rows: rows_that_fit(CFG, mesh, SamplerConfig(rows * row), 100, jnp.float32)
+    assert [fit(n) for n in (0.9, 1, 1.9, 7.9, 8, 100)] == [0, 1, 1, 4, 8, 64]
+
+
+def test_buckets_bound_the_programs():
+    assert [bucket(n) for n in (1, 32, 33, 48, 49, 64, 65, 96, 97, 128, 193)] == [
+        32,
+        32,
+        48,
+        48,
+        64,
+        64,
+        96,
+        96,
+        128,
+        128,
+        256,
+    ]
+    assert len({bucket(n) for n in range(1, 8193)}) == 17 and all(n <= bucket(n) for n in range(1, 8193))
+
+
+def test_programs_are_compiled_once_per_shape(generator, params):
+    requests = [request([5, p, 2], p, g) for p in range(3) for g in range(3)]
+    ask(generator, params, *requests)
+    before = [f._cache_size() for f in (sampler.prefill, sampler.enter, sampler.resize, sampler.decode)]
+    for step in range(1, 4):
+        ask(dataclasses.replace(generator, seed=step), params, *requests[::-1], step=step)
+    assert [f._cache_size() for f in (sampler.prefill, sampler.enter, sampler.resize, sampler.decode)] == before
+
+
+def test_decoding_copies_neither_weights_nor_cache(mesh):
+    """The compiled program: the cache is updated where it lies, and all temporaries are small beside it."""
+    cfg = tiny_config("qwen3", layers=8, width=64, mlp_width=256, vocab=64)
+    params = init_params(cfg, jax.random.key(0))
+    weights = sampler.weights_for_sampling(params, dtype=jnp.float32)
+    slots = sampler.empty_slots(cfg=cfg, rows=32, slots=256, dtype=jnp.float32, mesh=mesh)
+    static = {"cfg": cfg, "sampling": SAMPLING, "dtype": jnp.float32, "mesh": mesh, "chunk": 8}
+    program = sampler.decode.lower(weights, slots, np.zeros(0, np.int32), np.int32(9), **static).compile()
+    memory = program.memory_analysis()
+    cache_bytes = sum(x.nbytes for x in jax.tree.leaves(slots.cache))
+    layer_bytes = cache_bytes / cfg.layers
+    assert memory.alias_size_in_bytes >= cache_bytes
+    assert memory.temp_size_in_bytes < layer_bytes / 2
+    big = f"f32[32,{cfg.kv_heads},256,{cfg.head_dim}]"
+    lines = program.as_text().splitlines()
+    assert any("dynamic-update-slice" in line and big in line for line in lines)  # the shape is spelled like this
+    assert not [line for line in lines if " copy(" in line and big in line]
 
 
 def test_frequencies_follow_the_probabilities():
@@ -161,16 +261,9 @@ def test_filters_equal_sorting(rng, top_k, top_p):
 
 def test_only_kept_tokens_are_drawn(rng):
     logits_BV = jnp.asarray(np.tile(rng.normal(size=(1, 64)), (256, 1)), jnp.float32)
-    keys = row_keys(jnp.uint32(0), jnp.int32(0), names(0, range(256), [0]))
-    tokens, _ = draw(logits_BV, keys, jnp.int32(0), SamplingConfig(top_k=3))
+    name_B3 = jnp.array([(0, p, 0) for p in range(256)], jnp.int32)
+    keys = row_keys(jnp.uint32(0), jnp.int32(0), name_B3)
+    tokens, _, kept = draw(logits_BV, keys, jnp.zeros(256, jnp.int32), SamplingConfig(top_k=3))
+    prob = np.sort(np.asarray(jax.nn.softmax(logits_BV[0])))
+    np.testing.assert_allclose(kept, prob[-3:].sum(), rtol=1e-5)
     assert set(np.asarray(tokens)) == set(np.argsort(-np.asarray(logits_BV[0]))[:3])
-
-
-def test_one_compilation_per_shape(params):
-    run(params, [PROMPT], names(0, [0], [0]), sampling=SAMPLING)
-    before = sample._cache_size()
-    for seed in range(3):
-        run(params, [PROMPT], names(0, [0], [0]), sampling=SAMPLING, seed=seed, step=seed)
-    assert sample._cache_size() == before
-    run(params, [PROMPT], names(0, [0], [0]), sampling=SAMPLING, slots=8)
-    assert sample._cache_size() == before + 1

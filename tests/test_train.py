@@ -22,7 +22,7 @@ def small(**changes):
     raw.model.path = "package://quickstart"
     raw.data.source = "arithmetic"
     raw.data.max_prompt_tokens, raw.refine.max_prompt_tokens = 64, 256
-    raw.sampling.max_new_tokens, raw.sampler_rows = 64, 8
+    raw.sampling.max_new_tokens, raw.sampler.kv_cache_mb = 64, 8.0
     raw.train.steps, raw.train.prompts, raw.train.samples, raw.train.micro_batch = 2, 2, 3, 1
     raw.optimizer.learning_rate = 1e-3
     raw.checkpoint.every = 1
@@ -63,7 +63,7 @@ METRICS = [
     "sampler/logp_diff_mean",
     "sampler/logp_diff_max",
     "seconds/sample",
-    "seconds/refine",
+    "sampler/slot_use",
     "seconds/update",
     "tokens_per_s/sample",
     "tokens_per_s/update",
