@@ -10,6 +10,7 @@ import numpy as np
 
 from cgrpo_jax.learner import Batch
 from cgrpo_jax.objective import ObjectiveConfig, group_advantages, group_weights
+from cgrpo_jax.shapes import ladder
 from cgrpo_jax.types import Group
 
 
@@ -21,15 +22,6 @@ class Row(NamedTuple):
     advantage: float
     weight: float
     refined: bool
-
-
-def ladder(length: int) -> int:
-    """The smallest of 8, 16, ..., 64, 80, 96, 112, 128, 160, ... that holds `length`.
-
-    Four sizes an octave bound the shapes ever compiled, and the padding by a quarter.
-    """
-    step = max(8, (1 << (length - 1).bit_length()) // 8)
-    return -(-length // step) * step
 
 
 class Prompted(NamedTuple):

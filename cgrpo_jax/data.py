@@ -17,6 +17,7 @@ import numpy as np
 
 from cgrpo_jax import arithmetic
 from cgrpo_jax.answers import boxed
+from cgrpo_jax.compilation import cache_root
 from cgrpo_jax.prompts import INSTRUCTION, question_messages
 from cgrpo_jax.rewards import REASONING_GYM_TASKS
 from cgrpo_jax.tokenizer import PromptError
@@ -238,8 +239,7 @@ def _check_cache(path: pathlib.Path, cfg: DataConfig) -> pathlib.Path:
     reader = importlib.metadata.version("math-verify")
     named = f"{cfg.question_column}|{cfg.answer_column}|{reader}"
     digest = hashlib.sha256(path.read_bytes() + named.encode()).hexdigest()
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    return root / "cgrpo_jax" / "checked_golds" / f"{digest}.json"
+    return cache_root() / "checked_golds" / f"{digest}.json"
 
 
 def _open(cfg: DataConfig) -> tuple[list[tuple[int, Mapping[str, Any] | RowError]], pathlib.Path | None]:

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from cgrpo_jax import sampler
 from cgrpo_jax.drawing import SamplingConfig, row_keys
 from cgrpo_jax.model import ModelConfig, Params
+from cgrpo_jax.shapes import bucket, ladder
 from cgrpo_jax.types import Completion, FollowUp, Request
 
 CHUNK = 32  # tokens decoded between two looks at the queue, at most
@@ -49,12 +50,6 @@ class Stats:
     def slot_use(self) -> float:
         """The share of row-steps that made a token somebody asked for."""
         return self.tokens / max(1, self.row_steps)
-
-
-def bucket(length: int) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds `length`: two sizes an octave bound the programs."""
-    power = 1 << max(5, (length - 1).bit_length())
-    return power * 3 // 4 if length <= power * 3 // 4 and power > 32 else power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +215,7 @@ class _Schedule:
         """Runs each prompt, but its last token, through the model: prompts of like length together."""
         by_size: dict[int, list[tuple[int, ...]]] = {}
         for ids in prompts:
-            by_size.setdefault(bucket(len(ids) - 1), []).append(ids)
+            by_size.setdefault(ladder(max(1, len(ids) - 1)), []).append(ids)
         for size, alike in by_size.items():
             most = max(self.of.least_rows, 1 << (PREFILL_TOKENS // size).bit_length() >> 1)
             for first in range(0, len(alike), most):

@@ -12,6 +12,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cgrpo_jax import compilation
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data import DataError
 from cgrpo_jax.hf_config import CheckpointError
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
     assert _WORKDIR.value is not None  # a required flag
     try:
         cfg = from_config_dict(_CONFIG.value)
+        compilation.keep_on_disk()
         run = {"rl": train, "sft": sft}.get(cfg.method)
         if run is None:
             raise ConfigError(f"method = {cfg.method!r}; known: rl, sft")

@@ -75,6 +75,9 @@ def open_run(cfg: Config) -> Run:
     folder = model_folder(cfg.model.path, cfg.model.revision)
     model = config_from_hf(folder)
     mesh = sharding.make_mesh(cfg.mesh)
+    sharding.check_divides(mesh, hf.abstract_params(model))
+    if model.kv_heads % mesh.shape["tensor"]:
+        raise ConfigError(f"mesh.tensor = {mesh.shape['tensor']} does not divide the {model.kv_heads} key/value heads")
     row_devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if cfg.train.micro_batch == 0:
         cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch=row_devices))

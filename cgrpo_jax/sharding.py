@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,6 @@ PARAM_RULES = (
     (r"layers/mlp/down/kernel", P(None, "fsdp", "tensor")),
     (r"(layers/.*norm|norm)/scale", P()),
 )
-ROWS = P(("data", "fsdp"))  # batches: rows over both data axes
 
 
 class MeshError(ValueError):
@@ -39,10 +39,10 @@ class MeshConfig:
     tensor: int = 1
 
 
-def make_mesh(cfg: MeshConfig) -> Mesh:
-    """Raises MeshError where the sizes do not fill the devices."""
+def make_mesh(cfg: MeshConfig, among: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices (or `among`). Raises MeshError where the sizes do not fill them."""
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
-    devices = jax.device_count()
+    devices = jax.device_count() if among is None else len(among)
     asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise MeshError(f"{asked}: positive sizes are needed, or -1 on one axis for what is left")
@@ -50,7 +50,8 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
     sizes = [devices // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != devices:
         raise MeshError(f"{asked} does not fill the {devices} devices")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=among)
 
 
 def path_of(key_path: tuple) -> str:
@@ -75,10 +76,14 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda key_path, _: param_sharding(mesh, path_of(key_path)), params)
 
 
+def check_divides(mesh: Mesh, params: Any) -> None:
+    """Raises MeshError where the mesh cannot share an axis of a parameter evenly."""
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_of(key_path)
+        for size, axis in zip(leaf.shape, param_spec(path), strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise MeshError(f"mesh.{axis} = {mesh.shape[axis]} does not divide the {size} of {path} {leaf.shape}")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
-
-
-def put_rows(mesh: Mesh, tree: Any) -> Any:
-    """Host arrays -> device arrays with their leading axis over the data axes."""
-    return jax.device_put(tree, NamedSharding(mesh, ROWS))

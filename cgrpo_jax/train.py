@@ -8,7 +8,7 @@ import pathlib
 
 import jax
 
-from cgrpo_jax import batch, config, rewards, rollout, setup
+from cgrpo_jax import batch, compilation, config, rewards, rollout, setup
 from cgrpo_jax.checkpoints import Checkpointer
 from cgrpo_jax.config import Config
 from cgrpo_jax.critiques import CRITICS
@@ -74,7 +74,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     """
     # ---- Build: everything that can be refused is refused here ----
     run = setup.open_run(cfg)
-    cfg, steps = run.cfg, cfg.train.steps
+    cfg, steps, compiled = run.cfg, cfg.train.steps, compilation.watch()
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         Verifier(cfg.verifier) as verifier,
@@ -144,6 +144,8 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             # ---- Log, evaluate, save ----
             done, problems_seen = step + 1, problems_seen + cfg.train.prompts
             seconds = progress.take_seconds()
+            if step == first_step:
+                progress.log(f"compiled {compiled}")
             values = group_metrics(groups) | update_metrics(sums_of_updates)
             values |= {f"seconds/{name}": value for name, value in seconds.items()}
             values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
@@ -170,6 +172,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
                 checkpointer.save(done, state, setup.checkpoint_meta(run, done, problems_seen))
         writer.close()
         checkpointer.wait()
+        progress.log(f"compiled {compiled}")
         progress.log(
             f"done: step {steps} is in {workdir}/checkpoints; metrics.jsonl, rollouts/, tensorboard/ beside it"
         )

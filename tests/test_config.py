@@ -96,7 +96,19 @@ def test_all_faults_in_one_message():
 def test_modules_import_only_downwards():
     """objective imports no project module, rollout no jax; nothing imports train but its callers."""
     levels = [
-        {"types", "model", "objective", "answers", "verifier", "verifier_worker", "progress", "sharding", "drawing"},
+        {
+            "types",
+            "model",
+            "objective",
+            "answers",
+            "verifier",
+            "verifier_worker",
+            "progress",
+            "sharding",
+            "drawing",
+            "shapes",
+            "compilation",
+        },
         {"hf_config", "prompts", "hf", "sampler"},
         {"tokenizer", "arithmetic", "learner"},
         {"critiques", "rewards", "batch", "checkpoints", "embedded_model", "metrics"},

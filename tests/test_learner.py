@@ -9,10 +9,11 @@ import pytest
 from conftest import tiny_config
 
 from cgrpo_jax import learner
-from cgrpo_jax.batch import Prompted, Row, ladder, make_batch
+from cgrpo_jax.batch import Prompted, Row, make_batch
 from cgrpo_jax.learner import LearnerConfig, OptimizerConfig, make_logps, make_update, put_batch
 from cgrpo_jax.model import forward, init_params, logits
 from cgrpo_jax.objective import ObjectiveConfig
+from cgrpo_jax.shapes import ladder
 
 MODEL = tiny_config("qwen3")
 CFG = LearnerConfig(

@@ -10,8 +10,9 @@ from conftest import tiny_config
 
 from cgrpo_jax import sampler
 from cgrpo_jax.drawing import SamplingConfig, categorical, draw, first_above, keep_top, row_keys
-from cgrpo_jax.generation import Generator, RequestError, SamplerConfig, bucket, rows_that_fit
+from cgrpo_jax.generation import Generator, RequestError, SamplerConfig, rows_that_fit
 from cgrpo_jax.model import forward, init_params, logits
+from cgrpo_jax.shapes import bucket
 from cgrpo_jax.types import Kind, Request
 
 CFG = tiny_config("qwen3")

@@ -1,0 +1,75 @@
+"""XLA programs: kept on disk between runs, counted, and what cannot be read there removed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import sys
+import warnings
+
+import jax
+
+UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(?P<program>[^']+)'")
+
+
+@dataclasses.dataclass
+class Compilations:
+    """Counts of this process."""
+
+    programs: int = 0
+    from_disk: int = 0  # of them, found in the cache on disk
+    seconds: float = 0.0  # spent on compiling or loading
+
+    def __str__(self) -> str:
+        return f"{self.programs} programs in {self.seconds:.1f} s, {self.from_disk} of them from the cache on disk"
+
+
+@functools.cache
+def watch() -> Compilations:
+    """The counts of this process from now on; always the same object."""
+    counts = Compilations()
+
+    def count_hit(event: str, **_) -> None:
+        counts.from_disk += event == "/jax/compilation_cache/cache_hits"
+
+    def duration(event: str, duration_secs: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts.programs += 1
+            counts.seconds += duration_secs
+
+    jax.monitoring.register_event_listener(count_hit)
+    jax.monitoring.register_event_duration_secs_listener(duration)
+    return counts
+
+
+def cache_root() -> pathlib.Path:
+    """Where this project keeps what can be made again."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cgrpo_jax"
+
+
+def keep_on_disk() -> pathlib.Path:
+    """Turns the persistent compilation cache on and returns its folder.
+
+    The environment comes first: JAX_COMPILATION_CACHE_DIR is another folder, JAX_ENABLE_COMPILATION_CACHE=false none.
+    An entry that cannot be read (a run was killed while it wrote) is removed, so that the program compiled instead
+    takes its place; jax itself would leave it there for ever.
+    """
+    folder = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_root() / "programs")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    warnings.filterwarnings("always", message=UNREADABLE.pattern)  # each one, not the first of each text
+    show = warnings.showwarning
+
+    def remove_unreadable(message, category, filename, lineno, file=None, line=None) -> None:
+        found = UNREADABLE.match(str(message))
+        if found is None:
+            return show(message, category, filename, lineno, file, line)
+        for entry in folder.glob(f"{found['program']}-*-cache"):
+            entry.unlink(missing_ok=True)
+        print(f"compilation cache: removed unreadable entries of {found['program']} in {folder}", file=sys.stderr)
+
+    warnings.showwarning = remove_unreadable
+    return folder

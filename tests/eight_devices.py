@@ -1,0 +1,97 @@
+"""Run by test_sharding.py in a process of its own with 8 devices: the same work on several meshes, to one .npz file."""
+
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cgrpo_jax import learner, sharding
+from cgrpo_jax.batch import Prompted, Row, make_batch
+from cgrpo_jax.drawing import SamplingConfig
+from cgrpo_jax.generation import Generator
+from cgrpo_jax.hf_config import FAMILIES
+from cgrpo_jax.learner import LearnerConfig, OptimizerConfig
+from cgrpo_jax.model import ModelConfig, init_params
+from cgrpo_jax.objective import ObjectiveConfig
+from cgrpo_jax.types import Kind, Request
+
+MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x1": (1, 2, 1)}
+TRIALS = {"1x1x1": 2, "8x1x1": 1, "1x8x1": 1, "2x2x2": 2, "1x2x1": 1}  # random schedules
+SCALE = 2  # of the initial weights: sharper distributions
+MODEL = ModelConfig(
+    family="qwen3", vocab=256, width=64, mlp_width=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_theta=1e4,
+    max_positions=512, **FAMILIES["qwen3"],
+)  # fmt: skip
+
+
+def make_params(mesh, dtype):
+    params = init_params(MODEL, jax.random.key(0))
+    params = jax.tree.map(lambda x: (x * SCALE if x.ndim > 1 else x).astype(dtype), params)
+    return jax.device_put(params, sharding.param_shardings(mesh, params))
+
+
+def tokens(mesh, params, dtype, rng):
+    """Ids of 20 requests under a random schedule: rows, chunk and order of admission."""
+    requests = [
+        Request(list(range(3, 3 + [1, 9, 40][p % 3])), Kind.RESPONSE, p, g, [None, 3, 25][g % 3])
+        for p in range(4)
+        for g in range(5)
+    ]
+    least = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, chunk = least * int(rng.choice([1, 2, 4])), int(rng.choice([3, 8, 32]))
+    order = rng.permutation(len(requests))
+    generator = Generator(MODEL, mesh, (7,), 0, rows, dtype, chunk)
+    got = generator.bind(params, 0, SamplingConfig(0.9, 0, 0.95, 12))([requests[i] for i in order])
+    ids = np.full((len(requests), 32), -1)
+    for place, i in enumerate(order):
+        ids[i, : len(got[place].ids)] = got[place].ids
+    return ids
+
+
+def update(mesh, params, dtype):
+    """Loss, and gradients as Adam's first moment of the first update (a tenth of them), of 8 problems of 2 rows."""
+    rng = np.random.default_rng(0)
+
+    def row(g):
+        ids = rng.integers(0, MODEL.vocab, rng.integers(2, 9)).astype(np.int32)
+        return Row(ids, np.zeros(len(ids), np.float32), float(rng.normal()), 0.5, g == 1)
+
+    data = [Prompted(rng.integers(0, MODEL.vocab, 3 + p).tolist(), [row(0), row(1)]) for p in range(8)]
+    batch = learner.put_batch(mesh, make_batch(data, rows_per_prompt=2, micro_batch=8))
+    optimizer = OptimizerConfig(clip_norm=1e9)
+    cfg = LearnerConfig(MODEL, ObjectiveConfig(), optimizer, 0.9, 8.0, 10, dtype, "dots")
+    state = learner.init_state(cfg, mesh, params)
+    moments = state.opt_state.inner_state[1][0].mu
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, moments, params))
+    state, sums = learner.make_update(cfg, mesh, params)(state, batch)
+    gradients = jax.tree.leaves(state.opt_state.inner_state[1][0].mu)
+    return float(sums["loss"]), np.concatenate([np.asarray(x, np.float64).ravel() for x in gradients])
+
+
+def largest_share(params):
+    """The largest part of all parameters that one device holds."""
+    total = sum(x.nbytes for x in jax.tree.leaves(params))
+    held = {}
+    for x in jax.tree.leaves(params):
+        for shard in x.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values()) / total
+
+
+if __name__ == "__main__":
+    out, dtype = sys.argv[1], jnp.dtype(sys.argv[2])
+    jax.config.update("jax_enable_x64", dtype == jnp.float64)
+    found, rng = {}, np.random.default_rng(0)
+    for name, shape in MESHES.items():
+        mesh = sharding.make_mesh(sharding.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+        params = make_params(mesh, dtype)
+        found[f"share/{name}"] = largest_share(params)
+        if dtype == jnp.float64:
+            for trial in range(TRIALS[name]):
+                found[f"tokens/{name}/{trial}"] = tokens(mesh, params, dtype, rng)
+        found[f"loss/{name}"], found[f"gradient/{name}"] = update(mesh, params, dtype)
+    np.savez(out, **found)

@@ -1,0 +1,117 @@
+"""A run that is killed and started again ends as one that was not: bit for bit."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+# Four problems, two a step: steps 1, 3, 5 open an epoch, steps 2, 4, 6 close one. Saves follow steps 2, 4, 6.
+QUESTIONS = [
+    ("What is 23+46?", 69),
+    ("What is 63433*6?", 380598),
+    ("What is 118+247?", 365),
+    ("What is 92366*7?", 646562),
+]
+# (phase, its how manieth entry in the process): each process starts from what the one before it left.
+KILLS = [
+    ("sample", 1),  # the first batch of an epoch, nothing saved yet
+    ("update", 2),  # the last batch of an epoch, nothing saved yet
+    ("save", 1),  # inside the first save: it never becomes a checkpoint
+    ("save", 2),  # inside the second: resume from step 2
+    ("score", 1),  # the first batch of an epoch, after a checkpoint
+    ("critique", 2),
+    ("update", 2),  # the last batch of an epoch, after a checkpoint
+    ("evaluate", 1),  # evaluation after step 3
+]
+
+
+def run(workdir, data, cache, *kill):
+    command = [sys.executable, str(HERE / "killed_run.py"), str(workdir), str(data), *map(str, kill)]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr[-3000:]
+    return done.stderr
+
+
+def arrays(workdir):
+    checkpointer = ocp.StandardCheckpointer()
+    parts = [checkpointer.restore((workdir / f"checkpoints/6/{name}").absolute()) for name in ("params", "opt_state")]
+    return [np.asarray(x) for x in jax.tree.leaves(parts)]
+
+
+def metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "seconds" not in k and "_per_s" not in k} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    rows = [json.dumps({"question": q, "answer": a}) for q, a in QUESTIONS]
+    (folder / "data.jsonl").write_text("\n".join(rows))
+    said = run(folder / "run", folder / "data.jsonl", folder / "cache")
+    return folder, said
+
+
+def test_killed_anywhere_it_ends_the_same(undisturbed, tmp_path):
+    """Also across the compilation cache: the undisturbed run compiled everything, the others load most of it."""
+    folder, _ = undisturbed
+    started = []
+    for kill in KILLS:
+        run(tmp_path / "run", folder / "data.jsonl", folder / "cache", *kill)
+        saved = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit())
+        started.append(int(saved[-1]) if saved else 0)
+    assert started == [0, 0, 0, 2, 2, 2, 2, 2]
+    said = run(tmp_path / "run", folder / "data.jsonl", folder / "cache")
+    assert "resuming after step 2" in said
+    assert metrics(tmp_path / "run") == metrics(folder / "run") and len(metrics(folder / "run")) == 9
+    for step in range(1, 7):
+        name = f"rollouts/{step:06d}.jsonl"
+        assert (tmp_path / "run" / name).read_bytes() == (folder / "run" / name).read_bytes()
+    one, other = arrays(tmp_path / "run"), arrays(folder / "run")
+    assert len(one) == len(other) > 20 and all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+    again = run(tmp_path / "run", folder / "data.jsonl", folder / "cache")
+    assert "step 6 is in" in again and metrics(tmp_path / "run") == metrics(folder / "run")
+
+
+def test_compilation_is_kept_on_disk_and_mended(undisturbed, tmp_path):
+    """The second start compiles next to nothing; broken entries are removed and made again."""
+    folder, said = undisturbed
+    counts = lambda text: [int(n) for n in text.split("compiled ")[-1].split() if n.isdigit()][:2]
+    programs, from_disk = counts(said)
+    assert programs > 5 and from_disk == 0
+    warm = counts(run(tmp_path / "warm", folder / "data.jsonl", folder / "cache"))
+    assert warm[0] == programs and warm[1] >= 5
+    entries = sorted((folder / "cache/cgrpo_jax/programs").glob("jit_decode-*-cache"))
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:100])  # as an interrupted write leaves it
+    mended = run(tmp_path / "mended", folder / "data.jsonl", folder / "cache")
+    assert "removed unreadable entries of jit_decode" in mended
+    assert all(entry.stat().st_size > 100 for entry in entries)
+    assert metrics(tmp_path / "mended") == metrics(folder / "run")
+
+
+def test_an_unreadable_checkpoint_stops_the_run(undisturbed, tmp_path):
+    import shutil
+
+    folder, _ = undisturbed
+    shutil.copytree(folder / "run", tmp_path / "run")
+    broken = [p for p in (tmp_path / "run/checkpoints/6/params").rglob("*") if p.is_file() and p.stat().st_size > 1000]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:50])
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    command = [
+        sys.executable, "-m", "cgrpo_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    assert done.returncode == 1 and "checkpoints/6: cannot be read" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before

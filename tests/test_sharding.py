@@ -1,0 +1,94 @@
+"""The same results on every mesh; one strict table; no device holds the whole model."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from cgrpo_jax import hf, sharding
+from cgrpo_jax.sharding import MeshConfig, MeshError, make_mesh, param_spec
+
+HERE = pathlib.Path(__file__).parent
+MESHES = ["8x1x1", "1x8x1", "2x2x2", "1x2x1"]
+
+
+def on_eight_devices(folder, dtype):
+    command = [sys.executable, str(HERE / "eight_devices.py"), str(folder / "out.npz"), dtype]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(np.load(folder / "out.npz"))
+
+
+def test_the_same_on_every_mesh_and_schedule(tmp_path):
+    """float64: the tokens, under random numbers of rows, chunks and orders of admission; loss and gradients to 1e-10."""
+    found = on_eight_devices(tmp_path, "float64")
+    expected, gradient = found["tokens/1x1x1/0"], found["gradient/1x1x1"]
+    assert len({tuple(row) for row in expected}) == 20 and (expected >= 0).sum() > 100
+    trials = [name for name in found if name.startswith("tokens/")]
+    assert len(trials) == 7
+    for name in trials:
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+    assert np.linalg.norm(gradient) > 0
+    for mesh in MESHES:
+        tolerance = {"rtol": 1e-10, "atol": 1e-10 * np.abs(gradient).max(), "err_msg": mesh}
+        np.testing.assert_allclose(found[f"gradient/{mesh}"], gradient, **tolerance)
+        np.testing.assert_allclose(found[f"loss/{mesh}"], found["loss/1x1x1"], rtol=1e-10, err_msg=mesh)
+
+
+def test_float32_gradients_and_what_each_device_holds(tmp_path):
+    """Within 1e-5 of the gradient's norm; no device holds more than its share (the norms are replicated)."""
+    found = on_eight_devices(tmp_path, "float32")
+    gradient = found["gradient/1x1x1"]
+    for mesh in MESHES:
+        assert np.linalg.norm(found[f"gradient/{mesh}"] - gradient) < 1e-5 * np.linalg.norm(gradient), mesh
+    assert found["share/1x8x1"] < 0.14 and found["share/2x2x2"] < 0.27 and found["share/8x1x1"] == 1
+
+
+def test_every_parameter_has_exactly_one_rule(monkeypatch):
+    for family in ("llama", "qwen2", "qwen3"):
+        for path, _ in jax.tree_util.tree_leaves_with_path(hf.abstract_params(tiny_config(family))):
+            param_spec(sharding.path_of(path))
+    with pytest.raises(ValueError, match="matches 0 sharding rules"):
+        param_spec("layers/attn/q/scale")
+    monkeypatch.setattr(sharding, "PARAM_RULES", sharding.PARAM_RULES * 2)
+    with pytest.raises(ValueError, match="matches 2 sharding rules"):
+        param_spec("norm/scale")
+
+
+def test_meshes_that_cannot_be():
+    for cfg, words in [
+        (MeshConfig(3, -1, 1), "mesh.data = 3"), (MeshConfig(-1, -1, 1), "-1 on one axis"), (MeshConfig(0, 1, 1), "positive"),
+    ]:  # fmt: skip
+        with pytest.raises(MeshError, match=words):
+            make_mesh(cfg)
+
+    four = types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 4})
+    with pytest.raises(MeshError, match=r"mesh.tensor = 4 does not divide the 211 of embed/embedding \(211, 48\)"):
+        sharding.check_divides(four, hf.abstract_params(tiny_config("qwen3")))
+
+
+def test_loading_reads_only_what_a_device_keeps(tmp_path, monkeypatch):
+    """Each read of a file is one device's part, never a whole parameter of a sharded model."""
+    code = (
+        "import jax, jax.numpy as jnp, numpy as np, sys; from cgrpo_jax import hf, sharding;"
+        "from cgrpo_jax.hf_config import config_from_hf;"
+        "folder = sys.argv[1]; cfg = config_from_hf(folder); mesh = sharding.make_mesh(sharding.MeshConfig(1, 8, 1));"
+        "sizes = []; read = hf.TensorFiles.read;"
+        "hf.TensorFiles.read = lambda self, name, index: sizes.append((name, (part := read(self, name, index)).size)) or part;"
+        "params = hf.load_params(folder, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32);"
+        "print(max(size for name, size in sizes if 'embed' in name), params['embed']['embedding'].size)"
+    )
+    from cgrpo_jax.setup import model_folder
+
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", code, str(model_folder("package://quickstart"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    largest, whole = map(int, done.stdout.split())
+    assert largest == whole // 8
