@@ -30,7 +30,7 @@ class VerifierConfig:
     """Limits of the worker processes."""
 
     workers: int = 2
-    cpu_seconds: float = 3.0  # per answer
+    cpu_seconds: float = 2.0  # per answer
     memory_mb: int = 2048  # address space per worker
 
 
@@ -86,6 +86,9 @@ class _Worker:
             timed_out = self.process.wait() == -signal.SIGPROF or self.too_slow
             return Verdict(False, "timeout" if timed_out else "died")
         reply = json.loads(line)
+        if reply["status"] == "memory":  # a fresh worker takes over
+            self.process.kill()
+            self.process.wait()
         return Verdict(reply["correct"], reply["status"])
 
     def alive(self) -> bool:

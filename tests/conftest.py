@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,19 +14,33 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_experimental_ynn_fusion_type="]
 )
 
+# One folder of compiled programs for the whole session: many tests need the same ones.
+SESSION = (
+    pathlib.Path(tempfile.gettempdir()) / f"cgrpo_jax_tests_{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(SESSION)
+
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from cgrpo_jax import setup, sharding
+from cgrpo_jax import compilation, setup, sharding
 from cgrpo_jax.hf_config import FAMILIES
 from cgrpo_jax.model import ModelConfig
 from cgrpo_jax.tokenizer import Tokenizer
 
+compilation.keep_on_disk()
 QUICKSTART = setup.model_folder("package://quickstart")
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_unconfigure(config):
+    """The process that started last ends last: it removes the folder."""
+    if not hasattr(config, "workerinput"):
+        for folder in SESSION.parent.glob(f"cgrpo_jax_tests_{config.option.testrunuid or os.getpid()}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(hookwrapper=True)

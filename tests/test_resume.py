@@ -36,6 +36,7 @@ KILLS = [
 def run(workdir, data, cache, *kill):
     command = [sys.executable, str(HERE / "killed_run.py"), str(workdir), str(data), *map(str, kill)]
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "XDG_CACHE_HOME": str(cache)}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr[-3000:]
     return done.stderr

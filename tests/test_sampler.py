@@ -67,6 +67,31 @@ def test_log_probs_are_those_of_the_full_forward(generator, params):
         assert (got.kept < 1).all()
 
 
+def test_the_sampler_and_the_trainer_agree_on_smollm2(smollm2, mesh):
+    """Log-probabilities of sampled tokens, as the update computes them, within 1e-4 in float32."""
+    from cgrpo_jax import hf, learner, sharding
+    from cgrpo_jax.batch import Prompted, Row, make_batch
+    from cgrpo_jax.hf_config import config_from_hf
+    from cgrpo_jax.objective import ObjectiveConfig
+    from cgrpo_jax.prompts import question_messages
+    from cgrpo_jax.tokenizer import Tokenizer
+
+    cfg, encode = config_from_hf(smollm2), Tokenizer(smollm2).encode_chat
+    weights = hf.load_params(smollm2, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32)
+    prompts = [encode(question_messages(text)) for text in ("What is 12+30?", "Name three rivers of Africa, please.")]
+    requests = [Request(prompts[i % 2], Kind.RESPONSE, i % 2, i // 2, [40, 9, 24, 40][i]) for i in range(4)]
+    generator = Generator(cfg, mesh, (), 0, 2, jnp.float32)  # two slots for four rows: refill
+    got = generator.bind(weights, 0, SamplingConfig(0.9))(requests)
+    rows = [[Row(c.ids, c.logp, 1.0, 1.0, False) for c in got[q::2]] for q in range(2)]
+    batch = make_batch([Prompted(prompts[q], rows[q]) for q in range(2)], rows_per_prompt=2, micro_batch=2)
+    static = (cfg, ObjectiveConfig(), learner.OptimizerConfig(), 0.9, 40.0, 1, jnp.float32, "dots")
+    logp_BT = np.asarray(
+        learner.make_logps(learner.LearnerConfig(*static), mesh)(weights, learner.put_batch(mesh, batch))
+    )[0]
+    gaps = [logp_BT[2 * q + g, : len(row.ids)] - row.sampler_logp for q in range(2) for g, row in enumerate(rows[q])]
+    assert np.abs(np.concatenate(gaps)).max() < 1e-4
+
+
 def test_greedy_is_the_argmax(generator, params):
     (got,) = ask(generator, params, request(), sampling=SamplingConfig(temperature=0.0, max_new_tokens=8))
     np.testing.assert_array_equal(got.ids, full_logits(params, PROMPT, got.ids).argmax(-1))

@@ -1,0 +1,92 @@
+"""The peers of `python -m cgrpo_jax.bench`, on the same work: transformers' generate, and a GRPO step of TRL.
+
+pip install trl accelerate      # beside the test extra
+python tests/peers.py generate --model=CHECKPOINT     # against bench --mode=sample
+python tests/peers.py trl --model=CHECKPOINT          # against bench --mode=step
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import statistics
+import tempfile
+import time
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from cgrpo_jax.bench import sums
+
+
+def generate(args) -> list[float]:
+    """Seconds of rounds in which every row makes exactly `new_tokens` tokens, after a warm-up."""
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    texts = [
+        tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, tokenize=False)
+        for problem in sums(args.prompts, 0)
+        for _ in range(args.samples)
+    ]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    lengths = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens}
+    seconds = []
+    for _ in range(args.repeats + 1):
+        began = time.perf_counter()
+        with torch.no_grad():
+            out = model.generate(**inputs, **lengths, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+        seconds.append(time.perf_counter() - began)
+        assert out.shape == (len(texts), inputs["input_ids"].shape[1] + args.new_tokens)
+    return seconds[1:]
+
+
+def trl(args) -> list[float]:
+    """Seconds of Dr.GRPO steps (generation, reward, update) in float32, after a warm-up."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    seconds = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            seconds.append(time.perf_counter() - self.began)
+
+    problems = [problem for round_ in range(args.repeats + 1) for problem in sums(args.prompts, round_)]
+    rows = [{"prompt": list(problem.messages), "gold": problem.answer} for problem in problems]
+    reward = lambda completions, gold, **_: [
+        float(g in c[0]["content"]) for c, g in zip(completions, gold, strict=True)
+    ]
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.prompts * args.samples,
+        num_generations=args.samples, max_completion_length=args.new_tokens, learning_rate=1e-6,
+        max_steps=args.repeats + 1, report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, beta=0.0,
+        save_strategy="no", loss_type="dr_grpo", scale_rewards=False, disable_tqdm=True, shuffle_dataset=False,
+    )  # fmt: skip
+    GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32),
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(args.model, padding_side="left"),
+        callbacks=[Clock()],
+    ).train()
+    return seconds[1:]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=["generate", "trl"])
+    parser.add_argument("--model", required=True, type=pathlib.Path)
+    for name, value in (("prompts", 4), ("samples", 8), ("new_tokens", 64), ("repeats", 3)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    seconds = {"generate": generate, "trl": trl}[args.peer](args)
+    tokens = args.prompts * args.samples * args.new_tokens
+    result = {"seconds": seconds, "median_s": statistics.median(seconds), "threads": torch.get_num_threads()}
+    if args.peer == "generate":
+        result["tokens_per_s"] = tokens / statistics.median(seconds)
+    result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps(result, indent=1))
