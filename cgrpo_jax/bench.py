@@ -3,8 +3,6 @@
     python -m cgrpo_jax.bench --mode=sample --model=CHECKPOINT --prompts=4 --samples=8 --new_tokens=64 --json=FILE
 
 sample  every row makes exactly new_tokens tokens (end-of-sequence is ignored)
-tail    as sample, with the recorded long-tailed lengths of 64 x 8 responses: rows that end make room for the next;
-        beside it the same work in static batches, which wait for their longest row
 update  one optimizer update on prompts x samples rows of full length
 step    sampling with end-of-sequence, scoring and update
 """
@@ -68,49 +66,6 @@ def sample_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
     return work
 
 
-def tail_requests(run: Run) -> list[Request]:
-    """64 problems x 8 samples, each to be cut at a recorded length."""
-    lengths = json.loads(LENGTHS.read_text())
-    prompts = [run.tokenizer.encode_chat(problem.messages) for problem in sums(len(lengths) // 8, 0)]
-    return [Request(prompts[i // 8], Kind.RESPONSE, i // 8, i % 8, limit) for i, limit in enumerate(lengths)]
-
-
-def measure_tail(run: Run, repeats: int) -> dict[str, Any]:
-    """The long tail with refill, and the same work in static batches: rows that run on until the longest has ended."""
-    params, compiled = setup.initial_params(run), compilation.watch()
-    generator = dataclasses.replace(run.generator, eos_ids=(), max_rows=SLOTS)
-    requests = tail_requests(run)
-    batches = [requests[first : first + SLOTS] for first in range(0, len(requests), SLOTS)]
-    longest = lambda batch_: max(request.limit or 0 for request in batch_)
-    static = [[r._replace(limit=longest(batch_)) for r in batch_] for batch_ in batches]
-    seconds: dict[str, list[float]] = {"refill": [], "static": []}
-    for round_ in range(repeats + 1):  # the first one compiles
-        for name, calls in (("refill", [requests]), ("static", static)):
-            bound, began = generator.bind(params, round_, run.cfg.sampling), time.perf_counter()
-            for call in calls:
-                bound(call)
-            taken = time.perf_counter() - began
-            if name == "refill":
-                stats = bound.stats
-            print(f"round {round_}, {name}: {taken:.1f} s", file=sys.stderr, flush=True)
-            if round_:
-                seconds[name].append(taken)
-    tokens = sum(request.limit or 0 for request in requests)
-    return {
-        "slots": SLOTS,
-        "tokens": tokens,
-        "refill_s": spread(seconds["refill"]),
-        "static_s": spread(seconds["static"]),
-        "refill_over_static": spread([a / b for a, b in zip(seconds["refill"], seconds["static"], strict=True)]),
-        "tokens_per_s": spread([tokens / s for s in seconds["refill"]]),
-        "slot_use": stats.slot_use,
-        "prefilled_tokens": stats.prefilled,
-        "compile_s": compiled.seconds,
-        "programs": compiled.programs,
-        "programs_from_disk": compiled.from_disk,
-    }
-
-
 def update_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
     """Round -> response tokens trained on; rows of random ids and full length."""
     state = learner.init_state(run.learner, run.mesh, setup.initial_params(run))
@@ -156,8 +111,6 @@ def step_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
 
 
 MODES = {"sample": sample_work, "update": update_work, "step": step_work}
-SLOTS = 32  # rows of mode tail
-LENGTHS = pathlib.Path(__file__).with_name("response_lengths.json")  # SmolLM2-135M on GSM8K, cut at 512
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -195,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m cgrpo_jax.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--mode", required=True, choices=[*MODES, "tail"])
+    parser.add_argument("--mode", required=True, choices=list(MODES))
     parser.add_argument("--model", required=True, help="Hugging Face folder, hub id, or package://quickstart")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--samples", type=int, default=8, help="rows per prompt")
@@ -212,10 +165,7 @@ def main() -> None:
         compilation.keep_on_disk()
         run = bench_run(args)
         with Verifier(run.cfg.verifier) as verifier:
-            if args.mode == "tail":
-                result = measure_tail(run, args.repeats)
-            else:
-                result = measure(MODES[args.mode](run, verifier), args.repeats)
+            result = measure(MODES[args.mode](run, verifier), args.repeats)
     except (config.ConfigError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     asked = {name: getattr(args, name) for name in ("mode", "model", "prompts", "samples", "new_tokens", "micro_batch")}
