@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from cgrpo_jax.learner import Batch
@@ -31,19 +32,23 @@ class Prompted(NamedTuple):
     rows: list[Row]
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def _credit(reward_PG: jax.Array, refined_PG: jax.Array, mask_PG: jax.Array, cfg: ObjectiveConfig):
+    adv_PG = group_advantages(reward_PG, mask_PG, divide_by_std=cfg.divide_by_std)
+    return adv_PG, group_weights(refined_PG, mask_PG, weights=cfg.weights)
+
+
 def group_rows(groups: Sequence[Group], cfg: ObjectiveConfig) -> list[Prompted]:
     """The rows of each group with their advantages and weights."""
     rows_P = [group.rows() for group in groups]
-    widest = max(len(rows) for rows in rows_P)
-    reward_PG = np.zeros((len(groups), widest), np.float32)
-    refined_PG, mask_PG = np.zeros((2, len(groups), widest), bool)
+    shape = (len(groups), max(map(len, rows_P)))
+    reward_PG = np.zeros(shape, np.float32)
+    refined_PG, mask_PG = np.zeros((2, *shape), bool)
     for p, rows in enumerate(rows_P):
         mask_PG[p, : len(rows)] = True
         reward_PG[p, : len(rows)] = [attempt.reward for attempt, _ in rows]
         refined_PG[p, : len(rows)] = [refined for _, refined in rows]
-    exists_PG = jnp.asarray(mask_PG)
-    adv_PG = np.asarray(group_advantages(jnp.asarray(reward_PG), exists_PG, divide_by_std=cfg.divide_by_std))
-    weight_PG = np.asarray(group_weights(jnp.asarray(refined_PG), exists_PG, weights=cfg.weights))
+    adv_PG, weight_PG = jax.device_get(_credit(reward_PG, refined_PG, mask_PG, cfg))
 
     def row(p: int, g: int) -> Row:
         attempt, refined = rows_P[p][g]

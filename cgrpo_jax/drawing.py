@@ -25,10 +25,15 @@ class SamplingConfig:
     max_new_tokens: int = 512
 
 
-def row_keys(seed: jax.Array, step: jax.Array, name_B3: jax.Array) -> jax.Array:
-    """Random keys `[B]` of rows named (kind, problem, sample)."""
-    base = jax.random.fold_in(jax.random.key(seed), step)
-    fold = lambda name_3: functools.reduce(jax.random.fold_in, name_3, base)
+@jax.jit
+def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
+    """The random key that all rows of a step share."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def row_keys(key: jax.Array, name_B3: jax.Array) -> jax.Array:
+    """Random keys `[B]` of rows named (kind, problem, sample), from that of their step."""
+    fold = lambda name_3: functools.reduce(jax.random.fold_in, name_3, key)
     return jax.vmap(fold)(name_B3)
 
 

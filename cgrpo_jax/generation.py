@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from cgrpo_jax import sampler
-from cgrpo_jax.drawing import SamplingConfig, row_keys
+from cgrpo_jax.drawing import SamplingConfig, step_key
 from cgrpo_jax.model import ModelConfig, Params
-from cgrpo_jax.shapes import bucket, ladder
+from cgrpo_jax.shapes import power_of_two, prefill_size, ring_size, row_sizes, split_count
 from cgrpo_jax.types import Completion, FollowUp, Request
 
 CHUNK = 32  # tokens decoded between two looks at the queue, at most
@@ -44,7 +44,6 @@ class Stats:
     tokens: int = 0  # drawn
     row_steps: int = 0  # rows x steps decoded, whether a row was active or not
     prefilled: int = 0  # prompt tokens run through the model, without padding
-    chunks: int = 0
 
     @property
     def slot_use(self) -> float:
@@ -76,7 +75,7 @@ class Generator:
 def rows_that_fit(model: ModelConfig, mesh: Mesh, cfg: SamplerConfig, slots: int, dtype: DTypeLike) -> int:
     """The largest number of rows (a power of two on each device) whose rings of `slots` fit the budget; 0: none."""
     heads = model.kv_heads // mesh.shape["tensor"]
-    row_bytes = 2 * model.layers * heads * model.head_dim * bucket(slots) * jnp.dtype(dtype).itemsize
+    row_bytes = 2 * model.layers * heads * model.head_dim * ring_size(slots) * jnp.dtype(dtype).itemsize
     fit = int(cfg.kv_cache_mb * 2**20 // row_bytes)
     return (1 << (fit.bit_length() - 1)) * mesh.shape["data"] * mesh.shape["fsdp"] if fit else 0
 
@@ -106,7 +105,10 @@ class Sampler:
 
     def __init__(self, generator: Generator, params: Params, step: int, sampling: SamplingConfig):
         self.of, self.params, self.sampling = generator, params, sampling
-        self.step = jnp.int32(step)
+        self.drawing = dataclasses.replace(
+            sampling, max_new_tokens=0
+        )  # each row has its own limit: one program for all
+        self.key = step_key(np.uint32(generator.seed), np.int32(step))
         self.weights = sampler.weights_for_sampling(params, dtype=generator.dtype)
         self.stats = Stats()
 
@@ -164,20 +166,21 @@ class _Schedule:
         """Grows or shrinks rows and slots to what is needed until the next look."""
         live = [r for r, row in enumerate(self.rows) if row is not None]
         wanted = min(self.of.max_rows, len(live) + len(self.queue))
-        rows = self.of.least_rows
-        while rows < wanted:
-            rows *= 2
+        least, now_rows = self.of.least_rows, len(self.rows)
+        if wanted > now_rows:
+            rows = least * power_of_two(-(-wanted // least))
+        else:
+            rows = next(size for size in row_sizes(now_rows, least) if size >= wanted)
         entering = [(len(row.request.prompt_ids) - 1, row.limit) for row in list(self.queue)[: rows - len(live)]]
         under_way = [(int(self.length[r]), row.left(self.length[r])) for r, row in enumerate(self.rows) if row]
-        needed = bucket(max(length + min(left, self.of.chunk) for length, left in entering + under_way))
+        needed = ring_size(max(length + min(left, self.of.chunk) for length, left in entering + under_way))
         if self.slots is None:
             self.slots = sampler.empty_slots(
                 cfg=self.of.model, rows=rows, slots=needed, dtype=self.of.dtype, mesh=self.of.mesh
             )
             self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
             return
-        now_rows, now_slots = len(self.rows), self.slots.cache[0].k_BKSH.shape[2]
-        rows = now_rows if now_rows // 2 < rows <= now_rows else rows
+        now_slots = self.slots.cache[0].k_BKSH.shape[2]
         needed = now_slots if now_slots // 2 < needed <= now_slots else needed
         if (rows, needed) == (now_rows, now_slots):
             return
@@ -202,10 +205,9 @@ class _Schedule:
                 request = row.request
                 row_R[i], limit_R[i], name_R3[i] = r, row.limit, (request.kind, request.problem, request.sample)
                 self.rows[r], self.length[r] = row, len(ids) - 1
-            key_R = row_keys(jnp.uint32(self.of.seed), self.owner.step, jnp.asarray(name_R3))
-            entry = sampler.Entry(np.int32(len(placed)), row_R, limit_R, key_R)
+            entry = sampler.Entry(np.int32(len(placed)), row_R, limit_R, name_R3)
             assert self.slots is not None
-            args = (self.slots, self.prompts[ids], np.int32(len(ids) - 1), np.int32(ids[-1]), entry)
+            args = (self.slots, self.prompts[ids], np.int32(len(ids) - 1), np.int32(ids[-1]), entry, self.owner.key)
             self.slots = sampler.enter(*args, mesh=self.of.mesh)
             self.waiting[ids] -= len(placed)
             if not self.waiting[ids]:
@@ -215,38 +217,34 @@ class _Schedule:
         """Runs each prompt, but its last token, through the model: prompts of like length together."""
         by_size: dict[int, list[tuple[int, ...]]] = {}
         for ids in prompts:
-            by_size.setdefault(ladder(max(1, len(ids) - 1)), []).append(ids)
+            by_size.setdefault(prefill_size(len(ids) - 1), []).append(ids)
+        of = self.of
         for size, alike in by_size.items():
-            most = max(self.of.least_rows, 1 << (PREFILL_TOKENS // size).bit_length() >> 1)
-            for first in range(0, len(alike), most):
-                part = alike[first : first + most]
-                count = self.of.least_rows
-                while count < len(part):
-                    count *= 2
-                tokens_QT = np.zeros((count, size), np.int32)
-                for q, ids in enumerate(part):
+            first = 0
+            for part in split_count(-(-len(alike) // of.least_rows), PREFILL_TOKENS // (size * of.least_rows)):
+                tokens_QT = np.zeros((part * of.least_rows, size), np.int32)
+                together = alike[first : first + len(tokens_QT)]
+                for q, ids in enumerate(together):
                     tokens_QT[q, : len(ids) - 1] = ids[:-1]
-                made = sampler.prefill(
-                    self.owner.params, tokens_QT, cfg=self.of.model, dtype=self.of.dtype, mesh=self.of.mesh
-                )
-                self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
-                self.owner.stats.prefilled += sum(len(ids) - 1 for ids in part)
+                made = sampler.prefill(self.owner.params, tokens_QT, cfg=of.model, dtype=of.dtype, mesh=of.mesh)
+                self.prompts |= dict(zip(together, made, strict=False))  # the rest only fills the batch
+                self.owner.stats.prefilled += sum(len(ids) - 1 for ids in together)
+                first += len(tokens_QT)
 
     def _decode(self) -> None:
         """Decodes until enough rows have ended, and hands out what they made."""
         live = sum(row is not None for row in self.rows)
         if self.queue or self.then:
             leave_at = max(1, len(self.rows) // 16)
-        else:  # nobody waits: leave when half of the rows would do
-            leave_at = live - len(self.rows) // 2 if len(self.rows) > self.of.least_rows else live
+        else:  # nobody waits: leave when fewer rows would do
+            leave_at = live - [0, *row_sizes(len(self.rows), self.of.least_rows)][-2]
         of, stats = self.of, self.owner.stats
         self.slots, out = sampler.decode(
             self.owner.weights, self.slots, np.asarray(of.eos_ids, np.int32), np.int32(max(1, leave_at)), cfg=of.model,
-            sampling=dataclasses.replace(self.owner.sampling, max_new_tokens=0), dtype=of.dtype, mesh=of.mesh,
+            sampling=self.owner.drawing, dtype=of.dtype, mesh=of.mesh,
             chunk=of.chunk,
         )  # fmt: skip
         chunk = jax.device_get(out)
-        stats.chunks += 1
         stats.row_steps += int(chunk.steps) * len(self.rows)
         ended = []
         for r, row in enumerate(self.rows):

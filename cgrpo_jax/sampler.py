@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from cgrpo_jax.drawing import SamplingConfig, draw
+from cgrpo_jax.drawing import SamplingConfig, draw, row_keys
 from cgrpo_jax.model import (
     KVCache,
     ModelConfig,
@@ -68,11 +68,11 @@ def _place(mesh: Mesh, slots: Slots) -> Slots:
     return Slots(cache, put(slots.time), **vectors)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "unrolled"))
-def weights_for_sampling(params: Params, *, dtype: DTypeLike, unrolled: bool = True) -> Params:
+@functools.partial(jax.jit, static_argnames="dtype")
+def weights_for_sampling(params: Params, *, dtype: DTypeLike) -> Params:
     """Parameters in the computation's dtype and one tree a layer, where they lie; what needs no change is no copy."""
     cast = jax.tree.map(lambda x: x.astype(dtype), params)
-    return cast | {"layers": unstack(cast["layers"])} if unrolled else cast
+    return cast | {"layers": unstack(cast["layers"])}
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh"))
@@ -97,21 +97,24 @@ def prefill(params: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DT
 
 
 class Entry(NamedTuple):
-    """Rows that start with one prompt: arrays `[R]`, of which the first `rows` count."""
+    """Requests that start with one prompt: arrays over R places, of which the first `used` count."""
 
-    rows: Any
-    row_R: Any  # int32, which rows
-    limit_R: Any  # int32
-    key_R: jax.Array
+    used: Any  # int32
+    row_R: Any  # int32, which rows they get
+    limit_R: Any  # int32, tokens to draw at most
+    name_R3: Any  # int32, (kind, problem, sample)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",), donate_argnums=0)
-def enter(slots: Slots, prompt: KVCache, length: jax.Array, last: jax.Array, entry: Entry, *, mesh: Mesh) -> Slots:
+def enter(
+    slots: Slots, prompt: KVCache, length: jax.Array, last: jax.Array, entry: Entry, key: jax.Array, *, mesh: Mesh
+) -> Slots:
     """Puts a prefilled prompt into the rings of some rows.
 
     Args:
       prompt: keys and values `[L, K, T, H]`, of which the first `length` tokens count.
       last: the prompt's last id, not among them.
+      key: of seed and step (`step_key`).
     """
     S = slots.cache[0].k_BKSH.shape[2]
     first = (slots.time - length) % S  # slot of the prompt's first token
@@ -128,8 +131,8 @@ def enter(slots: Slots, prompt: KVCache, length: jax.Array, last: jax.Array, ent
         return jax.tree.map(write, cache, layers)
 
     R = len(slots.token_R)
-    cache = jax.lax.fori_loop(0, entry.rows, put_row, slots.cache)
-    row_R = jnp.where(jnp.arange(R) < entry.rows, entry.row_R, R)  # R is nowhere: dropped
+    cache = jax.lax.fori_loop(0, entry.used, put_row, slots.cache)
+    row_R = jnp.where(jnp.arange(R) < entry.used, entry.row_R, R)  # R is nowhere: dropped
     put = lambda old_R, new: old_R.at[row_R].set(new, mode="drop")
     return _place(
         mesh,
@@ -140,7 +143,7 @@ def enter(slots: Slots, prompt: KVCache, length: jax.Array, last: jax.Array, ent
             length_R=put(slots.length_R, length),
             count_R=put(slots.count_R, 0),
             limit_R=put(slots.limit_R, entry.limit_R),
-            key_R=put(slots.key_R, entry.key_R),
+            key_R=put(slots.key_R, row_keys(key, entry.name_R3)),
             active_R=put(slots.active_R, True),
         ),
     )

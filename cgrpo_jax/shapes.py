@@ -1,18 +1,49 @@
-"""Lengths are rounded up to few sizes, which bounds the number of programs that are ever compiled."""
+"""Lengths and numbers of rows are rounded up to few sizes: that bounds the programs ever compiled."""
 
 from __future__ import annotations
 
+COUNTS = (64, 8, 1)  # of prompts that are prefilled together
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that holds `number`."""
+    return 1 << (number - 1).bit_length()
+
 
 def ladder(length: int) -> int:
-    """The smallest of 8, 16, ..., 64, 80, 96, 112, 128, 160, ... that holds `length`.
+    """The smallest of 64, 80, 96, 112, 128, 160, ... that holds `length`; for the update.
 
-    Four sizes an octave bound the shapes ever compiled, and the padding by a quarter.
+    Four sizes an octave bound the shapes ever compiled, and the padding (beyond 64) by a quarter.
     """
-    step = max(8, (1 << (length - 1).bit_length()) // 8)
-    return -(-length // step) * step
+    step = max(8, power_of_two(length) // 8)
+    return max(64, -(-length // step) * step)
 
 
-def bucket(length: int) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds `length`: two sizes an octave bound the programs."""
-    power = 1 << max(5, (length - 1).bit_length())
-    return power * 3 // 4 if length <= power * 3 // 4 and power > 32 else power
+def prefill_size(length: int) -> int:
+    """The smallest of 64, 96, 128, 192, 256, ... that holds `length`: two sizes an octave."""
+    power = max(64, power_of_two(length))
+    return power * 3 // 4 if length <= power * 3 // 4 and power > 64 else power
+
+
+def ring_size(length: int) -> int:
+    """The smallest of 128, 256, 512, 768, 1024, 1536, ... that holds `length`; for the slots of a row."""
+    power = max(128, power_of_two(length))
+    return power * 3 // 4 if length <= power * 3 // 4 and power > 512 else power
+
+
+def row_sizes(rows: int, least: int) -> list[int]:
+    """What `rows` rows may shrink to: 8, 32, 128, ... times `least` as far as that is a quarter of them; and `rows`."""
+    sizes = [8 * least]
+    while sizes[-1] <= rows // 4:
+        sizes.append(4 * sizes[-1])
+    return [*sizes[:-1], rows]
+
+
+def split_count(count: int, most: int) -> list[int]:
+    """`count` as a sum of few COUNTS, none above `most`."""
+    parts = []
+    for size in COUNTS:
+        while size <= max(1, most) and size <= count:
+            parts.append(size)
+            count -= size
+    return parts

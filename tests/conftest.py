@@ -14,11 +14,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_experimental_ynn_fusion_type="]
 )
 
-# One folder of compiled programs for the whole session: many tests need the same ones.
-SESSION = (
-    pathlib.Path(tempfile.gettempdir()) / f"cgrpo_jax_tests_{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
-)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(SESSION)
+# One folder of compiled programs for the whole session: many tests need the same ones. Worker processes inherit it.
+OWN_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="cgrpo_jax_tests_")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", OWN_CACHE)
 
 import jax
 import numpy as np
@@ -37,10 +35,8 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_unconfigure(config):
-    """The process that started last ends last: it removes the folder."""
-    if not hasattr(config, "workerinput"):
-        for folder in SESSION.parent.glob(f"cgrpo_jax_tests_{config.option.testrunuid or os.getpid()}"):
-            shutil.rmtree(folder, ignore_errors=True)
+    if OWN_CACHE:  # the process that made the folder outlives the others
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 @pytest.hookimpl(hookwrapper=True)

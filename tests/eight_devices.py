@@ -37,7 +37,7 @@ def make_params(mesh, dtype):
 def tokens(mesh, params, dtype, rng):
     """Ids of 20 requests under a random schedule: rows, chunk and order of admission."""
     requests = [
-        Request(list(range(3, 3 + [1, 9, 40][p % 3])), Kind.RESPONSE, p, g, [None, 3, 25][g % 3])
+        Request(list(range(3, 3 + [1, 9, 120][p % 3])), Kind.RESPONSE, p, g, [None, 3, 25][g % 3])
         for p in range(4)
         for g in range(5)
     ]

@@ -9,10 +9,10 @@ import pytest
 from conftest import tiny_config
 
 from cgrpo_jax import sampler
-from cgrpo_jax.drawing import SamplingConfig, categorical, draw, first_above, keep_top, row_keys
+from cgrpo_jax.drawing import SamplingConfig, categorical, draw, first_above, keep_top, row_keys, step_key
 from cgrpo_jax.generation import Generator, RequestError, SamplerConfig, rows_that_fit
 from cgrpo_jax.model import forward, init_params, logits
-from cgrpo_jax.shapes import bucket
+from cgrpo_jax.shapes import prefill_size, ring_size, row_sizes, split_count
 from cgrpo_jax.types import Kind, Request
 
 CFG = tiny_config("qwen3")
@@ -128,9 +128,9 @@ def test_a_set_of_end_ids_stops_rows_apart(generator, params):
         np.testing.assert_array_equal(got[row].ids, free[row].ids[:length])
 
 
-def crowd(rng, count=14):
+def crowd(rng, count=36):
     """Requests of few prompts, several samples each, with lengths from 1 to far beyond a bucket, and mixed limits."""
-    prompts = [rng.integers(0, CFG.vocab, n).tolist() for n in (1, 5, 31, 33, 70)]
+    prompts = [rng.integers(0, CFG.vocab, n).tolist() for n in (1, 5, 65, 70, 140)]
     limits = [1, 3, 9, 20, 45, None]
     pick = lambda values: values[rng.integers(len(values))]
     return [request(pick(prompts), i // 3, i % 3, limit=pick(limits)) for i in range(count)]
@@ -140,7 +140,7 @@ def test_any_schedule_gives_the_same_tokens(generator, params, rng):
     """Rows, chunk and order of admission: refill, rings that grow and turn over, rows that shrink."""
     requests = crowd(rng)
     plain = [ask(generator, params, r)[0] for r in requests]
-    for max_rows, chunk in [(1, 8), (2, 3), (16, 8), (4, 5)]:
+    for max_rows, chunk in [(1, 8), (2, 3), (32, 8), (4, 5)]:
         order = rng.permutation(len(requests))
         other = dataclasses.replace(generator, max_rows=max_rows, chunk=chunk)
         got = ask(other, params, *[requests[i] for i in order])
@@ -194,21 +194,13 @@ def test_the_budget_decides_the_rows(mesh):
     assert [fit(n) for n in (0.9, 1, 1.9, 7.9, 8, 100)] == [0, 1, 1, 4, 8, 64]
 
 
-def test_buckets_bound_the_programs():
-    assert [bucket(n) for n in (1, 32, 33, 48, 49, 64, 65, 96, 97, 128, 193)] == [
-        32,
-        32,
-        48,
-        48,
-        64,
-        64,
-        96,
-        96,
-        128,
-        128,
-        256,
-    ]
-    assert len({bucket(n) for n in range(1, 8193)}) == 17 and all(n <= bucket(n) for n in range(1, 8193))
+def test_few_sizes_bound_the_programs():
+    assert [prefill_size(n) for n in (0, 1, 64, 65, 96, 97, 129, 193)] == [64, 64, 64, 96, 96, 128, 192, 256]
+    assert [ring_size(n) for n in (1, 128, 129, 257, 513, 769, 1025)] == [128, 128, 256, 512, 768, 1024, 1536]
+    for size, most in ((prefill_size, 16), (ring_size, 12)):
+        assert len({size(n) for n in range(1, 8193)}) <= most and all(n <= size(n) for n in range(1, 8193))
+    assert row_sizes(1024, 1) == [8, 32, 128, 1024] and row_sizes(64, 2) == [16, 64] and row_sizes(16, 1) == [16]
+    assert split_count(7, 64) == [1] * 7 and split_count(75, 64) == [64, 8, 1, 1, 1] and split_count(9, 0) == [1] * 9
 
 
 def test_programs_are_compiled_once_per_shape(generator, params):
@@ -288,7 +280,7 @@ def test_filters_equal_sorting(rng, top_k, top_p):
 def test_only_kept_tokens_are_drawn(rng):
     logits_BV = jnp.asarray(np.tile(rng.normal(size=(1, 64)), (256, 1)), jnp.float32)
     name_B3 = jnp.array([(0, p, 0) for p in range(256)], jnp.int32)
-    keys = row_keys(jnp.uint32(0), jnp.int32(0), name_B3)
+    keys = row_keys(step_key(0, 0), name_B3)
     tokens, _, kept = draw(logits_BV, keys, jnp.zeros(256, jnp.int32), SamplingConfig(top_k=3))
     prob = np.sort(np.asarray(jax.nn.softmax(logits_BV[0])))
     np.testing.assert_allclose(kept, prob[-3:].sum(), rtol=1e-5)
