@@ -61,6 +61,7 @@ class Generator:
     seed: int
     max_rows: int
     dtype: DTypeLike
+    unrolled: bool  # layers in decoding, see sampler.unrolls
     chunk: int = CHUNK
 
     @property
@@ -109,7 +110,9 @@ class Sampler:
             sampling, max_new_tokens=0
         )  # each row has its own limit: one program for all
         self.key = step_key(np.uint32(generator.seed), np.int32(step))
-        self.weights = sampler.weights_for_sampling(params, dtype=generator.dtype)
+        self.weights = sampler.weights_for_sampling(
+            params, dtype=generator.dtype, mesh=generator.mesh, unrolled=generator.unrolled
+        )
         self.stats = Stats()
 
     def __call__(self, requests: Sequence[Request], then: FollowUp | None = None) -> list[Completion]:
@@ -176,11 +179,16 @@ class _Schedule:
         needed = ring_size(max(length + min(left, self.of.chunk) for length, left in entering + under_way))
         if self.slots is None:
             self.slots = sampler.empty_slots(
-                cfg=self.of.model, rows=rows, slots=needed, dtype=self.of.dtype, mesh=self.of.mesh
+                cfg=self.of.model,
+                rows=rows,
+                slots=needed,
+                dtype=self.of.dtype,
+                mesh=self.of.mesh,
+                unrolled=self.of.unrolled,
             )
             self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
             return
-        now_slots = self.slots.cache[0].k_BKSH.shape[2]
+        now_slots = self.slots.ring
         needed = now_slots if now_slots // 2 < needed <= now_slots else needed
         if (rows, needed) == (now_rows, now_slots):
             return

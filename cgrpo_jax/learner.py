@@ -177,8 +177,18 @@ def _update(state: TrainState, batch: Batch, cfg: LearnerConfig) -> tuple[TrainS
     stacked = batch._replace(groups=jnp.broadcast_to(batch.groups, batch.prompt_AQT.shape[:1]))
 
     def accumulate(grads, micro):
-        (loss, sums), new = value_and_grad(state.params, micro, cfg)
-        return jax.tree.map(jnp.add, grads, new), sums | {"loss": loss}
+        def learn(grads):
+            (loss, sums), new = value_and_grad(state.params, micro, cfg)
+            return jax.tree.map(jnp.add, grads, new), sums | {"loss": loss}
+
+        def measure(grads):
+            loss, sums = _micro_loss(state.params, micro, cfg)
+            return grads, sums | {"loss": loss}
+
+        if cfg.objective.kl_coef or cfg.objective.entropy_coef:
+            return learn(grads)
+        # Without an advantage the gradient is exactly zero: the forward pass, for the metrics, is enough.
+        return jax.lax.cond((micro.adv_AB != 0).any(), learn, measure, grads)
 
     grads, sums_A = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.params), stacked)
     sums = {name: value.max() if name.endswith("_max") else value.sum() for name, value in sums_A.items()}

@@ -71,6 +71,27 @@ class KVCache(NamedTuple):
     k_BKSH: jax.Array
     v_BKSH: jax.Array
 
+    def extended(self, k_BKTH: jax.Array, v_BKTH: jax.Array, slot: Any) -> tuple[jax.Array, jax.Array, KVCache]:
+        """With new tokens at `slot`, ...: the keys and values to attend to, and the cache after it."""
+        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
+        cache = KVCache(put(self.k_BKSH, k_BKTH), put(self.v_BKSH, v_BKTH))
+        return *cache, cache
+
+
+class LayerOf(NamedTuple):
+    """One layer of a stacked cache that a loop over layers carries along and writes where it lies."""
+
+    stacked: KVCache
+    layer: jax.Array
+
+    def extended(self, k_BKTH: jax.Array, v_BKTH: jax.Array, slot: Any) -> tuple[jax.Array, jax.Array, LayerOf]:
+        """As of a `KVCache`."""
+        place = tuple(jnp.int32(index) for index in (self.layer, 0, 0, slot, 0))
+        put = lambda old, new: jax.lax.dynamic_update_slice(old, new[None], place)
+        cache = KVCache(put(self.stacked.k_BKSH, k_BKTH), put(self.stacked.v_BKSH, v_BKTH))
+        pick = lambda x: jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False)
+        return pick(cache.k_BKSH), pick(cache.v_BKSH), LayerOf(cache, self.layer)
+
 
 def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike) -> KVCache:
     """An empty cache of all layers, stacked."""
@@ -155,7 +176,7 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_BTD, rope, mask_BTS, cache: KVCache | None, slot):
+    def __call__(self, x_BTD, rope, mask_BTS, cache: KVCache | LayerOf | None, slot):
         cfg = self.cfg
         B, T, D = x_BTD.shape
         N, K, H = cfg.heads, cfg.kv_heads, cfg.head_dim
@@ -170,9 +191,7 @@ class Attention(nn.Module):
         q_BNTH = rotate(q_BTNH, *rope).swapaxes(1, 2)
         k_BKSH, v_BKSH = rotate(k_BTKH, *rope).swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
         if cache is not None:
-            k_BKSH = jax.lax.dynamic_update_slice_in_dim(cache.k_BKSH, k_BKSH, slot, axis=2)
-            v_BKSH = jax.lax.dynamic_update_slice_in_dim(cache.v_BKSH, v_BKSH, slot, axis=2)
-            cache = KVCache(k_BKSH, v_BKSH)
+            k_BKSH, v_BKSH, cache = cache.extended(k_BKSH, v_BKSH, slot)
         q_BKQH = q_BNTH.reshape(B, K, -1, H)  # Q = R T
         logits_BKQS = attention_logits(q_BKQH, k_BKSH, accumulator(self.dtype))
         logits_BKRTS = logits_BKQS.reshape(B, K, N // K, T, -1) * H**-0.5
@@ -200,7 +219,7 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_BTD, rope, mask_BTS, cache: KVCache | None, slot):
+    def __call__(self, x_BTD, rope, mask_BTS, cache: KVCache | LayerOf | None, slot):
         norm = lambda name: nn.RMSNorm(self.cfg.norm_eps, dtype=self.dtype, name=name)
         out_BTD, cache = Attention(self.cfg, self.dtype, name="attn")(
             norm("attn_norm")(x_BTD), rope, mask_BTS, cache, slot
@@ -286,6 +305,7 @@ def run_layers(
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
+    in_place: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Final hidden states of the decoder, before the head.
 
@@ -298,6 +318,8 @@ def run_layers(
       cache: what earlier tokens left; the tokens are written at `slot`, `slot + 1`, ...
       dtype: of the computation; parameters are cast where they are used.
       remat: what the backward pass computes again, a key of REMAT.
+      in_place: of a stacked cache: the scan carries it along and writes the new tokens into it, instead of making a new
+        one. For decoding; a backward pass would keep the whole cache for each layer.
     """
     rope = rope_angles(cfg, positions_BT)
 
@@ -313,6 +335,13 @@ def run_layers(
             x_BTD, layer_cache = block(x_BTD, (layer, None if cache is None else cache[index]))
             written.append(layer_cache)
         cache = None if cache is None else tuple(written)
+    elif in_place:
+
+        def step(carry: tuple[jax.Array, Any], layer: Any) -> Any:
+            x_BTD, of = block(carry[0], (layer[0], LayerOf(carry[1], layer[1])))
+            return (x_BTD, of.stacked), None
+
+        (x_BTD, cache), _ = jax.lax.scan(step, (x_BTD, cache), (params["layers"], jnp.arange(cfg.layers)))
     else:
         x_BTD, cache = jax.lax.scan(block, x_BTD, (params["layers"], cache))
     norm = nn.RMSNorm(cfg.norm_eps, dtype=dtype)

@@ -12,6 +12,7 @@ is drawn where all others are, and a row takes exactly as many steps as it makes
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from cgrpo_jax import sharding
 from cgrpo_jax.drawing import SamplingConfig, draw, row_keys
 from cgrpo_jax.model import (
     KVCache,
@@ -35,9 +37,9 @@ from cgrpo_jax.model import (
 
 
 class Slots(NamedTuple):
-    """All rows under way. `cache` is a tuple of `KVCache`, one a layer."""
+    """All rows under way. `cache` is a tuple of `KVCache`, one a layer, or a stacked one (see `unrolls`)."""
 
-    cache: tuple[KVCache, ...]
+    cache: tuple[KVCache, ...] | KVCache
     time: jax.Array  # int32, steps since the beginning
     token_R: jax.Array  # int32, the id to feed next
     length_R: jax.Array  # int32, tokens in the ring: prompt and response, less the one to feed next
@@ -45,6 +47,11 @@ class Slots(NamedTuple):
     limit_R: jax.Array  # int32, tokens to draw at most
     key_R: jax.Array  # random keys
     active_R: jax.Array  # bool
+
+    @property
+    def ring(self) -> int:
+        """S."""
+        return jax.tree.leaves(self.cache)[0].shape[-2]
 
 
 class Chunk(NamedTuple):
@@ -63,24 +70,53 @@ def _place(mesh: Mesh, slots: Slots) -> Slots:
     """Rows over the data axes, key/value heads over `tensor`."""
     put = lambda x, *axes: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
     rows = ("data", "fsdp")
-    cache = jax.tree.map(lambda x: put(x, rows, "tensor"), slots.cache)
+    layers = (None,) if isinstance(slots.cache, KVCache) else ()
+    cache = jax.tree.map(lambda x: put(x, *layers, rows, "tensor"), slots.cache)
     vectors = {name: put(x, rows) for name, x in slots._asdict().items() if name not in ("cache", "time")}
     return Slots(cache, put(slots.time), **vectors)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def weights_for_sampling(params: Params, *, dtype: DTypeLike) -> Params:
-    """Parameters in the computation's dtype and one tree a layer, where they lie; what needs no change is no copy."""
-    cast = jax.tree.map(lambda x: x.astype(dtype), params)
-    return cast | {"layers": unstack(cast["layers"])}
+def unrolls(platform: str) -> bool:
+    """Whether a backend decodes with unrolled layers, or in a loop over stacked ones; the tokens are the same.
+
+    On the CPU a loop copies each layer's weights and cache out of the stack before it uses them. A TPU reads them where
+    they lie, and there the time to compile does not grow with depth.
+    """
+    return platform == "cpu"
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh"))
-def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, mesh: Mesh) -> Slots:
+def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+    """Parameters in the dtype and layout of the sampler; what needs no change is handed on, not copied."""
+
+    def differs(key_path: tuple, leaf: jax.Array) -> bool:
+        path = sharding.path_of(key_path)
+        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(path) != sharding.param_spec(path)
+        return leaf.dtype != dtype or moves or (unrolled and path.startswith("layers/"))
+
+    changes = jax.tree_util.tree_map_with_path(differs, params)
+    stale = {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
+    return params | _synced(stale, dtype=dtype, mesh=mesh, unrolled=unrolled)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "mesh", "unrolled"))
+def _synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+    """The weight sync: one jitted identity into another dtype and layout."""
+
+    def put(key_path: tuple, leaf: jax.Array) -> jax.Array:
+        spec = sharding.sampler_spec(sharding.path_of(key_path))
+        return jax.lax.with_sharding_constraint(leaf.astype(dtype), NamedSharding(mesh, spec))
+
+    weights = jax.tree_util.tree_map_with_path(put, params)
+    return weights | {"layers": unstack(weights["layers"])} if unrolled else weights
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh", "unrolled"))
+def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Slots:
     """No row active."""
     zeros_R = jnp.zeros(rows, jnp.int32)
     key_R = jax.random.split(jax.random.key(0), rows)
-    cache = unstack(init_cache(cfg, rows, slots, dtype))
+    stacked = init_cache(cfg, rows, slots, dtype)
+    cache = unstack(stacked) if unrolled else stacked
     empty = Slots(cache, jnp.int32(0), zeros_R, zeros_R, zeros_R, zeros_R, key_R, jnp.zeros(rows, bool))
     return _place(mesh, empty)
 
@@ -116,7 +152,7 @@ def enter(
       last: the prompt's last id, not among them.
       key: of seed and step (`step_key`).
     """
-    S = slots.cache[0].k_BKSH.shape[2]
+    S, stacked = slots.ring, isinstance(slots.cache, KVCache)
     first = (slots.time - length) % S  # slot of the prompt's first token
 
     def ring(x_LKTH: jax.Array) -> jax.Array:
@@ -124,10 +160,11 @@ def enter(
         x_LKSH = jnp.pad(x_LKTH, ((0, 0), (0, 0), (0, max(0, S - T)), (0, 0)))[:, :, :S]
         return jnp.roll(x_LKSH, first, axis=2)[:, None]
 
-    layers = unstack(jax.tree.map(ring, prompt))
+    entering = jax.tree.map(ring, prompt)
+    layers = entering if stacked else unstack(entering)
 
     def put_row(i: jax.Array, cache: Any) -> Any:
-        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, entry.row_R[i], axis=0)
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, entry.row_R[i], axis=old.ndim - 4)
         return jax.tree.map(write, cache, layers)
 
     R = len(slots.token_R)
@@ -155,11 +192,11 @@ def resize(slots: Slots, row_of_R: jax.Array, *, slots_to: int, mesh: Mesh) -> S
 
     No row may hold more tokens than the new ring has slots.
     """
-    S = slots.cache[0].k_BKSH.shape[2]
+    S = slots.ring
     age = (slots.time - 1 - jnp.arange(slots_to)) % slots_to  # of what each new slot shall hold; 0 is the last written
     source = (slots.time - 1 - jnp.minimum(age, S - 1)) % S
     old = jnp.maximum(row_of_R, 0)
-    cache = jax.tree.map(lambda x: x[old][:, :, source], slots.cache)
+    cache = jax.tree.map(lambda x: x[..., old, :, :, :][..., source, :], slots.cache)
     vectors = {name: x[old] for name, x in slots._asdict().items() if name not in ("cache", "time")}
     vectors["active_R"] &= row_of_R >= 0
     return _place(mesh, Slots(cache, slots.time, **vectors))
@@ -193,11 +230,11 @@ def decode(
 
     def body(state: tuple[Slots, Chunk]) -> tuple[Slots, Chunk]:
         slots, out = state
-        S = slots.cache[0].k_BKSH.shape[2]
+        S = slots.ring
         age_S = (slots.time - jnp.arange(S)) % S
         mask_R1S = age_S[None, None] <= slots.length_R[:, None, None]
         place = (slots.token_R[:, None], slots.length_R[:, None], mask_R1S, slots.cache, slots.time % S)
-        hidden_R1D, cache = run_layers(cfg, weights, *place, dtype=dtype)
+        hidden_R1D, cache = run_layers(cfg, weights, *place, dtype=dtype, in_place=True)
         drawn = draw(logits(cfg, weights, hidden_R1D[:, 0]), slots.key_R, slots.count_R, sampling)
         slots, out = _advance(slots, out, cache, drawn, eos_E)
         return _place(mesh, slots), out

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from cgrpo_jax import config as config_module
-from cgrpo_jax import hf, learner, sharding
+from cgrpo_jax import hf, learner, sampler, sharding
 from cgrpo_jax.checkpoints import Checkpointer, with_shardings
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.generation import Generator, rows_that_fit
@@ -107,7 +107,9 @@ def open_run(cfg: Config) -> Run:
             dtype=dtype,
             remat=cfg.train.remat,
         ),
-        generator=Generator(model, mesh, tokenizer.eos_ids, cfg.seed, rows, dtype),
+        generator=Generator(
+            model, mesh, tokenizer.eos_ids, cfg.seed, rows, dtype, sampler.unrolls(jax.default_backend())
+        ),
     )
 
 

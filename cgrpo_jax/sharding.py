@@ -76,6 +76,11 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda key_path, _: param_sharding(mesh, path_of(key_path)), params)
 
 
+def sampler_spec(path: str) -> P:
+    """The partition of a parameter in the sampler: whole along `fsdp`, or each token would gather it anew."""
+    return P(*(None if axis == "fsdp" else axis for axis in param_spec(path)))
+
+
 def check_divides(mesh: Mesh, params: Any) -> None:
     """Raises MeshError where the mesh cannot share an axis of a parameter evenly."""
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -62,6 +62,8 @@ def make_batches(groups: list[Group], cfg: Config) -> list[Batch]:
     batches = []
     for first in range(0, len(groups), share):
         prompted = batch.group_rows(groups[first : first + share], cfg.objective)
+        # Those without any advantage together: their micro-batches need no backward pass.
+        prompted.sort(key=lambda item: all(row.advantage == 0 for row in item.rows))
         shape = {"rows_per_prompt": config.rows_per_group(cfg), "micro_batch": cfg.train.micro_batch}
         batches.append(batch.make_batch(prompted, **shape))
     return batches

@@ -20,7 +20,8 @@ from cgrpo_jax.objective import ObjectiveConfig
 from cgrpo_jax.types import Kind, Request
 
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x1": (1, 2, 1)}
-TRIALS = {"1x1x1": 2, "8x1x1": 1, "1x8x1": 1, "2x2x2": 2, "1x2x1": 1}  # random schedules
+# Random schedules, each with its layers unrolled or in a loop.
+TRIALS = {"1x1x1": (True, False), "8x1x1": (True,), "1x8x1": (False,), "2x2x2": (False, True), "1x2x1": (True,)}
 SCALE = 2  # of the initial weights: sharper distributions
 MODEL = ModelConfig(
     family="qwen3", vocab=256, width=64, mlp_width=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_theta=1e4,
@@ -34,7 +35,7 @@ def make_params(mesh, dtype):
     return jax.device_put(params, sharding.param_shardings(mesh, params))
 
 
-def tokens(mesh, params, dtype, rng):
+def tokens(mesh, params, dtype, rng, unrolled):
     """Ids of 20 requests under a random schedule: rows, chunk and order of admission."""
     requests = [
         Request(list(range(3, 3 + [1, 9, 120][p % 3])), Kind.RESPONSE, p, g, [None, 3, 25][g % 3])
@@ -44,7 +45,7 @@ def tokens(mesh, params, dtype, rng):
     least = mesh.shape["data"] * mesh.shape["fsdp"]
     rows, chunk = least * int(rng.choice([1, 2, 4])), int(rng.choice([3, 8, 32]))
     order = rng.permutation(len(requests))
-    generator = Generator(MODEL, mesh, (7,), 0, rows, dtype, chunk)
+    generator = Generator(MODEL, mesh, (7,), 0, rows, dtype, unrolled, chunk)
     got = generator.bind(params, 0, SamplingConfig(0.9, 0, 0.95, 12))([requests[i] for i in order])
     ids = np.full((len(requests), 32), -1)
     for place, i in enumerate(order):
@@ -91,8 +92,8 @@ if __name__ == "__main__":
         params = make_params(mesh, dtype)
         found[f"share/{name}"] = largest_share(params)
         if dtype == jnp.float64:
-            for trial in range(TRIALS[name]):
-                found[f"tokens/{name}/{trial}"] = tokens(mesh, params, dtype, rng)
+            for trial, unrolled in enumerate(TRIALS[name]):
+                found[f"tokens/{name}/{trial}"] = tokens(mesh, params, dtype, rng, unrolled)
         if name != "1x2x1":  # two devices for the tokens only
             found[f"loss/{name}"], found[f"gradient/{name}"] = update(mesh, params, dtype)
     np.savez(out, **found)

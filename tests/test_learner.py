@@ -68,6 +68,22 @@ def test_the_micro_batch_split_changes_nothing(mesh, params, rng, aggregation):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_micro_batches_without_an_advantage_are_only_measured(mesh, params, rng):
+    """The same metrics and gradient as where each runs a backward pass (which an entropy term asks for)."""
+    data = problems(rng)
+    silent = [row._replace(advantage=0.0) for row in data[2].rows]
+    data[2:] = [Prompted(data[2].prompt_ids, silent)] * 2
+    cfg = dataclasses.replace(CFG, optimizer=OptimizerConfig(learning_rate=1e-2, clip_norm=1e9))
+    all_run = dataclasses.replace(cfg, objective=ObjectiveConfig(entropy_coef=1e-30))
+    (state, sums), (other, expected) = (run_update(c, mesh, params, to_batch(data)) for c in (cfg, all_run))
+    for name, value in expected.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+    for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+    branches = lambda c: make_update(c, mesh, params).lower(state, to_batch(data)).as_text().count("stablehlo.case")
+    assert branches(cfg) > branches(all_run)
+
+
 def test_filling_rows_change_nothing(mesh, params, rng):
     data = problems(rng)
     exact = run_update(CFG, mesh, params, to_batch(data))[1]

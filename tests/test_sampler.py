@@ -26,7 +26,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def generator(mesh):
-    return Generator(CFG, mesh, (), 0, max_rows=4, dtype=jnp.float32, chunk=8)
+    return Generator(CFG, mesh, (), 0, max_rows=4, dtype=jnp.float32, unrolled=True, chunk=8)
 
 
 SAMPLING = SamplingConfig(temperature=0.8, max_new_tokens=12)
@@ -80,7 +80,7 @@ def test_the_sampler_and_the_trainer_agree_on_smollm2(smollm2, mesh):
     weights = hf.load_params(smollm2, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32)
     prompts = [encode(question_messages(text)) for text in ("What is 12+30?", "Name three rivers of Africa, please.")]
     requests = [Request(prompts[i % 2], Kind.RESPONSE, i % 2, i // 2, [40, 9, 24, 40][i]) for i in range(4)]
-    generator = Generator(cfg, mesh, (), 0, 2, jnp.float32)  # two slots for four rows: refill
+    generator = Generator(cfg, mesh, (), 0, 2, jnp.float32, unrolled=True)  # two slots for four rows: refill
     got = generator.bind(weights, 0, SamplingConfig(0.9))(requests)
     rows = [[Row(c.ids, c.logp, 1.0, 1.0, False) for c in got[q::2]] for q in range(2)]
     batch = make_batch([Prompted(prompts[q], rows[q]) for q in range(2)], rows_per_prompt=2, micro_batch=2)
@@ -146,6 +146,17 @@ def test_any_schedule_gives_the_same_tokens(generator, params, rng):
         got = ask(other, params, *[requests[i] for i in order])
         for place, i in enumerate(order):
             same(got[place], plain[i])
+
+
+def test_unrolled_layers_and_a_loop_over_them_give_the_same(generator, params, rng):
+    """The same tokens, also where rows are refilled and rings grow; weights that need no change are not copied."""
+    requests = crowd(rng, 9)
+    looped = dataclasses.replace(generator, unrolled=False)
+    for one, other in zip(ask(generator, params, *requests), ask(looped, params, *requests), strict=True):
+        same(one, other)
+    weights = looped.bind(params, 0, SAMPLING).weights
+    pointers = lambda tree: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
+    assert pointers(weights) == pointers(params)
 
 
 def test_follow_ups_enter_as_others_end(generator, params):
@@ -216,8 +227,9 @@ def test_decoding_copies_neither_weights_nor_cache(mesh):
     """The compiled program: the cache is updated where it lies, and all temporaries are small beside it."""
     cfg = tiny_config("qwen3", layers=8, width=64, mlp_width=256, vocab=64)
     params = init_params(cfg, jax.random.key(0))
-    weights = sampler.weights_for_sampling(params, dtype=jnp.float32)
-    slots = sampler.empty_slots(cfg=cfg, rows=32, slots=256, dtype=jnp.float32, mesh=mesh)
+    layout = {"dtype": jnp.float32, "mesh": mesh, "unrolled": sampler.unrolls("cpu")}
+    weights = sampler.weights_for_sampling(params, **layout)
+    slots = sampler.empty_slots(cfg=cfg, rows=32, slots=256, **layout)
     static = {"cfg": cfg, "sampling": SAMPLING, "dtype": jnp.float32, "mesh": mesh, "chunk": 8}
     program = sampler.decode.lower(weights, slots, np.zeros(0, np.int32), np.int32(9), **static).compile()
     memory = program.memory_analysis()
