@@ -59,7 +59,7 @@ def keep_on_disk() -> pathlib.Path:
     """
     folder = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_root() / "programs")
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     warnings.filterwarnings("always", message=UNREADABLE.pattern)  # each one, not the first of each text
     show = warnings.showwarning
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-COUNTS = (64, 8, 1)  # of prompts that are prefilled together
+COUNTS = (64, 16, 4, 1)  # of prompts that are prefilled together
 
 
 def power_of_two(number: int) -> int:
@@ -26,9 +26,9 @@ def prefill_size(length: int) -> int:
 
 
 def ring_size(length: int) -> int:
-    """The smallest of 128, 256, 512, 768, 1024, 1536, ... that holds `length`; for the slots of a row."""
+    """The smallest of 128, 256, 384, 512, 768, 1024, ... that holds `length`; for the slots of a row."""
     power = max(128, power_of_two(length))
-    return power * 3 // 4 if length <= power * 3 // 4 and power > 512 else power
+    return power * 3 // 4 if length <= power * 3 // 4 and power > 256 else power
 
 
 def row_sizes(rows: int, least: int) -> list[int]:
