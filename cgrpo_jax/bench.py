@@ -5,6 +5,8 @@
 sample  every row makes exactly new_tokens tokens (end-of-sequence is ignored)
 update  one optimizer update on prompts x samples rows of full length
 step    sampling with end-of-sequence, scoring and update
+refill  sampling of recorded lengths (--lengths=FILE) in --rows rows: who ends makes room for who waits
+static  the same in batches of --rows, each as long as its longest row, through the same programs
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,22 +54,66 @@ def sums(count: int, round_: int) -> list[Problem]:
     return [Problem(text, answer, question_messages(text), "exact") for text, answer in texts]
 
 
-def sample_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
-    """Round -> tokens sampled; no row ends early."""
+class Round(NamedTuple):
+    """What a round of work did."""
+
+    tokens: int  # that somebody asked for
+    row_steps: int | None = None  # of decoding
+    prefilled: int | None = None  # prompt tokens
+
+
+Work = Callable[[int], Round]  # its argument is the number of the round
+
+
+def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
+    """No row ends early."""
     params = setup.initial_params(run)
     endless = dataclasses.replace(run.generator, eos_ids=())
     P, G = run.cfg.train.prompts, run.cfg.train.samples
     prompts = [run.tokenizer.encode_chat(problem.messages) for problem in sums(P, 0)]
     requests = [Request(prompts[p], Kind.RESPONSE, p, g) for p in range(P) for g in range(G)]
 
-    def work(round_: int) -> int:
-        return sum(len(c.ids) for c in endless.bind(params, round_, run.cfg.sampling)(requests))
+    def work(round_: int) -> Round:
+        bound = endless.bind(params, round_, run.cfg.sampling)
+        bound(requests)
+        return Round(bound.stats.tokens, bound.stats.row_steps, bound.stats.prefilled)
 
     return work
 
 
-def update_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
-    """Round -> response tokens trained on; rows of random ids and full length."""
+def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request]]:
+    """Requests of each problem, of the recorded lengths; the prompts are random ids."""
+    record, rng = json.loads(path.read_text()), np.random.default_rng(0)
+    lengths_P = list(zip(record["prompt_tokens"], record["response_tokens"], strict=True))[:problems]
+    return [
+        [Request(prompt, Kind.RESPONSE, p, g, limit) for g, limit in enumerate(limits)]
+        for p, (count, limits) in enumerate(lengths_P)
+        for prompt in [rng.integers(0, vocab, count).tolist()]
+    ]
+
+
+def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
+    """Recorded lengths; static batches where the mode says so."""
+    params = setup.initial_params(run)
+    endless = dataclasses.replace(run.generator, eos_ids=(), max_rows=args.rows)
+    asked = [request for row in recorded(args.lengths, args.prompts, run.model.vocab) for request in row]
+    useful = sum(request.limit or 0 for request in asked)
+    batches = [asked]
+    if args.mode == "static":
+        batches = [asked[first : first + args.rows] for first in range(0, len(asked), args.rows)]
+        batches = [[r._replace(limit=max(r.limit or 0 for r in batch)) for r in batch] for batch in batches]
+
+    def work(round_: int) -> Round:
+        bound = endless.bind(params, round_, run.cfg.sampling)
+        for requests in batches:
+            bound(requests)
+        return Round(useful, bound.stats.row_steps, bound.stats.prefilled)
+
+    return work
+
+
+def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
+    """Rows of random ids and full length, every one with an advantage."""
     state = learner.init_state(run.learner, run.mesh, setup.initial_params(run))
     update = learner.make_update(run.learner, run.mesh, state.params)
     cfg, rng = run.cfg, np.random.default_rng(0)
@@ -80,64 +126,75 @@ def update_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
     host = batch.make_batch(prompted, rows_per_prompt=G, micro_batch=cfg.train.micro_batch)
     device_batch = learner.put_batch(run.mesh, host)
 
-    def work(round_: int) -> int:
+    def work(round_: int) -> Round:
         nonlocal state
         state, _ = jax.block_until_ready(update(state, device_batch))
-        return count * new
+        return Round(count * new)
 
     return work
 
 
-def step_work(run: Run, verifier: Verifier) -> Callable[[int], int]:
-    """Round -> tokens sampled, scored and trained on in a whole step."""
+def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
+    """A whole step: tokens sampled, scored and trained on."""
     state = learner.init_state(run.learner, run.mesh, setup.initial_params(run))
     update = learner.make_update(run.learner, run.mesh, state.params)
     cfg = run.cfg
     score = functools.partial(rewards.score, verifier=verifier)
 
-    def work(round_: int) -> int:
+    def work(round_: int) -> Round:
         nonlocal state
         generate = run.generator.bind(state.params, round_, cfg.sampling)
         groups = rollout.collect_groups(
             sums(cfg.train.prompts, round_), cfg.train.samples, generate, score, CRITICS[cfg.refine.critique],
             run.tokenizer, cfg.refine, seed=cfg.seed, step=round_,
         )  # fmt: skip
+        stats = generate.stats
         del generate
         for host in make_batches(groups, cfg):
             state, _ = jax.block_until_ready(update(state, learner.put_batch(run.mesh, host)))
-        return sum(len(attempt.completion.ids) for group in groups for attempt in group.responses)
+        return Round(stats.tokens, stats.row_steps, stats.prefilled)
 
     return work
 
 
-MODES = {"sample": sample_work, "update": update_work, "step": step_work}
+MODES = {
+    "sample": sample_work,
+    "update": update_work,
+    "step": step_work,
+    "refill": refill_work,
+    "static": refill_work,
+}
 
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def measure(work: Callable[[int], int], repeats: int) -> dict[str, Any]:
+def measure(work: Work, repeats: int) -> dict[str, Any]:
     """Times the rounds after a warm-up that compile nothing."""
     seconds: list[float] = []
-    tokens: list[int] = []
+    rounds: list[Round] = []
     compiled = compilation.watch()
     for round_ in range(3 * repeats + 1):
         before, began = compiled.programs, time.perf_counter()
-        count, taken = work(round_), time.perf_counter() - began
+        done, taken = work(round_), time.perf_counter() - began
         clean = compiled.programs == before and round_ > 0
         if clean:
             seconds.append(taken)
-            tokens.append(count)
+            rounds.append(done)
         note = "" if clean else f" (not counted: {compiled.programs - before} programs compiled or loaded)"
-        print(f"round {round_}: {taken:.2f} s, {count} tokens{note}", file=sys.stderr, flush=True)
+        print(f"round {round_}: {taken:.2f} s, {done.tokens} tokens{note}", file=sys.stderr, flush=True)
         if len(seconds) == repeats:
             break
     if not seconds:
         raise config.ConfigError("every round compiled something: the work has no steady shape")
-    return {
+    last = rounds[-1]
+    sampled = {} if last.row_steps is None else {
+        "slot_use": last.tokens / last.row_steps, "row_steps": last.row_steps, "prefilled_tokens": last.prefilled
+    }  # fmt: skip
+    return sampled | {
         "step_s": spread(seconds),
-        "tokens_per_s": spread([count / s for count, s in zip(tokens, seconds, strict=True)]),
+        "tokens_per_s": spread([done.tokens / s for done, s in zip(rounds, seconds, strict=True)]),
         "compile_s": compiled.seconds,
         "programs": compiled.programs,
         "programs_from_disk": compiled.from_disk,
@@ -150,22 +207,26 @@ def main() -> None:
     )
     parser.add_argument("--mode", required=True, choices=list(MODES))
     parser.add_argument("--model", required=True, help="Hugging Face folder, hub id, or package://quickstart")
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=4, help="problems (refill, static: the first of the record)")
     parser.add_argument("--samples", type=int, default=8, help="rows per prompt")
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--micro_batch", type=int, default=2, help="problems at once in the gradient")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the computation")
+    parser.add_argument("--lengths", type=pathlib.Path, help="refill, static: JSON with prompt_tokens, response_tokens")
+    parser.add_argument("--rows", type=int, default=32, help="refill, static: rows decoded together")
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one warm-up")
     parser.add_argument("--json", type=pathlib.Path, help="also write the result here")
     args = parser.parse_args()
-    for name in ("prompts", "samples", "new_tokens", "micro_batch", "repeats"):
+    if (args.mode in ("refill", "static")) != (args.lengths is not None):
+        parser.error("--lengths goes with --mode=refill and --mode=static")
+    for name in ("prompts", "samples", "new_tokens", "micro_batch", "rows", "repeats"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     try:
         compilation.keep_on_disk()
         run = bench_run(args)
         with Verifier(run.cfg.verifier) as verifier:
-            result = measure(MODES[args.mode](run, verifier), args.repeats)
+            result = measure(MODES[args.mode](run, verifier, args), args.repeats)
     except (config.ConfigError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     asked = {name: getattr(args, name) for name in ("mode", "model", "prompts", "samples", "new_tokens", "micro_batch")}

@@ -19,7 +19,6 @@ def get_config(method: str = "critique_grpo"):
     config.sampling.max_new_tokens = 64
     config.train.steps = 10
     config.train.prompts = 4
-    config.train.micro_batch = 2
     config.optimizer.learning_rate = 1e-5
     config.checkpoint.every = 5
     return config

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 
-from cgrpo_jax.bench import measure, sums
+from cgrpo_jax.bench import Round, measure, sums
 
 
 def test_rates_are_tokens_over_seconds():
     calls = []
-    result = measure(lambda round_: calls.append(round_) or 1000, repeats=3)
+    result = measure(lambda round_: calls.append(round_) or Round(1000, 4000, 7), repeats=3)
     assert calls == [0, 1, 2, 3]
+    assert result["slot_use"] == 0.25 and result["prefilled_tokens"] == 7
     for name in ("min", "median", "max"):
         inverse = {"min": "max", "median": "median", "max": "min"}[name]
         assert abs(result["tokens_per_s"][name] * result["step_s"][inverse] - 1000) < 1e-3
@@ -36,3 +37,20 @@ def test_command(tmp_path):
         assert result["peak_memory_gib"] > 0 and result["compile_s"] >= 0 and result["step_s"]["median"] > 0
         if mode != "step":
             assert "round 1" in done.stderr and "32 tokens" in done.stderr
+
+
+def test_recorded_lengths(tmp_path):
+    """`refill` makes exactly the recorded tokens in fewer row-steps than `static`, which is as long as its longest."""
+    lengths = {"prompt_tokens": [5, 9, 7], "response_tokens": [[30, 2, 3, 4], [1, 2, 3, 4], [5, 6, 20, 8]]}
+    (tmp_path / "lengths.json").write_text(json.dumps(lengths))
+    found = {}
+    for mode in ("refill", "static"):
+        command = [
+            sys.executable, "-m", "cgrpo_jax.bench", f"--mode={mode}", "--model=package://quickstart", "--prompts=2",
+            "--rows=4", "--repeats=1", f"--lengths={tmp_path}/lengths.json", f"--json={tmp_path}/{mode}.json",
+        ]  # fmt: skip
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        found[mode] = json.loads((tmp_path / f"{mode}.json").read_text())
+    assert found["static"]["row_steps"] == 4 * 30 + 4 * 4 and found["refill"]["row_steps"] < 4 * 30 + 8
+    for result in found.values():
+        assert result["slot_use"] * result["row_steps"] == 30 + 9 + 10 and result["prefilled_tokens"] == 4 + 8
