@@ -41,6 +41,7 @@ class ModelSource:
     revision: str = "main"  # of a hub id
     dtype: str = "auto"  # of the computation: float32 | bfloat16; auto: bfloat16 where the device has it
     random_init: bool = False  # keep configuration and tokenizer, draw fresh weights
+    thinking: str = "auto"  # on | off: `enable_thinking` of the chat template (Qwen3); auto: the template's own default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TrainConfig:
 class Config:
     """A run."""
 
-    method: str = "rl"  # | sft: the supervised warm start
+    method: str = "rl"  # | sft: the supervised warm start | eval: no training, eval.tasks only
     seed: int = 0
     model: ModelSource = ModelSource()
     data: DataConfig = DataConfig()
@@ -84,7 +85,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 CHOICES = {
-    "method": ("rl", "sft"),
+    "method": ("rl", "sft", "eval"),
+    "model.thinking": ("auto", "on", "off"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "data.on_bad_row": ("error", "drop"),
     "refine.trigger": rollout.TRIGGERS,
@@ -101,12 +103,13 @@ POSITIVE = (
     "sampling.max_new_tokens", "sampler.kv_cache_mb", "train.prompts", "train.samples", "train.updates_per_rollout",
     "train.micro_batch", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep", "verifier.workers",
     "verifier.cpu_seconds", "verifier.memory_mb", "data.max_prompt_tokens", "refine.max_prompt_tokens",
-    "optimizer.learning_rate", "optimizer.clip_norm", "objective.gamma", "eval.problems", "eval.samples",
+    "optimizer.learning_rate", "optimizer.clip_norm", "objective.gamma", "eval.samples",
     "train.steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "sampling.temperature", "sampling.top_k", "eval.temperature", "eval.every", "objective.kl_coef",
-    "objective.entropy_coef", "optimizer.warmup_updates", "optimizer.weight_decay", "optimizer.final_fraction",
+    "objective.entropy_coef", "eval.problems", "optimizer.warmup_updates", "optimizer.weight_decay",
+    "optimizer.final_fraction",
 )  # fmt: skip
 BELOW_ONE = ("objective.clip_eps", "optimizer.b1", "optimizer.b2")
 
@@ -192,8 +195,10 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
     refining = cfg.refine.trigger != "never"
     new, train = cfg.sampling.max_new_tokens, cfg.train
     file_source = cfg.data.source.endswith(FILE_SUFFIXES)
-    if cfg.eval.every and file_source and cfg.eval.source in ("", cfg.data.source):
-        wrong.append("eval.every needs eval.source: a file has no split, evaluation must not read the training rows")
+    if cfg.eval.every and file_source and not cfg.eval.tasks and cfg.eval.source in ("", cfg.data.source):
+        wrong.append(
+            "eval.every needs eval.source or eval.tasks: a file has no split, and its rows are those of training"
+        )
     if refining and cfg.refine.k < 1:
         wrong.append("refine.k must be at least 1 with refinements on (refine.trigger=never turns them off)")
     if refining and cfg.refine.k > train.samples:
@@ -219,6 +224,8 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
         wrong.append(f"train.micro_batch = {train.micro_batch} is no multiple of the {row_devices} devices of the rows")
     if cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform":
         wrong.append("objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform")
+    if cfg.method == "eval" and not cfg.eval.tasks:
+        wrong.append("method=eval needs eval.tasks: names and NAME=FILE, with commas between them")
     if cfg.method == "sft" and (cfg.eval.every or train.updates_per_rollout != 1):
         wrong.append("method=sft has no evaluation and one update a step: eval.every=0, train.updates_per_rollout=1")
     if cfg.sampling.temperature <= 0 and cfg.method == "rl":

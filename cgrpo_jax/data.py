@@ -30,6 +30,7 @@ ROLES = ("system", "user", "assistant")
 FILE_SUFFIXES = (".jsonl", ".parquet", ".csv")
 GYM = "reasoning_gym:"
 SHOWN = 20
+READER = 1  # raised when equivalence.readable changes its mind on a gold
 CHECKED, TRIES, FAR = 128, 64, 1 << 24  # of generated tasks
 
 
@@ -47,6 +48,7 @@ class DataConfig:
 
 
 Parsable = Callable[[Sequence[str]], list[Verdict]]
+Fault = Callable[[Problem], str | None]  # what is wrong with a problem, if anything
 
 
 class DataError(ValueError):
@@ -208,7 +210,7 @@ def _generator(cfg: DataConfig, seed: int) -> Callable[[int], Problem]:
     return get
 
 
-def _generated(cfg: DataConfig, seed: int, fault: Callable[[Problem], str | None], log) -> Problems:
+def _generated(cfg: DataConfig, seed: int, fault: Fault, log) -> Problems:
     """A generated task. Its first problems are checked now; later ones as they come, by the same rule."""
     generate = _generator(cfg, seed)
 
@@ -234,16 +236,19 @@ def _generated(cfg: DataConfig, seed: int, fault: Callable[[Problem], str | None
     return Problems(get, None)
 
 
-def _check_cache(path: pathlib.Path, cfg: DataConfig) -> pathlib.Path:
-    """Where the verdict on the gold answers of these very bytes is kept."""
-    reader = importlib.metadata.version("math-verify")
+def _check_cache(cfg: DataConfig) -> pathlib.Path | None:
+    """Where the verdict on the gold answers of these very bytes is kept (files only)."""
+    path = pathlib.Path(cfg.source)
+    if path.suffix not in FILE_SUFFIXES:
+        return None
+    reader = f"{importlib.metadata.version('math-verify')}+{READER}"
     named = f"{cfg.question_column}|{cfg.answer_column}|{reader}"
     digest = hashlib.sha256(path.read_bytes() + named.encode()).hexdigest()
     return cache_root() / "checked_golds" / f"{digest}.json"
 
 
-def _open(cfg: DataConfig) -> tuple[list[tuple[int, Mapping[str, Any] | RowError]], pathlib.Path | None]:
-    """Numbered rows of a file or hub set, and where the verdict on its gold answers is cached (files only)."""
+def open_rows(cfg: DataConfig) -> list[tuple[int, Mapping[str, Any] | RowError]]:
+    """Numbered rows of a file or hub set. Raises DataError where there is none or it cannot be read."""
     path = pathlib.Path(cfg.source)
     local = path.suffix in FILE_SUFFIXES
     if local and not path.exists():
@@ -251,7 +256,7 @@ def _open(cfg: DataConfig) -> tuple[list[tuple[int, Mapping[str, Any] | RowError
     if not local and (not cfg.source or path.exists()):
         raise DataError(f"data.source = {cfg.source!r}: give a {', '.join(FILE_SUFFIXES)} file, a hub id or a task")
     try:
-        return (list(_file_rows(path)), _check_cache(path, cfg)) if local else (list(_hub_rows(cfg)), None)
+        return list(_file_rows(path)) if local else list(_hub_rows(cfg))
     except (OSError, ValueError, ImportError, csv.Error) as error:
         raise DataError(f"{cfg.source}: cannot be read ({' '.join(str(error).split())[:300]})") from error
 
@@ -272,6 +277,16 @@ def _unreadable(golds: Sequence[str], cache: pathlib.Path | None, parsable: Pars
     return found | doubtful
 
 
+def prompt_fault(problem: Problem, *, prompt_tokens: Callable[[Problem], int], most: int) -> str | None:
+    """What is wrong with a problem's prompt: too long, or not to be encoded safely."""
+    try:
+        length = prompt_tokens(problem)
+    except PromptError as error:
+        return str(error)
+    over = f"{length} tokens with its template, data.max_prompt_tokens is {most}"
+    return over if length > most else None
+
+
 def load_problems(
     cfg: DataConfig,
     seed: int,
@@ -288,18 +303,10 @@ def load_problems(
     Raises:
       DataError: no such source, or bad rows (each with file, row and column) and `on_bad_row` is "error".
     """
-
-    def fault(problem: Problem) -> str | None:
-        try:
-            length = prompt_tokens(problem)
-        except PromptError as error:
-            return str(error)
-        over = f"{length} tokens with its template, data.max_prompt_tokens is {cfg.max_prompt_tokens}"
-        return over if length > cfg.max_prompt_tokens else None
-
+    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.max_prompt_tokens)
     if cfg.source == "arithmetic" or cfg.source.startswith(GYM):
         return _generated(cfg, seed, fault, log)
-    rows, cache = _open(cfg)
+    rows, cache = open_rows(cfg), _check_cache(cfg)
     good: list[tuple[int, Parsed]] = []
     bad: list[tuple[int, str]] = []
     for number, row in rows:
@@ -319,11 +326,11 @@ def load_problems(
             bad.append((number, str(RowError(question_column, message))))
         else:
             kept.append(problem)
-    _report(bad, len(kept), cfg, log)
+    report_bad_rows(bad, len(kept), cfg, log)
     return Problems(kept.__getitem__, len(kept))
 
 
-def _report(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, log: Callable[[str], None]) -> None:
+def report_bad_rows(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, log: Callable[[str], None]) -> None:
     """Refuses, or names, the rows that are left out."""
     lines = [f"  {cfg.source}, row {number}, {message}" for number, message in sorted(bad)]
     if bad and cfg.on_bad_row == "error":

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from cgrpo_jax import compilation
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data import DataError
+from cgrpo_jax.eval_tasks import evaluate_tasks
 from cgrpo_jax.hf_config import CheckpointError
 from cgrpo_jax.sft import sft
 from cgrpo_jax.sharding import MeshError
@@ -33,9 +34,9 @@ def main(argv: list[str]) -> None:
     try:
         cfg = from_config_dict(_CONFIG.value)
         compilation.keep_on_disk()
-        run = {"rl": train, "sft": sft}.get(cfg.method)
+        run = {"rl": train, "sft": sft, "eval": evaluate_tasks}.get(cfg.method)
         if run is None:
-            raise ConfigError(f"method = {cfg.method!r}; known: rl, sft")
+            raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, eval")
         run(cfg, pathlib.Path(_WORKDIR.value))
     except (ConfigError, MeshError, DataError, CheckpointError, TrainingError, VerifierError, OSError) as error:
         if _DEBUG.value:

@@ -85,7 +85,6 @@ class LayerOf(NamedTuple):
     layer: jax.Array
 
     def extended(self, k_BKTH: jax.Array, v_BKTH: jax.Array, slot: Any) -> tuple[jax.Array, jax.Array, LayerOf]:
-        """As of a `KVCache`."""
         place = tuple(jnp.int32(index) for index in (self.layer, 0, 0, slot, 0))
         put = lambda old, new: jax.lax.dynamic_update_slice(old, new[None], place)
         cache = KVCache(put(self.stacked.k_BKSH, k_BKTH), put(self.stacked.v_BKSH, v_BKTH))
@@ -103,8 +102,7 @@ def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
     """Angular frequencies `[H/2]`, radians per position; rounded as the reference rounds them, in float32."""
     exponent = np.arange(0, cfg.head_dim, 2, dtype=np.float32) / np.float32(cfg.head_dim)
     freq = np.float32(1.0) / np.float32(cfg.rope_theta) ** exponent
-    scaling = cfg.rope_scaling
-    if scaling is None:
+    if (scaling := cfg.rope_scaling) is None:
         return freq
     turns = scaling.original_max_positions * freq / np.float32(2 * np.pi)  # full turns within the original context
     smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -152,8 +150,7 @@ def attention_logits(q_BKQH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike)
 class Linear(nn.Module):
     """x W^T + b over the last axis, with the weight `[out, in]` of Hugging Face.
 
-    The leading axes are merged first: XLA's CPU backend runs the gradients of a two-dimensional product 1.4 times as
-    fast as those of a three-dimensional one.
+    The leading axes are merged first: XLA's CPU backend runs gradients of two-dimensional products 1.4 times as fast.
     """
 
     features: int
@@ -221,9 +218,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, rope, mask_BTS, cache: KVCache | LayerOf | None, slot):
         norm = lambda name: nn.RMSNorm(self.cfg.norm_eps, dtype=self.dtype, name=name)
-        out_BTD, cache = Attention(self.cfg, self.dtype, name="attn")(
-            norm("attn_norm")(x_BTD), rope, mask_BTS, cache, slot
-        )
+        attention = Attention(self.cfg, self.dtype, name="attn")
+        out_BTD, cache = attention(norm("attn_norm")(x_BTD), rope, mask_BTS, cache, slot)
         x_BTD = x_BTD + out_BTD
         return x_BTD + Mlp(self.cfg, self.dtype, name="mlp")(norm("mlp_norm")(x_BTD)), cache
 
@@ -276,7 +272,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> tuple[jax.Array, Any]:
-    """Final hidden states of the decoder, before the head, for rows that lie in their slots one after another.
+    """Final hidden states of the decoder, before the head, for rows whose tokens lie one after another in their slots.
 
     Args:
       tokens_BT: int32 ids. Token t of a row sits in slot `slot + t`.
@@ -309,17 +305,15 @@ def run_layers(
 ) -> tuple[jax.Array, Any]:
     """Final hidden states of the decoder, before the head.
 
-    Layers run under `lax.scan` where parameters (and cache) are stacked, unrolled where `params["layers"]` (and the
-    cache) are tuples made by `unstack`.
+    Layers run under `lax.scan` where parameters (and cache) are stacked, unrolled where they are tuples (`unstack`).
 
     Args:
       tokens_BT, positions_BT: int32 ids and their positions (of RoPE).
       mask_BTS: which slots each token sees, its own among them.
       cache: what earlier tokens left; the tokens are written at `slot`, `slot + 1`, ...
-      dtype: of the computation; parameters are cast where they are used.
+      dtype: of the computation.
       remat: what the backward pass computes again, a key of REMAT.
-      in_place: of a stacked cache: the scan carries it along and writes the new tokens into it, instead of making a new
-        one. For decoding; a backward pass would keep the whole cache for each layer.
+      in_place: a scan writes into the stacked cache it carries, where a backward pass would keep it for each layer.
     """
     rope = rope_angles(cfg, positions_BT)
 

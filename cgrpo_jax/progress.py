@@ -72,6 +72,18 @@ class Progress:
             left = (time.perf_counter() - self.began) / (step - self.first) * (self.steps - step)
             self.log(f"{self.unit} {step}/{self.steps}  {note}  left {left / 60:.1f} min")
 
+    def expect(self, count: int) -> None:
+        """There are `count` things to do (not known at first)."""
+        self.steps = count
+        self.bar.update(self.task, total=count)
+
+    def answered(self) -> None:
+        """One more of many small things is done; off a terminal, a line at each tenth."""
+        self.first += 1
+        self.bar.update(self.task, completed=self.first)
+        if not self.console.is_terminal and self.first % max(1, self.steps // 10) == 0:
+            self.log(f"{self.unit} {self.first}/{self.steps}  {time.perf_counter() - self.began:.0f} s")
+
     def log(self, text: str) -> None:
         """A line above the bar; markup and control characters in it mean nothing."""
         printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
+from cgrpo_jax import choices, equivalence, theoremqa
 from cgrpo_jax.answers import extract_answer
 from cgrpo_jax.types import Attempt, Completion, Problem
 from cgrpo_jax.verifier import Verdict, Verifier
@@ -34,8 +35,8 @@ def exact(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verd
 
 
 def math(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """Mathematical equivalence, by `math-verify` in the worker processes."""
-    return verifier.compare([(problem.answer, answer) for problem, answer in pairs])
+    """Mathematical equivalence: part by part, what is no plain number by `math-verify` in the worker processes."""
+    return equivalence.compare([(problem.answer, answer) for problem, answer in pairs], verifier)
 
 
 def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
@@ -57,13 +58,18 @@ def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdic
 GRADERS: dict[str, Callable[[Sequence[tuple[Problem, str]], Verifier], list[Verdict]]] = {
     "exact": exact,
     "math": math,
+    "choice": choices.grade,
+    "theoremqa": theoremqa.grade,
     "reasoning_gym": gym,
 }
 
 
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {"choice": choices.extract_choice}  # others: extract_answer
+
+
 def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) -> list[Attempt]:
     """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody."""
-    extracted = [extract_answer(text) for _, _, text in items]
+    extracted = [EXTRACTORS.get(problem.grader, extract_answer)(text) for problem, _, text in items]
     verdicts: list[Verdict] = [Verdict(False, "ok")] * len(items)
     for name, grade in GRADERS.items():
         chosen = [i for i, item in enumerate(items) if item[0].grader == name and extracted[i] is not None]

@@ -79,10 +79,10 @@ def _place(mesh: Mesh, slots: Slots) -> Slots:
 def unrolls(platform: str) -> bool:
     """Whether a backend decodes with unrolled layers, or in a loop over stacked ones; the tokens are the same.
 
-    On the CPU a loop copies each layer's weights and cache out of the stack before it uses them. A TPU reads them where
-    they lie, and there the time to compile does not grow with depth.
+    Unrolled where the compiled program was looked at: the CPU's loop copies each layer's weights and cache out of the
+    stack, the TPU's keeps a second cache in another layout. A loop elsewhere: its compile time is flat in depth.
     """
-    return platform == "cpu"
+    return platform in ("cpu", "tpu")
 
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:

@@ -82,7 +82,7 @@ def open_run(cfg: Config) -> Run:
     if cfg.train.micro_batch == 0:
         cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch=row_devices))
     config_module.check(cfg, model, row_devices)
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(folder, cfg.model.thinking)
     if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
     dtype = compute_dtype(cfg.model.dtype)

@@ -25,14 +25,16 @@ class PromptError(ValueError):
 class Tokenizer:
     """The tokenizer of a Hugging Face folder with its chat template and its set of end-of-sequence ids."""
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, thinking: str = "auto"):
         folder = pathlib.Path(folder)
         if not (folder / "tokenizer.json").exists():
             raise CheckpointError(f"{folder}/tokenizer.json: no such file; a fast tokenizer is needed")
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
         self.hf = cast(PreTrainedTokenizerBase, loaded)
-        if self.hf.chat_template is None:
-            raise CheckpointError(f"{folder}: no chat template (chat_template.jinja or tokenizer_config.json)")
+        self.plain = self.hf.chat_template is None  # a base model: its prompt is the user's text alone
+        self.switches = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
+        if thinking != "auto" and "enable_thinking" not in str(self.hf.chat_template):
+            raise CheckpointError(f"{folder}: model.thinking = {thinking!r}, but its chat template has no such switch")
         ids: set[int] = set() if self.hf.eos_token_id is None else {int(cast(int, self.hf.eos_token_id))}
         for name in ("generation_config.json", "config.json"):
             if (folder / name).exists():
@@ -41,6 +43,9 @@ class Tokenizer:
         if not ids:
             raise CheckpointError(f"{folder}: no eos_token_id in tokenizer, generation_config.json or config.json")
         self.eos_ids = tuple(sorted(ids))
+        self.start = (
+            cast(str, self.hf.decode(self.hf.encode(""))) if self.plain else ""
+        )  # the template's own business elsewhere
         added = self.hf.added_tokens_decoder.values()
         self.added = tuple(str(token) for token in added)
         self.special = frozenset(str(token) for token in added if token.special)
@@ -93,9 +98,13 @@ class Tokenizer:
         """
 
         def template(contents: Sequence[str]) -> str:
+            if self.plain:
+                asked = [c for m, c in zip(messages, contents, strict=True) if m["role"] != "system"]
+                return self.start + "\n\n".join(asked) + "\n"
             turns = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
             # Llama 3's templates would write today's date: a prompt must not depend on the day.
             fixed: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
+            fixed |= self.switches
             return cast(str, self.hf.apply_chat_template(turns, **fixed))
 
         contents = [message["content"] for message in messages]

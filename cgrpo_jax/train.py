@@ -8,18 +8,19 @@ import pathlib
 
 import jax
 
-from cgrpo_jax import batch, compilation, config, rewards, rollout, setup
+from cgrpo_jax import batch, compilation, config, equivalence, rewards, rollout, setup
 from cgrpo_jax.checkpoints import Checkpointer
 from cgrpo_jax.config import Config
 from cgrpo_jax.critiques import CRITICS
-from cgrpo_jax.data import DataError, Problems, load_problems
+from cgrpo_jax.data import DataError, Problems, load_problems, prompt_fault
 from cgrpo_jax.drawing import SamplingConfig
-from cgrpo_jax.evaluate import evaluate
+from cgrpo_jax.evaluate import accuracies, sample_and_grade
 from cgrpo_jax.learner import Batch, make_logps, make_update, put_batch
 from cgrpo_jax.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.progress import Progress
 from cgrpo_jax.setup import Run
-from cgrpo_jax.types import Group
+from cgrpo_jax.tasks import load_task, parse_names
+from cgrpo_jax.types import Group, Problem
 from cgrpo_jax.verifier import Verifier
 
 
@@ -27,18 +28,26 @@ class TrainingError(RuntimeError):
     """Training cannot go on."""
 
 
-def _load_data(run: Run, verifier: Verifier, log) -> tuple[Problems, list]:
-    """The training stream and the evaluation problems (empty where there is no evaluation)."""
+def _load_data(run: Run, verifier: Verifier, log) -> tuple[Problems, dict[str, list[Problem]]]:
+    """The training stream, and what is evaluated: metric name -> problems (none without eval.every)."""
     cfg = run.cfg
+    prompt_tokens = lambda problem: len(run.tokenizer.encode_chat(problem.messages))
     load = functools.partial(
         load_problems,
         seed=cfg.seed,
-        parsable=verifier.parsable,
-        prompt_tokens=lambda problem: len(run.tokenizer.encode_chat(problem.messages)),
+        parsable=lambda golds: equivalence.readable(golds, verifier),
+        prompt_tokens=prompt_tokens,
         log=log,
     )
     if not cfg.eval.every:
-        return load(cfg.data), []
+        return load(cfg.data), {}
+    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
+    tasks = {
+        f"eval/{name}": [named.problem for named in load_task(name, where, cfg.eval.problems, cfg.data, fault, log)]
+        for name, where in parse_names(cfg.eval.tasks)
+    }
+    if tasks and not cfg.eval.source:
+        return load(cfg.data), tasks
     test = dataclasses.replace(cfg.data, split=cfg.eval.split)
     if cfg.eval.source:
         test = dataclasses.replace(test, source=cfg.eval.source, revision=cfg.eval.revision)
@@ -52,8 +61,8 @@ def _load_data(run: Run, verifier: Verifier, log) -> tuple[Problems, list]:
     if faults:  # of both at once
         raise DataError("\n".join(faults))
     problems, held_out = opened
-    count = cfg.eval.problems if held_out.size is None else min(cfg.eval.problems, held_out.size)
-    return problems, [held_out.get(index) for index in range(count)]
+    count = cfg.eval.problems if held_out.size is None else min(cfg.eval.problems or held_out.size, held_out.size)
+    return problems, {"eval": [held_out.get(index) for index in range(count)]} | tasks
 
 
 def make_batches(groups: list[Group], cfg: Config) -> list[Batch]:
@@ -83,7 +92,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer,
         Progress(checkpointer.newest() or 0, steps) as progress,
     ):
-        problems, held_out = _load_data(run, verifier, progress.log)
+        problems, evaluations = _load_data(run, verifier, progress.log)
 
         # ---- Restore ----
         start = setup.initial_state(run, checkpointer)
@@ -98,15 +107,18 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
 
         def run_evaluation(step: int) -> None:
+            values: dict[str, float] = {}
             with progress.phase("evaluate"):
                 generate = run.generator.bind(state.params, step, eval_sampling)
-                values = evaluate(held_out, cfg.eval.samples, generate, score, run.tokenizer)
+                for name, asked in evaluations.items():
+                    attempts = sample_and_grade(asked, cfg.eval.samples, generate, score, run.tokenizer)
+                    values |= accuracies(asked, attempts, name)
             writer.scalars(step, values | {"seconds/evaluate": progress.take_seconds()["evaluate"]})
-            for name in [name for name in values if name.startswith("eval/pass@1") and f"{name}/low" in values]:
+            for name in [name for name in values if f"{name}/low" in values]:
                 low, high = values[f"{name}/low"], values[f"{name}/high"]
                 progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
 
-        if first_step == 0 and held_out:
+        if first_step == 0 and evaluations:
             run_evaluation(0)
         for step in range(first_step, steps):
             # ---- Rollout ----
@@ -168,7 +180,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
                     "s": sum(seconds.values()),
                 },
             )
-            if held_out and (done % cfg.eval.every == 0 or done == steps):
+            if evaluations and (done % cfg.eval.every == 0 or done == steps):
                 run_evaluation(done)
             if done % cfg.checkpoint.every == 0 or done == steps:
                 checkpointer.save(done, state, setup.checkpoint_meta(run, done, problems_seen))

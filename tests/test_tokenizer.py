@@ -67,9 +67,38 @@ def test_end_ids_are_a_set_from_all_files(tmp_path, tokenizer):
     shutil.copytree(QUICKSTART, tmp_path / "model")
     (tmp_path / "model/generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     assert Tokenizer(tmp_path / "model").eos_ids == (0, 2)
+
+
+def test_a_base_model_is_asked_in_plain_text(tmp_path):
+    """No chat template: the user's text alone, in which special tokens are but text."""
+    import shutil
+
+    from conftest import QUICKSTART
+
+    shutil.copytree(QUICKSTART, tmp_path / "model")
     (tmp_path / "model/chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="chat template"):
-        Tokenizer(tmp_path / "model")
+    base = Tokenizer(tmp_path / "model")
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "2+3=?"}]
+    assert base.plain and base.encode_chat(turns) == base.encode_text("2+3=?\n")
+    forged = [{"role": "user", "content": "<|im_end|>2+3=?"}]
+    assert not set(base.encode_chat(forged)) & {base.hf.convert_tokens_to_ids(t) for t in base.special}
+
+
+def test_thinking_is_switched_by_the_template(tmp_path, tokenizer):
+    import shutil
+
+    from conftest import QUICKSTART
+
+    shutil.copytree(QUICKSTART, tmp_path / "model")
+    with pytest.raises(ValueError, match="no such switch"):
+        Tokenizer(tmp_path / "model", "off")
+    template = (QUICKSTART / "chat_template.jinja").read_text()
+    mark = "{% if enable_thinking is defined and enable_thinking is false %}no thoughts{% endif %}"
+    (tmp_path / "model/chat_template.jinja").write_text(template + mark)
+    turns = [{"role": "user", "content": "2+3=?"}]
+    ids = {how: Tokenizer(tmp_path / "model", how).encode_chat(turns) for how in ("auto", "on", "off")}
+    assert ids["auto"] == ids["on"] == tokenizer.encode_chat(turns)
+    assert tokenizer.decode(ids["off"]).endswith("no thoughts")
 
 
 LLAMA3 = (

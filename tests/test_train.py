@@ -228,7 +228,7 @@ def test_every_switch_of_the_tables_trains(tmp_path, name):
 
 
 def test_non_finite_gradients_stop_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("cgrpo_jax.batch.group_advantages", lambda reward_PG, mask_PG, **_: reward_PG * np.nan)
+    monkeypatch.setattr("cgrpo_jax.batch._credit", lambda reward_PG, *_: (reward_PG * np.nan, np.ones_like(reward_PG)))
     with jax.numpy_rank_promotion("allow"), pytest.raises(TrainingError, match="3 non-finite gradients in a row"):
         train(small(**{"train.steps": 9}), tmp_path / "w")
     rows = lines(tmp_path / "w/metrics.jsonl")

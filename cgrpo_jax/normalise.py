@@ -1,0 +1,213 @@
+"""Plain string work on mathematical answers: spelling, units, plain numbers, lists. Linear in the text; no evaluation.
+
+Written against what math-verify 0.9 reads wrongly (table in configs/README.md), not to read more than it does.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+_SYMBOLS = {
+    "−": "-", "–": "-", "π": "\\pi ", "∞": "\\infty ", "×": "\\times ", "·": "\\cdot ", "≤": "\\le ", "≥": "\\ge ",
+    "≠": "\\ne ", "∪": "\\cup ", "°": "^\\circ ", "²": "^2", "³": "^3", "€": "\\text{euro}", "£": "\\text{pound}",
+    "≈": "\\approx ", "±": "\\pm ", "∈": "\\in ", "\u00a0": " ", "，": ", ", "\\$": "\\text{dollar}", "$": " ",
+    "{,}": ",", "\\(": " ", "\\)": " ", "\\[": " ", "\\]": " ", "\\%": "%", "**": " ", "\\lbrace": "\\{",
+    "\\rbrace": "\\}", "\\langle": "(", "\\rangle": ")",
+}  # fmt: skip
+_SYMBOL = re.compile("|".join(re.escape(key) for key in sorted(_SYMBOLS, key=len, reverse=True)))
+_COMMANDS = {
+    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "leq": "\\le", "geq": "\\ge", "leqslant": "\\le",
+    "geqslant": "\\ge", "neq": "\\ne", "mbox": "\\text", "textbf": "\\text", "textrm": "\\text", "textit": "\\text",
+    "textnormal": "\\text", "mathrm": "\\text", "mathbf": "\\text", "operatorname": "\\operatorname",
+    "degree": "^\\circ", "degrees": "^\\circ", "left": "", "right": "", "big": "", "Big": "", "bigl": "", "bigr": "",
+    "Bigl": "", "Bigr": "", "displaystyle": "", "quad": " ", "qquad": " ", "infin": "\\infty", "euro": "\\text{euro}",
+    "pounds": "\\text{pound}", "cents": "\\text{cent}", "percent": "%",
+}  # fmt: skip
+_COMMAND = re.compile(r"\\(?:!\s*|[,;: ]|[A-Za-z]+)")
+_DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ)")
+_JOINED = re.compile(r"(?<![A-Za-z\\])(?:, ?)?(?:and|or)(?![A-Za-z])|(?:, ?)?\\text ?\{ ?(?:and|or|,) ?\}|;")
+
+# Unit words -> one name each, so that spellings agree and different units do not.
+_UNIT_WORDS = {
+    "cm": "cm centimeter centimetre", "mm": "mm millimeter millimetre", "m": "m meter metre",
+    "km": "km kilometer kilometre", "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
+    "g": "g gram", "kg": "kg kilogram", "mg": "mg milligram", "lb": "lb lbs", "oz": "oz ounce",
+    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
+    "year": "yr year", "degree": "degree deg", "radian": "rad radian", "dollar": "dollar usd buck", "cent": "cent",
+    "euro": "euro", "pound": "pound", "percent": "percent", "unit": "unit", "l": "liter litre", "ml": "ml milliliter",
+    "mph": "mph", "K": "kelvin", "N": "newton", "J": "joule", "W": "watt", "V": "volt", "Hz": "hz hertz",
+    "person": "person people", "student": "student", "way": "way", "square unit": "square~unit", "m/s": "m/s",
+    "km/h": "km/h kmh kmph",
+}  # fmt: skip
+_UNITS = {
+    word.replace("~", " "): name for name, words in _UNIT_WORDS.items() for word in words.split()
+}  # fmt: skip
+_UNITS |= {word + "s": name for word, name in list(_UNITS.items()) if len(word) > 2 and not word.endswith("s")}
+_BARE = sorted((word for word in _UNITS if len(word) > 1), key=len, reverse=True)  # "5 m" is 5 times m
+_BARE_UNIT = re.compile(
+    rf"(?<=[\d}}) ]) ?(square|cubic|sq)? ?({'|'.join(map(re.escape, _BARE))})\.?(?: ?\^ ?\{{?([23])\}}?)?$", re.I
+)
+_TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{?([23])\}?)?$")
+_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_WORDS = re.compile(r"[^\W\d_][^\W\d_]*(?:[ '-]{1,2}[^\W\d_]+)*")
+_CHOICE = re.compile(r"\(?([A-Za-z])\)?")
+
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
+_PART = rf"[-+]? ?(?:{_DECIMAL})"
+_NUMBER = re.compile(
+    rf"(?P<sign>[-+]?) ?(?:(?P<whole>\d+)(?: ?\\frac ?(?:\{{(?P<wa>\d+)\}}|(?P<wb>\d)) ?(?:\{{(?P<wc>\d+)\}}|(?P<wd>\d))"
+    r"| (?P<we>\d+)/(?P<wf>\d+))"
+    rf"|\\frac ?(?:\{{ ?(?P<fa>{_PART}) ?\}}|(?P<fb>\d)) ?(?:\{{ ?(?P<fc>{_PART}) ?\}}|(?P<fd>\d))"
+    rf"|(?P<a>{_DECIMAL}) ?/ ?(?P<b>{_PART})"
+    rf"|(?P<m>{_DECIMAL})(?:[eE](?P<e>[-+]?\d{{1,4}})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?"
+    r"(?:\{ ?(?P<t>[-+]?\d{1,4}) ?\}|\(? ?(?P<u>[-+]?\d{1,4}) ?\)?))?"
+    r"|10 ?\^ ?(?:\{ ?(?P<p>[-+]?\d{1,4}) ?\}|(?P<q>\d)))"
+)
+MAX_EXPONENT = 400
+
+
+class Number(NamedTuple):
+    """A plain number. `places` are the digits after the point of a plain decimal, None for anything else."""
+
+    value: Fraction
+    places: int | None
+
+
+def _plain(text: str) -> Fraction:
+    return Fraction(text.replace(",", "").replace(" ", "").rstrip("."))
+
+
+def number(text: str) -> Number | None:
+    """The value of a plain decimal, fraction, mixed number or power of ten; None for any other text.
+
+    A thousands comma needs groups of three. Exponents beyond +-400 and a zero denominator are no plain number.
+    """
+    match = _NUMBER.fullmatch(text.strip()) if len(text) <= 2_000 else None
+    if not match:
+        return None
+    group = match.groupdict()
+    sign = -1 if group["sign"] == "-" else 1
+    exponent = next((int(group[key]) for key in "etupq" if group[key]), 0)
+    if abs(exponent) > MAX_EXPONENT:
+        return None
+    parts = [(group[x] or group[y], group[z] or group[w]) for x, y, z, w in (("wa", "wb", "wc", "wd"), ("fa", "fb", "fc", "fd"), ("we", "we", "wf", "wf"), ("a", "a", "b", "b"))]  # fmt: skip
+    top, bottom = next(((a, b) for a, b in parts if a and b), ("", ""))
+    if top:
+        if _plain(bottom) == 0:
+            return None
+        return Number(sign * (int(group["whole"] or 0) + _plain(top) / _plain(bottom)), None)
+    mantissa = group["m"] or "1"
+    places = None if exponent else len(mantissa.rstrip().partition(".")[2])
+    return Number(sign * _plain(mantissa) * Fraction(10) ** exponent, places)
+
+
+def same_number(gold: Number, answer: Number) -> bool:
+    """Equal; or one is a fraction and the other a decimal of six places or more that is its correct rounding."""
+    if gold.value == answer.value:
+        return True
+    for exact, rounded in ((gold, answer), (answer, gold)):
+        if exact.places is None and (rounded.places or 0) >= 6:
+            return 2 * abs(exact.value - rounded.value) <= Fraction(1, 10 ** (rounded.places or 0))
+    return False
+
+
+def clean(text: str) -> str:
+    """One spelling for symbols, spaces, fractions, relations, degrees; no dollar signs, no final full stop."""
+    text = text.replace("\0", " ").encode("utf-8", "replace").decode()
+    text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
+
+    def command(match: re.Match) -> str:
+        name = match[0][1:]
+        if not name[0].isalpha():
+            return "" if name[0] == "!" else " "
+        return _COMMANDS.get(name, match[0])
+
+    text = _COMMAND.sub(command, text)
+    text = _DEGREES.sub(r"\\text{degree}", " ".join(text.split()))
+    text = _JOINED.sub(",", text) if not _plain_words(text) else text
+    return " ".join(text.split()).strip().rstrip(".,").strip()
+
+
+def _plain_words(text: str) -> bool:
+    return bool(_WORDS.fullmatch(text))
+
+
+def words(text: str) -> str | None:
+    """What a textual answer says, in lower case without its article; None for mathematics.
+
+    Text is what stands in \\text{...} alone, an option letter in brackets, and bare words of four letters or more.
+    """
+    inner = _TEXT.fullmatch(text)
+    bare = (inner[1] if inner else text).strip(" .").casefold()
+    letter = _CHOICE.fullmatch(bare)
+    if letter and (inner or bare.startswith("(")):
+        return letter[1]
+    if not _plain_words(bare) or (not inner and len(bare) < 4) or (inner and len(bare) < 2):
+        return None
+    first, _, rest = bare.partition(" ")
+    return rest if first in ("a", "an", "the") and rest else bare
+
+
+def _unit_name(word: str, power: str | None) -> str | None:
+    word = " ".join(word.casefold().split()).strip(".")
+    power = power or ""
+    for prefix, exponent in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
+        if word.startswith(prefix) and word.removeprefix(prefix) in _UNITS:
+            word, power = word.removeprefix(prefix), exponent
+    base, caret, raised = word.partition("^")
+    if caret and raised.strip("{}") in ("2", "3"):
+        word, power = base.strip(), raised.strip("{}")
+    return _UNITS[word] + power if word in _UNITS else None
+
+
+def split_unit(text: str) -> tuple[str, str | None]:
+    """(value, unit): a trailing unit, a percent sign or a leading currency; the unit by its one name, None for none.
+
+    An unknown word in \\text{...} behind a value is a unit under its own name.
+    """
+    if text.endswith("%"):
+        return text[:-1].strip(), "percent"
+    for currency in ("dollar", "euro", "pound"):
+        head = f"\\text{{{currency}}}"
+        for sign in ("", "-"):
+            if text.startswith(sign + head) and len(text) > len(sign + head):
+                return sign + split_unit(text[len(sign + head) :].strip())[0], currency
+    match = _TEXT_UNIT.search(text[-120:])
+    start = max(0, len(text) - 120)
+    if match and text[: start + match.start()].strip():
+        word = " ".join(match[1].casefold().split()).strip(".")
+        if word:
+            return text[: start + match.start()].strip(), _unit_name(word, match[2]) or word
+    match = _BARE_UNIT.search(text[-60:])
+    start = max(0, len(text) - 60)
+    if match and number(text[: start + match.start()]):
+        name = _unit_name(f"{match[1]} {match[2]}" if match[1] else match[2], match[3])
+        return text[: start + match.start()].strip(), name
+    return text, None
+
+
+def split_commas(text: str, inside: bool = False) -> list[str]:
+    """Parts between commas outside all brackets. Unless inside brackets, a number with thousands commas is one part."""
+    if not inside and number(split_unit(text)[0]):
+        return [text]
+    if ", " in text:
+        spaced = split_top(text, ", ")
+        if all("," not in part or (number(part) and "{" not in part) for part in spaced):
+            return spaced
+    return split_top(text, ",")
+
+
+def split_top(text: str, separator: str) -> list[str]:
+    """Parts between separators outside all brackets."""
+    parts, depth, start, position = [], 0, 0, 0
+    while position < len(text):
+        character = text[position]
+        depth += (character in "([{") - (character in ")]}")
+        if depth <= 0 and text.startswith(separator, position):
+            parts.append(text[start:position].strip())
+            position = start = position + len(separator)
+            continue
+        position += 1
+    return [*parts, text[start:].strip()]

@@ -1,0 +1,292 @@
+"""Statistics of sampled answers, over arrays with a row per problem (numpy only).
+
+P problems, G samples of a problem, K values of k, T tasks. What varies is the problem: every interval and test is over
+problems, never over samples, which are no independent evidence of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+CHUNK = 1 << 22  # numbers drawn at once
+
+Same = Callable[[Sequence[tuple[str, str]]], Sequence[bool]]  # are the two answers of each pair equivalent?
+
+
+class Paired(NamedTuple):
+    """What two runs over the same problems differ by: second minus first."""
+
+    difference: float
+    low: float  # 95 % interval of the difference, bootstrap over problems
+    high: float
+    p: float  # two-sided
+
+
+def wilson(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of `count` problems (Wilson 1927).
+
+    With several samples a problem the mean of each lies between 0 and 1, so this interval is on the safe side.
+    """
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _check_ks(ks: Sequence[int], samples: int) -> None:
+    if wrong := [k for k in ks if not 1 <= k <= samples]:
+        raise ValueError(f"pass@k with k = {wrong[0]} needs 1 <= k <= G, and there are G = {samples} samples a problem")
+
+
+def pass_at_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """Probability that k of a problem's G samples, drawn without replacement, hold a correct one: `[K, P]`.
+
+    1 - C(G-c, k) / C(G, k) with c correct samples (Chen et al. 2021, arXiv 2107.03374, equation 1): the unbiased
+    estimate of pass@k. The quotient is the product of (G-k-j) / (G-j) over j < c, all of them in [0, 1].
+
+    Raises:
+      ValueError: a k below 1 or above G.
+    """
+    samples = correct_PG.shape[1]
+    _check_ks(ks, samples)
+    j_G = np.arange(samples)
+    factor_KG = np.maximum(samples - np.array(ks)[:, None] - j_G, 0) / (samples - j_G)
+    none_Kc = np.concatenate([np.ones((len(ks), 1)), np.cumprod(factor_KG, axis=1)], axis=1)  # by the number correct
+    return 1.0 - none_Kc[:, np.count_nonzero(correct_PG, axis=1)]
+
+
+def first_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """1.0 where one of the first k samples of a problem is correct, else 0.0: `[K, P]`.
+
+    As the paper counts pass@k (arXiv 2506.03106, section 5): unbiased too, but with more variance than `pass_at_k`.
+
+    Raises:
+      ValueError: a k below 1 or above G.
+    """
+    _check_ks(ks, correct_PG.shape[1])
+    any_PG = np.logical_or.accumulate(correct_PG.astype(bool), axis=1)
+    return any_PG[:, np.array(ks) - 1].T.astype(float)
+
+
+def majority(cluster_PG: np.ndarray, correct_PG: np.ndarray) -> np.ndarray:
+    """maj@G: whether the most frequent answer of each problem is correct, `[P]` in [0, 1].
+
+    Args:
+      cluster_PG: equal numbers for equivalent answers of a problem, as `cluster` gives them; -1: no answer, no vote.
+
+    Of tied clusters each counts alike: the value is what a fair draw among them is expected to score. It is also the
+    expectation over the members of a cluster where the grader disagrees on them. 0 where nothing was answered.
+    """
+    value_P = np.zeros(len(cluster_PG))
+    for p, (cluster_G, correct_G) in enumerate(zip(cluster_PG, correct_PG, strict=True)):
+        voted_G = cluster_G >= 0
+        if voted_G.any():
+            _, which, votes = np.unique(cluster_G[voted_G], return_inverse=True, return_counts=True)
+            # tied clusters are of one size: the mean over their members is the mean over the clusters
+            value_P[p] = correct_G[voted_G][votes[which] == votes.max()].mean()
+    return value_P
+
+
+def cluster(answers: Sequence[str | None], same: Same, most_calls: int = 16) -> np.ndarray:
+    """`cluster_problems` of one problem: `[G]`."""
+    return cluster_problems([answers], same, most_calls)[0]
+
+
+def cluster_problems(answers_PG: Sequence[Sequence[str | None]], same: Same, most_calls: int = 16) -> np.ndarray:
+    """Numbers equivalent answers of a problem alike, int32 `[P, G]`; -1 for None.
+
+    Equal strings are one answer. Then, in each call of `same`, the most frequent string of every problem that has no
+    number yet is compared with all others that have none: pairs are (that string, another), and what is the same joins
+    it. So equivalence need not be transitive, and a batch holds the pairs of all problems.
+
+    Args:
+      most_calls: bound on the calls of `same`. Strings that are left over (the rarest) are clusters of their own.
+
+    Raises:
+      ValueError: `same` answered another number of pairs, or problems differ in their number of answers.
+    """
+    rest_P = [[text for text, _ in Counter(a for a in row if a is not None).most_common()] for row in answers_PG]
+    number_P: list[dict[str | None, int]] = [{None: -1} for _ in answers_PG]
+    for call in range(most_calls):
+        pairs = [(rest[0], other) for rest in rest_P for other in rest[1:]]
+        if not pairs:
+            break
+        verdicts = list(same(pairs))
+        if len(verdicts) != len(pairs):
+            raise ValueError(f"{len(pairs)} pairs of answers were compared, but {len(verdicts)} verdicts came back")
+        verdict = iter(verdicts)
+        for p, rest in enumerate(rest_P):
+            alike = [other for other in rest[1:] if next(verdict)]
+            number_P[p] |= dict.fromkeys(rest[:1] + alike, call)
+            rest_P[p] = [text for text in rest if text not in number_P[p]]
+    for number, rest in zip(number_P, rest_P, strict=True):
+        number |= {text: most_calls + i for i, text in enumerate(rest)}
+    rows = [[number[a] for a in row] for number, row in zip(number_P, answers_PG, strict=True)]
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("the problems differ in their number of answers")
+    return np.array(rows, np.int32)
+
+
+def _checked(values_P: np.ndarray) -> np.ndarray:
+    values_P = np.asarray(values_P, float)
+    if values_P.ndim != 1 or not values_P.size or not np.isfinite(values_P).all():
+        raise ValueError(f"one finite value a problem is needed, at least one problem; got shape {values_P.shape}")
+    return values_P
+
+
+def _chunks(draws: int, width: int) -> Iterator[int]:
+    size = max(1, CHUNK // width)
+    for start in range(0, draws, size):
+        yield min(size, draws - start)
+
+
+def _resampled_means(values_P: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
+    """Means of `draws` resamples of P problems with replacement.
+
+    Problems of one value are counted together: how often each value is drawn is multinomial. Exact, and cheap where
+    values are few, as with G samples a problem.
+    """
+    value_U, count_U = np.unique(values_P, return_counts=True)
+    total = len(values_P)
+    drawn = [rng.multinomial(total, count_U / total, size=size) @ value_U for size in _chunks(draws, len(value_U))]
+    return np.concatenate(drawn) / total
+
+
+def bootstrap(values_P: np.ndarray, seed: int, draws: int = 10_000) -> tuple[float, float]:
+    """95 % percentile interval of the mean over problems (Efron 1979). The order of the problems does not matter.
+
+    Raises:
+      ValueError: no problem, or a value that is not finite.
+    """
+    return bootstrap_tasks([values_P], seed, draws)
+
+
+def bootstrap_tasks(values_TP: Sequence[np.ndarray], seed: int, draws: int = 10_000) -> tuple[float, float]:
+    """As `bootstrap`, of the plain mean over tasks: problems are resampled within their task."""
+    rng = np.random.default_rng(seed)
+    means = np.mean([_resampled_means(_checked(values_P), rng, draws) for values_P in values_TP], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _sign_flip_p(term_P: np.ndarray, rng: np.random.Generator, draws: int) -> float:
+    """Share of sign assignments with |sum| at least that of the terms as they are: all of them, where 2^P <= draws,
+    else of `draws` random ones, among which the observed one is counted (so it is never 0)."""
+    term_P = term_P[term_P != 0]
+    limit = abs(term_P.sum()) - 1e-9 * np.abs(term_P).sum()  # sums that are equal but for rounding
+    if 2 ** len(term_P) <= draws:
+        sign = 1 - 2 * (np.arange(2 ** len(term_P))[:, None] >> np.arange(len(term_P)) & 1)
+        return float(np.mean(np.abs(sign @ term_P) >= limit))
+    size_U, count_U = np.unique(np.abs(term_P), return_counts=True)
+    hits = 0
+    for chunk in _chunks(draws, len(size_U)):
+        positive = rng.binomial(count_U, 0.5, size=(chunk, len(size_U)))
+        hits += int(np.count_nonzero(np.abs((2 * positive - count_U) @ size_U) >= limit))
+    return (1 + hits) / (1 + draws)
+
+
+def paired(a_P: np.ndarray, b_P: np.ndarray, seed: int, draws: int = 10_000) -> Paired:
+    """Mean of b - a over the same problems, its 95 % bootstrap interval and a sign-flip permutation test.
+
+    The test's hypothesis: on each problem the two runs could as well be swapped. Two-sided, not corrected for the
+    number of comparisons a reader makes.
+
+    Raises:
+      ValueError: other shapes, no problem, or a value that is not finite.
+    """
+    return paired_tasks([a_P], [b_P], seed, draws)
+
+
+def paired_tasks(a_TP: Sequence[np.ndarray], b_TP: Sequence[np.ndarray], seed: int, draws: int = 10_000) -> Paired:
+    """As `paired`, of the plain mean over tasks of their mean differences."""
+    for a_P, b_P in zip(a_TP, b_TP, strict=True):
+        if np.shape(a_P) != np.shape(b_P):
+            raise ValueError(f"paired values of {np.shape(a_P)} and {np.shape(b_P)} problems")
+    d_TP = [_checked(b_P) - _checked(a_P) for a_P, b_P in zip(a_TP, b_TP, strict=True)]
+    low, high = bootstrap_tasks(d_TP, seed, draws)
+    terms = np.concatenate([d_P / (len(d_P) * len(d_TP)) for d_P in d_TP])
+    # the interval and the test draw from streams of their own
+    return Paired(float(terms.sum()), low, high, _sign_flip_p(terms, np.random.default_rng([seed, 1]), draws))
+
+
+def powers_of_two(samples: int) -> list[int]:
+    """1, 2, 4, ... up to G, and G itself."""
+    return sorted({2**i for i in range(samples.bit_length())} | {samples})
+
+
+def summarise(
+    ids: Sequence[str],
+    correct_PG: np.ndarray,
+    cluster_PG: np.ndarray,
+    length_PG: np.ndarray,
+    finished_PG: np.ndarray,
+    answered_PG: np.ndarray,
+    seconds: float,
+    seed: int,
+) -> dict[str, Any]:
+    """A task's entry of `results.json`: plain numbers, lists and strings.
+
+    Args:
+      ids: names of the problems, no two alike; runs are compared by them.
+      cluster_PG: of `cluster_problems`.
+      length_PG: sampled tokens.
+      finished_PG, answered_PG: ended by themselves; an answer was found in the text.
+      seconds: wall time of sampling.
+
+    Raises:
+      ValueError: shapes that differ, or two problems with one id.
+    """
+    problems, samples = correct_PG.shape
+    shapes = {array.shape for array in (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG)}
+    if shapes != {(len(ids), samples)} or not correct_PG.size:
+        raise ValueError(f"{len(ids)} problems with arrays of shapes {sorted(shapes)}: all must be [P, G]")
+    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"{len(repeated)} problem ids are used more than once, the first is {repeated[0]!r}")
+    correct_PG = correct_PG.astype(bool)
+    ks = powers_of_two(samples)
+    pass_K = pass_at_k(correct_PG, ks).mean(axis=1)
+    interval = [wilson(mean, problems) for mean in pass_K.tolist()]
+    by_k = lambda values: {str(k): float(value) for k, value in zip(ks, values, strict=True)}
+    return {
+        "problems": problems,
+        "samples": samples,
+        "pass@1": float(correct_PG.mean()),
+        "pass@1/low": interval[0][0],
+        "pass@1/high": interval[0][1],
+        "pass@1/bootstrap": list(bootstrap(correct_PG.mean(axis=1), seed)),
+        "runs": correct_PG.mean(axis=0).tolist(),
+        "maj@G": float(majority(cluster_PG, correct_PG).mean()),
+        "pass@k": by_k(pass_K),
+        "pass@k/low": by_k([low for low, _ in interval]),
+        "pass@k/high": by_k([high for _, high in interval]),
+        "first@k": by_k(first_k(correct_PG, ks).mean(axis=1)),
+        "length": float(length_PG.mean()),
+        "truncated": float(1 - finished_PG.astype(bool).mean()),
+        "no_answer": float(1 - answered_PG.astype(bool).mean()),
+        "seconds": float(seconds),
+        "tokens_per_s": float(length_PG.sum() / seconds) if seconds > 0 else None,
+        "ids": list(ids),
+        "correct": correct_PG.astype(int).tolist(),
+    }
+
+
+def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """Entry `mean` of `results.json`: the plain mean over tasks, whatever their number of problems.
+
+    Values that a task lacks (a k above its G, an unknown speed) are left out; `pass@1/bootstrap` is stratified by task.
+    """
+    entries = list(tasks.values())
+    names = ("pass@1", "maj@G", "length", "truncated", "no_answer", "tokens_per_s")
+    columns = {name: [entry[name] for entry in entries] for name in names}
+    mean: dict[str, Any] = {name: sum(c) / len(c) for name, c in columns.items() if None not in c}
+    shared = [k for k in entries[0]["pass@k"] if all(k in entry["pass@k"] for entry in entries)]
+    for name in ("pass@k", "first@k"):
+        mean[name] = {k: sum(entry[name][k] for entry in entries) / len(entries) for k in shared}
+    if len({entry["samples"] for entry in entries}) == 1:
+        mean["runs"] = np.mean([entry["runs"] for entry in entries], axis=0).tolist()
+    mean["pass@1/bootstrap"] = list(bootstrap_tasks([np.mean(entry["correct"], axis=1) for entry in entries], seed))
+    return mean

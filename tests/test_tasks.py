@@ -1,0 +1,130 @@
+"""Evaluation tasks: rows of each published schema become problems; what is wrong is said before anything is sampled.
+
+The rows of GPQA, MMLU-Pro and AIME25 are written here after their published schemas: those sets are not at hand.
+"""
+
+import json
+
+import pytest
+
+from cgrpo_jax.data import DataConfig, DataError
+from cgrpo_jax.tasks import TASKS, load_task, parse_names
+
+FINE = lambda problem: None
+CFG = DataConfig(max_prompt_tokens=512)
+
+
+def rows_of(name, rows, tmp_path, **changes):
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    limit = changes.pop("limit", 0)
+    return load_task(
+        name, str(tmp_path / "rows.jsonl"), limit, DataConfig(**changes), changes.get("fault", FINE), print
+    )
+
+
+def test_names():
+    assert parse_names("gsm8k, aime24=a/b.jsonl,math500@abc,mine=x.csv") == [
+        ("gsm8k", ""), ("aime24", "a/b.jsonl"), ("math500", "@abc"), ("mine", "x.csv"),
+    ]  # fmt: skip
+    for wrong, message in (
+        ("gms8k", "no task 'gms8k'"),
+        ("gsm8k,gsm8k", "twice"),
+        ("validation", "local file"),
+        ("a=", "no file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            parse_names(wrong)
+
+
+def test_gpqa(tmp_path):
+    row = {
+        "Question": "Which gas do plants take in?\n", "Correct Answer": "Carbon dioxide\n", "Incorrect Answer 1": "Oxygen",
+        "Incorrect Answer 2": "Argon", "Incorrect Answer 3": "Neon", "Record ID": "rec1",
+    }  # fmt: skip
+    found = rows_of("gpqa_diamond", [row] * 6, tmp_path)
+    for named in found:
+        options = named.problem.entry["options"]
+        assert options["ABCD".index(named.problem.answer)] == "Carbon dioxide"
+        assert f"({named.problem.answer}) Carbon dioxide" in named.problem.question
+        assert named.problem.messages[-1]["content"].startswith("Which gas do plants take in?\n(A) ")
+    assert len({named.problem.answer for named in found}) > 1  # the order depends on the row
+    assert found == rows_of("gpqa_diamond", [row] * 6, tmp_path)  # and on nothing else
+
+
+def test_mmlu_pro(tmp_path):
+    options = [f"option {i}" for i in range(10)]
+    row = {
+        "question_id": 70,
+        "question": "Which?",
+        "options": options,
+        "answer": "I",
+        "answer_index": 8,
+        "category": "math",
+    }
+    (named,) = rows_of("mmlu_pro", [row], tmp_path)
+    assert named.problem.entry["options"]["ABCDEFGHIJ".index(named.problem.answer)] == "option 8"
+    assert named.problem.grader == "choice" and "(J) option" in named.problem.question
+    with pytest.raises(DataError, match=r"row 1, column 'answer_index': 12 is no index of the 10 options"):
+        rows_of("mmlu_pro", [row | {"answer_index": 12}], tmp_path)
+
+
+def test_aime25_and_any_file(tmp_path):
+    (named,) = rows_of("aime25", [{"problem": "Find n.", "answer": "070", "id": "0"}], tmp_path)
+    assert named == ("1", named.problem) and named.problem.answer == "070" and named.problem.grader == "math"
+    (named,) = rows_of("mine", [{"question": "2+3?", "answer": 5}], tmp_path)
+    assert named.problem.answer == "5"
+
+
+def test_olympiadbench_lists_its_answers(tmp_path):
+    (named,) = rows_of("olympiadbench", [{"question": "Find x.", "final_answer": ["2", "-1"]}], tmp_path)
+    assert named.problem.answer == "2, -1"
+
+
+def test_theoremqa_asks_true_or_false(tmp_path):
+    rows = [
+        {"Question": "Is 2 prime?", "Answer": "True", "Answer_type": "bool", "Picture": None},
+        {"question": "How many?", "answer": 3, "answer_type": "integer", "picture": None},
+    ]
+    one, two = rows_of("theoremqa", rows, tmp_path)
+    assert "\\boxed{True} or \\boxed{False}" in one.problem.question and "boxed{True}" not in two.problem.question
+    assert one.problem.entry == {"answer_type": "bool", "answer": True} and one.problem.grader == "theoremqa"
+    assert two.problem.entry == {"answer_type": "integer", "answer": 3}
+    with pytest.raises(DataError, match=r"row 1, column 'answer': 'three' is no integer"):
+        rows_of("theoremqa", [rows[1] | {"answer": "three"}], tmp_path)
+
+
+def test_bad_rows_are_listed_or_left_out(tmp_path, capsys):
+    rows = [{"question": "q", "answer": "1"}, {"question": "", "answer": "1"}, {"answer": "1"}]
+    with pytest.raises(DataError, match=r"2 bad rows of 3(.|\n)*row 2, column 'question': empty(.|\n)*row 3"):
+        rows_of("gsm8k", rows, tmp_path)
+    kept = rows_of("gsm8k", rows, tmp_path, on_bad_row="drop")
+    assert [named.id for named in kept] == ["1"] and "dropped 2 bad rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "count"),
+    [
+        ("validation", "benchmarks/critique_grpo_test.parquet", 2019),
+        ("validation500", "benchmarks/critique_grpo_test.parquet", 500),
+        ("math500", "benchmarks/critique_grpo_test.parquet", 500),
+        ("minerva_math", "benchmarks/critique_grpo_test.parquet", 272),
+        ("olympiadbench", "benchmarks/critique_grpo_test.parquet", 675),
+        ("amc23", "benchmarks/amc23.jsonl", 40),
+        ("aime24", "benchmarks/aime24.jsonl", 30),
+        ("theoremqa", "benchmarks/theoremqa.jsonl", 800),
+        ("mmlu_stem", "benchmarks/mmlu_stem.jsonl", 3018),
+        ("gsm8k", "gsm8k/test.jsonl", 1319),
+    ],
+)
+def test_sizes_of_the_files_at_hand(shared_data, name, file, count):
+    """The published sizes; no row is bad."""
+    found = load_task(name, str(shared_data / file), 0, CFG, FINE, print)
+    assert len(found) == count and len({named.id for named in found}) == count
+    assert [n.id for n in load_task(name, str(shared_data / file), 20, CFG, FINE, print)] == [n.id for n in found[:20]]
+
+
+def test_every_task_says_where_its_rows_are():
+    assert set(TASKS) >= {
+        "math500", "minerva_math", "olympiadbench", "amc23", "aime24", "aime25", "theoremqa", "gpqa_diamond",
+        "mmlu_pro", "gsm8k", "validation", "validation500",
+    }  # fmt: skip
