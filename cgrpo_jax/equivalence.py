@@ -141,7 +141,7 @@ def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
     left, right = number(gold), number(answer)
     if left and right:
         hundredths = Fraction(1, 100) if (unit == "percent") != (other == "percent") else None
-        return same_number(left, right) or hundredths is not None and _scaled(left, right, unit, hundredths)
+        return same_number(left, right) or (hundredths is not None and _scaled(left, right, unit, hundredths))
     if left and two and two[1].isdigit():
         return _in_base(two) == left.value
     if _approximate(answer) and not _approximate(gold):
@@ -243,7 +243,8 @@ def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         if isinstance(inner, Collection):
             return same(inner, answer, ask) if isinstance(gold, str) else same(gold, inner, ask)
     if collection.kind == "{}" and len(collection.parts) == 1 and not _RELATION.search(text):
-        return same(gold if isinstance(gold, str) else gold.parts[0], answer if isinstance(answer, str) else answer.parts[0], ask)  # fmt: skip
+        only = lambda parsed: parsed if isinstance(parsed, str) else parsed.parts[0]
+        return same(only(gold), only(answer), ask)
     if _grouped(text) and collection.kind == "bare":
         return _ordered(tuple(split_top(text, ",")), collection.parts, ask)
     if not _RELATION.search(text):
@@ -267,7 +268,7 @@ def render(parsed: Parsed) -> str:
         return "\\begin{pmatrix}" + "\\\\".join(parts) + "\\end{pmatrix}"
     if parsed.kind == "row":
         return " & ".join(parts)
-    opening, closing = {"bare": ("", ""), "{}": ("\\{", "\\}")}.get(parsed.kind, parsed.kind)
+    opening, closing = {"bare": ("", ""), "{}": ("\\{", "\\}")}.get(parsed.kind, (parsed.kind[:1], parsed.kind[1:]))
     return opening + ", ".join(parts) + closing
 
 

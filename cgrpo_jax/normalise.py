@@ -57,7 +57,8 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _PART = rf"[-+]? ?(?:{_DECIMAL})"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?) ?(?:(?P<whole>\d+)(?: ?\\frac ?(?:\{{(?P<wa>\d+)\}}|(?P<wb>\d)) ?(?:\{{(?P<wc>\d+)\}}|(?P<wd>\d))"
+    r"(?P<sign>[-+]?) ?(?:(?P<whole>\d+)"
+    rf"(?: ?\\frac ?(?:\{{(?P<wa>\d+)\}}|(?P<wb>\d)) ?(?:\{{(?P<wc>\d+)\}}|(?P<wd>\d))"
     r"| (?P<we>\d+)/(?P<wf>\d+))"
     rf"|\\frac ?(?:\{{ ?(?P<fa>{_PART}) ?\}}|(?P<fb>\d)) ?(?:\{{ ?(?P<fc>{_PART}) ?\}}|(?P<fd>\d))"
     rf"|(?P<a>{_DECIMAL}) ?/ ?(?P<b>{_PART})"
@@ -92,7 +93,8 @@ def number(text: str) -> Number | None:
     exponent = next((int(group[key]) for key in "etupq" if group[key]), 0)
     if abs(exponent) > MAX_EXPONENT:
         return None
-    parts = [(group[x] or group[y], group[z] or group[w]) for x, y, z, w in (("wa", "wb", "wc", "wd"), ("fa", "fb", "fc", "fd"), ("we", "we", "wf", "wf"), ("a", "a", "b", "b"))]  # fmt: skip
+    fractions = (("wa", "wb", "wc", "wd"), ("fa", "fb", "fc", "fd"), ("we", "we", "wf", "wf"), ("a", "a", "b", "b"))
+    parts = [(group[x] or group[y], group[z] or group[w]) for x, y, z, w in fractions]
     top, bottom = next(((a, b) for a, b in parts if a and b), ("", ""))
     if top:
         if _plain(bottom) == 0:
