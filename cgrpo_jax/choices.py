@@ -86,12 +86,13 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     """
     text = _plain(answer)
     texts = [_same(option) for option in options]
-    whole = [i for i, option in enumerate(texts) if option and option == _same(text)]
+    spelt = [i for i, option in enumerate(options) if option.strip() == answer.strip()]  # "Bb" is not "BB"
+    whole = spelt or [i for i, option in enumerate(texts) if option and option == _same(text)]
     letter = _LETTER.fullmatch(text)
     if letter:
         named = LETTERS.index(letter[1].upper())
-        if whole and named not in whole and len(text) == 1 and text.islower():
-            return LETTERS[whole[0]] if len(whole) == 1 else None  # an option that is "b" itself
+        if len(whole) == 1 and (named >= len(options) or (len(text) == 1 and text.islower())):
+            return LETTERS[whole[0]]  # an option that is a letter itself
         return LETTERS[named] if named < len(options) else None
     if len(whole) == 1:
         return LETTERS[whole[0]]

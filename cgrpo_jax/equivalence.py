@@ -243,8 +243,8 @@ def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         if isinstance(inner, Collection):
             return same(inner, answer, ask) if isinstance(gold, str) else same(gold, inner, ask)
     if collection.kind == "{}" and len(collection.parts) == 1 and not _RELATION.search(text):
-        only = lambda parsed: parsed if isinstance(parsed, str) else parsed.parts[0]
-        return same(only(gold), only(answer), ask)
+        one, two = (part if isinstance(part, str) else part.parts[0] for part in (gold, answer))
+        return same(one, two, ask)
     if _grouped(text) and collection.kind == "bare":
         return _ordered(tuple(split_top(text, ",")), collection.parts, ask)
     if not _RELATION.search(text):

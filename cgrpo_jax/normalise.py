@@ -25,7 +25,7 @@ _COMMANDS = {
     "Bigl": "", "Bigr": "", "displaystyle": "", "quad": " ", "qquad": " ", "infin": "\\infty", "euro": "\\text{euro}",
     "pounds": "\\text{pound}", "cents": "\\text{cent}", "percent": "%",
 }  # fmt: skip
-_COMMAND = re.compile(r"\\(?:!\s*|[,;: ]|[A-Za-z]+)")
+_COMMAND = re.compile(r"\\(?:\\|!\s*|[,;: ]|[A-Za-z]+)")
 _DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ)")
 _JOINED = re.compile(r"(?<![A-Za-z\\])(?:, ?)?(?:and|or)(?![A-Za-z])|(?:, ?)?\\text ?\{ ?(?:and|or|,) ?\}|;")
 
@@ -57,8 +57,7 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _PART = rf"[-+]? ?(?:{_DECIMAL})"
 _NUMBER = re.compile(
-    r"(?P<sign>[-+]?) ?(?:(?P<whole>\d+)"
-    rf"(?: ?\\frac ?(?:\{{(?P<wa>\d+)\}}|(?P<wb>\d)) ?(?:\{{(?P<wc>\d+)\}}|(?P<wd>\d))"
+    r"(?P<sign>[-+]?) ?(?:(?P<whole>\d+)(?: ?\\frac ?(?:\{(?P<wa>\d+)\}|(?P<wb>\d)) ?(?:\{(?P<wc>\d+)\}|(?P<wd>\d))"
     r"| (?P<we>\d+)/(?P<wf>\d+))"
     rf"|\\frac ?(?:\{{ ?(?P<fa>{_PART}) ?\}}|(?P<fb>\d)) ?(?:\{{ ?(?P<fc>{_PART}) ?\}}|(?P<fd>\d))"
     rf"|(?P<a>{_DECIMAL}) ?/ ?(?P<b>{_PART})"
@@ -93,8 +92,8 @@ def number(text: str) -> Number | None:
     exponent = next((int(group[key]) for key in "etupq" if group[key]), 0)
     if abs(exponent) > MAX_EXPONENT:
         return None
-    fractions = (("wa", "wb", "wc", "wd"), ("fa", "fb", "fc", "fd"), ("we", "we", "wf", "wf"), ("a", "a", "b", "b"))
-    parts = [(group[x] or group[y], group[z] or group[w]) for x, y, z, w in fractions]
+    names = (("wa", "wb", "wc", "wd"), ("fa", "fb", "fc", "fd"), ("we", "we", "wf", "wf"), ("a", "a", "b", "b"))
+    parts = [(group[x] or group[y], group[z] or group[w]) for x, y, z, w in names]
     top, bottom = next(((a, b) for a, b in parts if a and b), ("", ""))
     if top:
         if _plain(bottom) == 0:
@@ -122,6 +121,8 @@ def clean(text: str) -> str:
 
     def command(match: re.Match) -> str:
         name = match[0][1:]
+        if name == "\\":  # the end of a row
+            return match[0]
         if not name[0].isalpha():
             return "" if name[0] == "!" else " "
         return _COMMANDS.get(name, match[0])

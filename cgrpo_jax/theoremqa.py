@@ -46,7 +46,7 @@ def theoremqa_problem(row: Mapping[str, Any]) -> Problem:
 
 
 def value(text: str) -> Fraction | None:
-    """A plain number, maybe with a unit or percent sign, or a multiple of pi or of a square root; None for all else."""
+    """A plain number, also with a unit or percent sign, or a multiple of pi or of a square root; else None."""
     text = without_name(text)
     plain, unit = split_unit(text)
     read = number(plain)
