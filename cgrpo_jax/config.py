@@ -173,6 +173,18 @@ def rows_per_group(cfg: Config) -> int:
     return cfg.train.samples + added
 
 
+def _evaluation_faults(cfg: Config) -> list[str]:
+    wrong = []
+    own_file = cfg.data.source.endswith(FILE_SUFFIXES) and cfg.eval.source in ("", cfg.data.source)
+    if cfg.eval.every and own_file and not cfg.eval.tasks:
+        wrong.append(
+            "eval.every needs eval.source or eval.tasks: a file has no split, and its rows are those of training"
+        )
+    if cfg.method == "eval" and not cfg.eval.tasks:
+        wrong.append("method=eval needs eval.tasks: names and NAME=FILE, with commas between them")
+    return wrong
+
+
 def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
     """Refuses clashing or impossible values, all of them in one message.
 
@@ -194,11 +206,7 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
             wrong.append(f"{key} = {value} must lie in [0, 1)")
     refining = cfg.refine.trigger != "never"
     new, train = cfg.sampling.max_new_tokens, cfg.train
-    file_source = cfg.data.source.endswith(FILE_SUFFIXES)
-    if cfg.eval.every and file_source and not cfg.eval.tasks and cfg.eval.source in ("", cfg.data.source):
-        wrong.append(
-            "eval.every needs eval.source or eval.tasks: a file has no split, and its rows are those of training"
-        )
+    wrong += _evaluation_faults(cfg)
     if refining and cfg.refine.k < 1:
         wrong.append("refine.k must be at least 1 with refinements on (refine.trigger=never turns them off)")
     if refining and cfg.refine.k > train.samples:
@@ -224,8 +232,6 @@ def check(cfg: Config, model: ModelConfig, row_devices: int) -> None:
         wrong.append(f"train.micro_batch = {train.micro_batch} is no multiple of the {row_devices} devices of the rows")
     if cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform":
         wrong.append("objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform")
-    if cfg.method == "eval" and not cfg.eval.tasks:
-        wrong.append("method=eval needs eval.tasks: names and NAME=FILE, with commas between them")
     if cfg.method == "sft" and (cfg.eval.every or train.updates_per_rollout != 1):
         wrong.append("method=sft has no evaluation and one update a step: eval.every=0, train.updates_per_rollout=1")
     if cfg.sampling.temperature <= 0 and cfg.method == "rl":
