@@ -158,6 +158,22 @@ def test_what_a_run_writes(finished):
     assert json.loads((finished / "config.json").read_text())["train"]["steps"] == 2
 
 
+def test_named_tasks_are_evaluated_in_training(tmp_path):
+    """Beside the evaluation source, and alone; the metrics carry the name of the task."""
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 23+46?", "answer": 69}\n' * 2)
+    asked = {"eval.every": 1, "eval.samples": 2, "eval.problems": 2, "eval.tasks": f"sums={tmp_path}/sums.jsonl"}
+    for source, names in (("", {"eval/sums"}), ("arithmetic", {"eval", "eval/sums"})):
+        run = setup.open_run(small(**asked, **{"eval.source": source}))
+        with Verifier(VerifierConfig(workers=1)) as verifier:
+            _, evaluations = _load_data(run, verifier, print)
+        assert set(evaluations) == names and [p.answer for p in evaluations["eval/sums"]] == ["69", "69"]
+    with jax.numpy_rank_promotion("allow"):
+        train(small(**asked, **{"train.steps": 1}), tmp_path / "w")
+    evaluated = [row for row in lines(tmp_path / "w/metrics.jsonl") if "eval/sums/pass@1" in row]
+    assert [row["step"] for row in evaluated] == [0, 1] and all("eval/pass@1" not in row for row in evaluated)
+    assert all(0 <= row["eval/sums/pass@1/low"] <= row["eval/sums/pass@1"] <= 1 for row in evaluated)
+
+
 def test_a_stopped_run_resumes_to_the_same_end(finished, tmp_path):
     """One step, then the same command for two: as if never stopped. A second call finds nothing to do."""
     changes = EVALUATED
