@@ -26,9 +26,9 @@ def prefill_size(length: int) -> int:
 
 
 def ring_size(length: int) -> int:
-    """The smallest of 128, 256, 384, 512, 768, 1024, ... that holds `length`; for the slots of a row."""
-    power = max(128, power_of_two(length))
-    return power * 3 // 4 if length <= power * 3 // 4 and power > 256 else power
+    """The smallest of 128, 256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, ... that holds `length`; slots of a row."""
+    step = 128 if length <= 768 else power_of_two(length) // 4
+    return -(-length // step) * step
 
 
 def row_sizes(rows: int, least: int) -> list[int]:

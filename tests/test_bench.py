@@ -17,6 +17,14 @@ def test_rates_are_tokens_over_seconds():
         assert abs(result["tokens_per_s"][name] * result["step_s"][inverse] - 1000) < 1e-3
 
 
+def test_without_a_warm_up_every_round_counts():
+    result = measure(lambda round_: Round(1000), repeats=2, warm_up=False)
+    assert result["tokens_per_s"]["min"] > 0 and "slot_use" not in result
+    calls = []
+    measure(lambda round_: calls.append(round_) or Round(1), repeats=2, warm_up=False)
+    assert calls == [0, 1]
+
+
 def test_questions_differ_by_round_and_know_their_answers():
     assert sums(4, 0) != sums(4, 1) and sums(4, 1) == sums(4, 1)
     for problem in sums(4, 2):

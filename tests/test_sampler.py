@@ -207,7 +207,7 @@ def test_the_budget_decides_the_rows(mesh):
 
 def test_few_sizes_bound_the_programs():
     assert [prefill_size(n) for n in (0, 1, 64, 65, 96, 97, 129, 193)] == [64, 64, 64, 96, 96, 128, 192, 256]
-    assert [ring_size(n) for n in (1, 128, 129, 257, 385, 513, 769)] == [128, 128, 256, 384, 512, 768, 1024]
+    assert [ring_size(n) for n in (1, 128, 129, 513, 769, 1025)] == [128, 128, 256, 640, 1024, 1536]
     for size, most in ((prefill_size, 16), (ring_size, 13)):
         assert len({size(n) for n in range(1, 8193)}) <= most and all(n <= size(n) for n in range(1, 8193))
     assert row_sizes(1024, 1) == [8, 32, 128, 1024] and row_sizes(64, 2) == [16, 64] and row_sizes(16, 1) == [16]

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+import cgrpo_jax.verifier
 from cgrpo_jax.verifier import Verdict, Verifier, VerifierConfig, VerifierError
 
 BOMB = "9^{9^{9^{9}}}"
@@ -59,10 +60,13 @@ def test_the_size_of_this_process_is_not_held_against_the_workers():
     assert large[0] == 1
 
 
-def test_waiting_in_the_queue_costs_nothing():
-    """One worker, far more work than one answer's wall-clock limit."""
-    with Verifier(VerifierConfig(workers=1, cpu_seconds=0.2)) as pool:
-        assert all(verdict.correct for verdict in pool.compare([(str(i), str(i)) for i in range(600)]))
+def test_waiting_in_the_queue_costs_nothing(tmp_path, monkeypatch):
+    """One worker, half a second an answer, 6 s of them; one answer's wall-clock limit is 5 s."""
+    slow = "import json, time\nprint('ready', flush=True)\nwhile input():\n    time.sleep(0.5)\n"
+    (tmp_path / "slow.py").write_text(slow + "    print(json.dumps({'correct': True, 'status': 'ok'}), flush=True)\n")
+    monkeypatch.setattr(cgrpo_jax.verifier, "WORKER", tmp_path / "slow.py")
+    with Verifier(VerifierConfig(workers=1, cpu_seconds=1.0)) as pool:
+        assert pool.compare([("5", "5")] * 12) == [Verdict(True, "ok")] * 12
 
 
 def test_a_dead_worker_is_replaced(verifier):
