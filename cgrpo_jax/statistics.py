@@ -76,7 +76,7 @@ def majority(cluster_PG: np.ndarray, correct_PG: np.ndarray) -> np.ndarray:
     """maj@G: whether the most frequent answer of each problem is correct, `[P]` in [0, 1].
 
     Args:
-      cluster_PG: equal numbers for equivalent answers of a problem, as `cluster` gives them; -1: no answer, no vote.
+      cluster_PG: equal numbers for equivalent answers of a problem, as of `cluster_problems`; -1: no answer, no vote.
 
     Of tied clusters each counts alike: the value is what a fair draw among them is expected to score. It is also the
     expectation over the members of a cluster where the grader disagrees on them. 0 where nothing was answered.
@@ -89,11 +89,6 @@ def majority(cluster_PG: np.ndarray, correct_PG: np.ndarray) -> np.ndarray:
             # tied clusters are of one size: the mean over their members is the mean over the clusters
             value_P[p] = correct_G[voted_G][votes[which] == votes.max()].mean()
     return value_P
-
-
-def cluster(answers: Sequence[str | None], same: Same, most_calls: int = 16) -> np.ndarray:
-    """`cluster_problems` of one problem: `[G]`."""
-    return cluster_problems([answers], same, most_calls)[0]
 
 
 def cluster_problems(answers_PG: Sequence[Sequence[str | None]], same: Same, most_calls: int = 16) -> np.ndarray:

