@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 MAX_ANSWER = 2_000  # characters; a longer "answer" is none
-_SPOKEN = re.compile(r"(?:final answer is|answer is|answer:)\s*", re.IGNORECASE)
+_SPOKEN = re.compile(r"(?:final answer is|answer is|answer(?=:))[\s:*]*", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
@@ -28,7 +28,8 @@ def boxed(text: str) -> str | None:
 def extract_answer(text: str) -> str | None:
     """Minerva's phrase, else the last boxed answer; without any, what follows the last "answer is", else a last number.
 
-    The order is that of the release (Qwen2.5-Math). A box that never closes is no answer: the response was cut.
+    The order is that of the release (Qwen2.5-Math). A box that never closes is no answer: the response was cut. What is
+    said is one sentence on one line.
     """
     _, phrase, rest = text.partition("final answer is $")
     if phrase and "$. I hope" in rest:
@@ -40,7 +41,8 @@ def extract_answer(text: str) -> str | None:
         spoken = list(_SPOKEN.finditer(tail))
         numbers = _NUMBER.findall(tail)
         if spoken:
-            answer = tail[spoken[-1].end() :].split("\n")[0].strip().rstrip(".").strip("$ ") or None
+            sentence = re.split(r"\.\s|\n", tail[spoken[-1].end() :], maxsplit=1)[0]
+            answer = sentence.strip().rstrip(".").strip("$* ") or None
         else:
             answer = numbers[-1].rstrip(",") if numbers else None
     return answer if answer and len(answer) <= MAX_ANSWER else None

@@ -51,6 +51,7 @@ def generate(args) -> list[float]:
 def vllm(args) -> list[float]:
     """As `generate`; each prompt is asked once for all its samples."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # or vLLM leaves a core to its server
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
@@ -97,7 +98,8 @@ def tunix(args) -> list[float]:
         for _ in range(args.samples)
     ]
     longest = max(len(tokenizer.encode(text)) for text in texts)
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+    automatic = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), automatic)
     loaded = params.create_model_from_safe_tensors(str(args.model), cfg, mesh, jnp.float32)
     sampler = Sampler(loaded, tokenizer, CacheConfig(longest + args.new_tokens, layers, key_heads, head_dim))
     seconds = []
