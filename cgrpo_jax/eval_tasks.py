@@ -112,12 +112,13 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         progress.expect(sum(len(task) for task in tasks.values()) * cfg.eval.samples)
         score = functools.partial(rewards.score, verifier=verifier)
         generate = _generate_when_needed(run)
+        with progress.phase("sample"):
+            asked = [[named.problem for named in task] for task in tasks.values()]
+            whose = (run.tokenizer, list(stores.values()), progress.answered)
+            graded = sample_and_grade(asked, cfg.eval.samples, generate, score, *whose)
         entries: dict[str, Any] = {}
-        for name, task in tasks.items():
-            problems = [named.problem for named in task]
+        for (name, task), attempts in zip(tasks.items(), graded, strict=True):
             with progress.phase(name):
-                stores[name].started(progress.answered)
-                attempts = sample_and_grade(problems, cfg.eval.samples, generate, score, run.tokenizer, stores[name])
                 _write_grades(folder / name / "graded.jsonl", task, attempts)
                 entries[name] = entry(task, attempts, verifier, stores[name].seconds, cfg.seed)
             low, high = entries[name]["pass@1/low"], entries[name]["pass@1/high"]

@@ -110,8 +110,9 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             values: dict[str, float] = {}
             with progress.phase("evaluate"):
                 generate = run.generator.bind(state.params, step, eval_sampling)
-                for name, asked in evaluations.items():
-                    attempts = sample_and_grade(asked, cfg.eval.samples, generate, score, run.tokenizer)
+                sets = list(evaluations.values())
+                graded = sample_and_grade(sets, cfg.eval.samples, generate, score, run.tokenizer)
+                for (name, asked), attempts in zip(evaluations.items(), graded, strict=True):
                     values |= accuracies(asked, attempts, name)
             writer.scalars(step, values | {"seconds/evaluate": progress.take_seconds()["evaluate"]})
             for name in [name for name in values if f"{name}/low" in values]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import QUICKSTART
 
 from cgrpo_jax import config, eval_report
 from cgrpo_jax.config import ConfigError
+from cgrpo_jax.data import DataError
 from cgrpo_jax.eval_tasks import evaluate_tasks
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,6 +73,15 @@ def test_grading_again_samples_nothing(done, monkeypatch):
 def test_stored_answers_of_other_settings_are_refused(done):
     with pytest.raises(ConfigError, match=r"temperature = 0.5 \(was 1.0\)"):
         evaluate_tasks(settings(done, **{"eval.temperature": 0.5}), done / "w")
+
+
+def test_stored_answers_to_other_questions_are_refused(done, tmp_path):
+    shutil.copytree(done / "w", tmp_path / "w")
+    cfg = settings(tmp_path)
+    rows = (tmp_path / "sums.jsonl").read_text().replace("118+16", "118+17")
+    (tmp_path / "sums.jsonl").write_text(rows)
+    with pytest.raises(DataError, match=r"sums/responses.jsonl: its answers to problem 9 are to another prompt"):
+        evaluate_tasks(cfg, tmp_path / "w")
 
 
 def test_killed_it_goes_on_to_the_same_figures(done, tmp_path):
