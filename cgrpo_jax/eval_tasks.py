@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -16,6 +17,7 @@ from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import prompt_fault
 from cgrpo_jax.drawing import SamplingConfig
 from cgrpo_jax.evaluate import Store, sample_and_grade
+from cgrpo_jax.generation import rows_that_fit
 from cgrpo_jax.progress import Progress
 from cgrpo_jax.setup import Run
 from cgrpo_jax.statistics import cluster_problems, mean_of_tasks, summarise
@@ -135,14 +137,16 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
 
 
 def _generate_when_needed(run: Run) -> Generate:
-    """A sampler that loads the weights at its first request: grading stored responses needs none."""
-
-    @functools.cache
-    def sampler():
-        sampling = SamplingConfig(run.cfg.eval.temperature, 0, run.cfg.eval.top_p, run.cfg.sampling.max_new_tokens)
-        return run.generator.bind(setup.initial_params(run), 0, sampling)
+    """Loads the weights only where there is something to ask, with as many rows as fit the prompts that are asked."""
+    cfg = run.cfg
 
     def generate(requests, then=None) -> list[Completion]:
-        return sampler()(requests, then) if requests else []
+        if not requests:
+            return []
+        sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
+        longest = max(len(request.prompt_ids) for request in requests) + sampling.max_new_tokens
+        rows = rows_that_fit(run.model, run.mesh, cfg.sampler, longest, run.generator.dtype)
+        generator = dataclasses.replace(run.generator, max_rows=rows)
+        return generator.bind(setup.initial_params(run), 0, sampling)(requests, then)
 
     return generate
