@@ -52,7 +52,10 @@ def choice_problem(question: str, options: Sequence[str], right: int, seed: str)
 
 
 def extract_choice(text: str) -> str | None:
-    """The last boxed answer, else what follows the last "answer is"/"Answer:", else a last line that is a letter."""
+    """The last boxed answer, else what follows the last "answer is"/"Answer:", else a last line that is a letter.
+
+    A single line that starts with a letter, "(C) ..." or "C. ...", is an answer, too.
+    """
     if "\\boxed" in text:
         answer = boxed(text)
         return answer if answer and len(answer) <= MAX_ANSWER else None
@@ -67,7 +70,8 @@ def extract_choice(text: str) -> str | None:
         return rest.rstrip(".") or None
     lines = [line for line in tail.splitlines() if line.strip()]
     last = lines[-1].strip().strip("*$ ") if lines else ""
-    return last if _LETTER.fullmatch(last) and not last.isspace() else None
+    names = _LETTER.fullmatch(last) or (len(lines) == 1 and _LEADING.match(last))
+    return last if names else None
 
 
 def _plain(text: str) -> str:

@@ -146,6 +146,7 @@ def test_options():
         assert choices.chosen(answer, options) == letter, answer
     for text, found in [
         ("so \\boxed{B}", "B"), ("The answer is (C).", "C"), ("Answer: D", "D"), ("I think\nB", "B"), ("no idea", None),
+        ("(C) RNase only", "(C) RNase only"), ("D. Plasma membrane\n", "D. Plasma membrane"), ("no\n(A) is wrong", None),
     ]:  # fmt: skip
         assert choices.extract_choice(text) == found, text
     many = choices.choice_problem("Which?", [str(i) for i in range(26)], 25, "row")
