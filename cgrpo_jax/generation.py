@@ -23,7 +23,6 @@ from cgrpo_jax.shapes import power_of_two, prefill_size, ring_size, row_sizes, s
 from cgrpo_jax.types import Completion, FollowUp, Request
 
 CHUNK = 32  # tokens decoded between two looks at the queue, at most
-SHRINK_AHEAD = 4  # chunks
 PREFILL_TOKENS = 4096  # of the prompts prefilled together, padding included
 
 
@@ -177,9 +176,7 @@ class _Schedule:
             rows = next(size for size in row_sizes(now_rows, least) if size >= wanted)
         entering = [(len(row.request.prompt_ids) - 1, row.limit) for row in list(self.queue)[: rows - len(live)]]
         under_way = [(int(self.length[r]), row.left(self.length[r])) for r, row in enumerate(self.rows) if row]
-        held = entering + under_way
-        ring_for = lambda tokens: ring_size(max(length + min(left, tokens) for length, left in held))
-        needed = ring_for(self.of.chunk)
+        needed = ring_size(max(length + min(left, self.of.chunk) for length, left in entering + under_way))
         if self.slots is None:
             self.slots = sampler.empty_slots(
                 cfg=self.of.model,
@@ -192,8 +189,7 @@ class _Schedule:
             self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
             return
         now_slots = self.slots.ring
-        if needed < now_slots:  # a resize is a copy: shrink to what will do for a while
-            needed = min(now_slots, ring_for(SHRINK_AHEAD * self.of.chunk))
+        needed = now_slots if now_slots // 2 < needed <= now_slots else needed  # a resize is a copy
         if (rows, needed) == (now_rows, now_slots):
             return
         source = np.full(rows, -1, np.int32)
