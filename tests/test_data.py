@@ -216,6 +216,29 @@ def test_reasoning_gym_scores_its_own_answers():
     assert "countdown" not in REASONING_GYM_TASKS and "n_queens" not in REASONING_GYM_TASKS
 
 
+def test_a_scorer_that_fails_gives_no_reward_and_is_counted(monkeypatch):
+    """And those after it are scored as ever."""
+    reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
+    import numpy as np
+
+    from cgrpo_jax.rewards import score
+    from cgrpo_jax.types import Completion
+
+    problem = load("reasoning_gym:chain_sum").get(3)
+    own = reasoning_gym.get_score_answer_fn("chain_sum")
+
+    def fragile(answer, entry):
+        if answer == "1/0":
+            raise ZeroDivisionError
+        return own(answer, entry)
+
+    monkeypatch.setattr(reasoning_gym, "get_score_answer_fn", lambda name: fragile)
+    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
+    texts = ["\\boxed{1/0}", f"\\boxed{{{problem.answer}}}"]
+    attempts = score([(problem, completion, text) for text in texts], verifier=None)
+    assert [(attempt.reward, attempt.status) for attempt in attempts] == [(0.0, "error"), (1.0, "ok")]
+
+
 def test_gsm8k_whole(shared_data):
     """Every gold answer of the test file is readable by math-verify."""
     with Verifier(VerifierConfig()) as verifier:
