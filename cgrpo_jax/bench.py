@@ -27,15 +27,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cgrpo_jax import batch, compilation, config, learner, rewards, rollout, setup
-from cgrpo_jax.critiques import CRITICS
-from cgrpo_jax.hf_config import CheckpointError
-from cgrpo_jax.progress import Progress
-from cgrpo_jax.prompts import question_messages
-from cgrpo_jax.setup import Run
-from cgrpo_jax.train import make_batches
-from cgrpo_jax.types import Completion, Kind, Problem, Request
-from cgrpo_jax.verifier import Verifier
+from cgrpo_jax import build, config
+from cgrpo_jax.build import Run
+from cgrpo_jax.grading import rewards
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.learning import packing
+from cgrpo_jax.learning.update import init_state, make_update, put_batch
+from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.records import Completion, Kind, Problem, Request
+from cgrpo_jax.rollout import collect
+from cgrpo_jax.rollout.critics import CRITICS
+from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.training import make_batches
+from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.progress import Progress
 
 
 def bench_run(args: argparse.Namespace) -> Run:
@@ -45,7 +50,7 @@ def bench_run(args: argparse.Namespace) -> Run:
     raw.train.prompts, raw.train.samples, raw.train.micro_batch = args.prompts, args.samples, args.micro_batch
     raw.sampling.max_new_tokens = args.new_tokens
     raw.data.max_prompt_tokens = 256
-    return setup.open_run(config.from_config_dict(raw))
+    return build.open_run(config.from_config_dict(raw))
 
 
 def sums(count: int, round_: int) -> list[Problem]:
@@ -69,7 +74,7 @@ Work = Callable[[int], Round]  # its argument is the number of the round
 
 def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """No row ends early."""
-    params = setup.initial_params(run)
+    params = build.initial_params(run)
     endless = dataclasses.replace(run.generator, eos_ids=())
     P, G = run.cfg.train.prompts, run.cfg.train.samples
     prompts = [run.tokenizer.encode_chat(problem.messages) for problem in sums(P, 0)]
@@ -96,7 +101,7 @@ def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request
 
 def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """Recorded lengths; static batches where the mode says so."""
-    params = setup.initial_params(run)
+    params = build.initial_params(run)
     endless = dataclasses.replace(run.generator, eos_ids=(), max_rows=args.rows)
     asked = [request for row in recorded(args.lengths, args.prompts, run.model.vocab) for request in row]
     useful = sum(request.limit or 0 for request in asked)
@@ -122,17 +127,17 @@ def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
 def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """Rows of random ids and full length, every one with an advantage."""
-    state = learner.init_state(run.learner, run.mesh, setup.initial_params(run))
-    update = learner.make_update(run.learner, run.mesh, state.params)
+    state = init_state(run.learner, run.mesh, build.initial_params(run))
+    update = make_update(run.learner, run.mesh, state.params)
     cfg, rng = run.cfg, np.random.default_rng(0)
     prompt, new = run.tokenizer.encode_chat(sums(1, 0)[0].messages), cfg.sampling.max_new_tokens
     count = cfg.train.prompts * cfg.train.samples
     ids = rng.integers(0, run.model.vocab, (count, new)).astype(np.int32)
     G, quiet = cfg.train.samples, np.zeros(new, np.float32)
-    row = lambda i: batch.Row(ids[i], quiet, (-1.0) ** i, 1 / G, False)
-    prompted = [batch.Prompted(prompt, [row(p * G + g) for g in range(G)]) for p in range(cfg.train.prompts)]
-    host = batch.make_batch(prompted, rows_per_prompt=G, micro_batch=cfg.train.micro_batch)
-    device_batch = learner.put_batch(run.mesh, host)
+    row = lambda i: packing.Row(ids[i], quiet, (-1.0) ** i, 1 / G, False)
+    prompted = [packing.Prompted(prompt, [row(p * G + g) for g in range(G)]) for p in range(cfg.train.prompts)]
+    host = packing.make_batch(prompted, rows_per_prompt=G, micro_batch=cfg.train.micro_batch)
+    device_batch = put_batch(run.mesh, host)
 
     def work(round_: int) -> Round:
         nonlocal state
@@ -144,22 +149,22 @@ def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
 def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """A whole step: tokens sampled, scored and trained on."""
-    state = learner.init_state(run.learner, run.mesh, setup.initial_params(run))
-    update = learner.make_update(run.learner, run.mesh, state.params)
+    state = init_state(run.learner, run.mesh, build.initial_params(run))
+    update = make_update(run.learner, run.mesh, state.params)
     cfg = run.cfg
     score = functools.partial(rewards.score, verifier=verifier)
 
     def work(round_: int) -> Round:
         nonlocal state
         generate = run.generator.bind(state.params, round_, cfg.sampling)
-        groups = rollout.collect_groups(
+        groups = collect.collect_groups(
             sums(cfg.train.prompts, round_), cfg.train.samples, generate, score, CRITICS[cfg.refine.critique],
             run.tokenizer, cfg.refine, seed=cfg.seed, step=round_,
         )  # fmt: skip
         stats = generate.stats
         del generate
         for host in make_batches(groups, cfg):
-            state, _ = jax.block_until_ready(update(state, learner.put_batch(run.mesh, host)))
+            state, _ = jax.block_until_ready(update(state, put_batch(run.mesh, host)))
         return Round(stats.tokens, stats.row_steps, stats.prefilled)
 
     return work

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
-from cgrpo_jax import hf, sharding
-from cgrpo_jax.checkpoints import restore_params, save_params
-from cgrpo_jax.hf_config import CheckpointError, config_from_hf
-from cgrpo_jax.model import Params
-from cgrpo_jax.setup import model_folder
+from cgrpo_jax.build import model_folder
+from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.decoder import Params
+from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:

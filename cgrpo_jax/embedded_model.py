@@ -11,9 +11,9 @@ import sys
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BpeTokenizer
 
-from cgrpo_jax.arithmetic import warm_start_row
-from cgrpo_jax.hf_config import FAMILIES, config_to_hf, write_json
-from cgrpo_jax.model import ModelConfig
+from cgrpo_jax.data.arithmetic import warm_start_row
+from cgrpo_jax.model.decoder import ModelConfig
+from cgrpo_jax.model.hf_config import FAMILIES, config_to_hf, write_json
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax.statistics import paired
+from cgrpo_jax.evaluation.intervals import paired
 
 COLUMNS = ("task", "n", "pass@1 [95 %]", "avg@r", "maj@r", "pass@k", "tokens", "cut", "no answer", "tokens/s")
 # Okabe and Ito's colours: told apart by the colour-blind, and with a marker each.

@@ -12,15 +12,15 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cgrpo_jax import compilation
 from cgrpo_jax.config import ConfigError, from_config_dict
-from cgrpo_jax.data import DataError
-from cgrpo_jax.eval_tasks import evaluate_tasks
-from cgrpo_jax.hf_config import CheckpointError
-from cgrpo_jax.sft import sft
-from cgrpo_jax.sharding import MeshError
-from cgrpo_jax.train import TrainingError, train
-from cgrpo_jax.verifier import VerifierError
+from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.evaluating import evaluate_tasks
+from cgrpo_jax.grading.verifier import VerifierError
+from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.model.sharding import MeshError
+from cgrpo_jax.supervised import sft
+from cgrpo_jax.training import TrainingError, train
+from cgrpo_jax.workdir import compilation
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")

@@ -24,13 +24,15 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from cgrpo_jax import compilation, setup, sharding
-from cgrpo_jax.hf_config import FAMILIES
-from cgrpo_jax.model import ModelConfig
-from cgrpo_jax.tokenizer import Tokenizer
+from cgrpo_jax import build
+from cgrpo_jax.model import sharding
+from cgrpo_jax.model.decoder import ModelConfig
+from cgrpo_jax.model.hf_config import FAMILIES
+from cgrpo_jax.text.tokenizer import Tokenizer
+from cgrpo_jax.workdir import compilation
 
 compilation.keep_on_disk()
-QUICKSTART = setup.model_folder("package://quickstart")
+QUICKSTART = build.model_folder("package://quickstart")
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 

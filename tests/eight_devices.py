@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cgrpo_jax import learner, sharding
-from cgrpo_jax.batch import Prompted, Row, make_batch
-from cgrpo_jax.drawing import SamplingConfig
-from cgrpo_jax.generation import Generator
-from cgrpo_jax.hf_config import FAMILIES
-from cgrpo_jax.learner import LearnerConfig, OptimizerConfig
-from cgrpo_jax.model import ModelConfig, init_params
-from cgrpo_jax.objective import ObjectiveConfig
-from cgrpo_jax.types import Kind, Request
+from cgrpo_jax.learning.packing import Prompted, Row, make_batch
+from cgrpo_jax.learning.update import LearnerConfig, init_state, make_update, put_batch
+from cgrpo_jax.model import sharding
+from cgrpo_jax.model.decoder import ModelConfig, init_params
+from cgrpo_jax.model.hf_config import FAMILIES
+from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from cgrpo_jax.records import Kind, Request
+from cgrpo_jax.sampling.queue import Generator
 
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x1": (1, 2, 1)}
 # Random schedules, each with its layers unrolled or in a loop.
@@ -62,13 +61,13 @@ def update(mesh, params, dtype):
         return Row(ids, np.zeros(len(ids), np.float32), float(rng.normal()), 0.5, g == 1)
 
     data = [Prompted(rng.integers(0, MODEL.vocab, 3 + p).tolist(), [row(0), row(1)]) for p in range(8)]
-    batch = learner.put_batch(mesh, make_batch(data, rows_per_prompt=2, micro_batch=8))
+    batch = put_batch(mesh, make_batch(data, rows_per_prompt=2, micro_batch=8))
     optimizer = OptimizerConfig(clip_norm=1e9)
     cfg = LearnerConfig(MODEL, ObjectiveConfig(), optimizer, 0.9, 8.0, 10, dtype, "dots")
-    state = learner.init_state(cfg, mesh, params)
+    state = init_state(cfg, mesh, params)
     moments = state.opt_state.inner_state[1][0].mu
     assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, moments, params))
-    state, sums = learner.make_update(cfg, mesh, params)(state, batch)
+    state, sums = make_update(cfg, mesh, params)(state, batch)
     gradients = jax.tree.leaves(state.opt_state.inner_state[1][0].mu)
     return float(sums["loss"]), np.concatenate([np.asarray(x, np.float64).ravel() for x in gradients])
 

@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 
-from cgrpo_jax import checkpoints, compilation, config, progress
-from cgrpo_jax.train import train
+from cgrpo_jax import config
+from cgrpo_jax.training import train
+from cgrpo_jax.workdir import checkpoints, compilation, progress
 
 workdir, data = pathlib.Path(sys.argv[1]), sys.argv[2]
 where, left = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else ("", 0)

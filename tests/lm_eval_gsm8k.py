@@ -19,9 +19,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from cgrpo_jax.data import DataConfig
-from cgrpo_jax.tasks import load_task
-from cgrpo_jax.tokenizer import Tokenizer
+from cgrpo_jax.data.tasks import load_task
+from cgrpo_jax.options import DataConfig
+from cgrpo_jax.text.tokenizer import Tokenizer
 
 TASK = """
 task: theirs

@@ -7,8 +7,9 @@ import argparse
 import json
 import pathlib
 
-from cgrpo_jax import compilation, config, setup
-from cgrpo_jax.types import Kind, Request
+from cgrpo_jax import build, config
+from cgrpo_jax.records import Kind, Request
+from cgrpo_jax.workdir import compilation
 
 # The training prompt ("step by step") makes SmolLM2-135M run on: mean 352 of a cap of 512. This one is answered in
 # one line or many.
@@ -25,12 +26,12 @@ def main() -> None:
     compilation.keep_on_disk()
     raw = config.default_config("dr_grpo")
     raw.model.path, raw.sampling.max_new_tokens, raw.data.max_prompt_tokens = args.model, args.cap, 512
-    run = setup.open_run(config.from_config_dict(raw))
+    run = build.open_run(config.from_config_dict(raw))
     lines = pathlib.Path(args.source).read_text().splitlines()[: args.problems]
     texts = [f"{json.loads(line)['question']}\n{INSTRUCTION}" for line in lines]
     prompts = [run.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
     asked = [Request(ids, Kind.RESPONSE, p, g) for p, ids in enumerate(prompts) for g in range(args.samples)]
-    generator = run.generator.bind(setup.initial_params(run), 0, run.cfg.sampling)
+    generator = run.generator.bind(build.initial_params(run), 0, run.cfg.sampling)
     made = [len(done.ids) for done in generator(asked)]
     mean, capped = sum(made) / len(made), sum(count >= args.cap for count in made) / len(made)
     about = (

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cgrpo_jax.answers import extract_answer
+from cgrpo_jax.grading.answers import extract_answer
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from cgrpo_jax.arithmetic import problem as arithmetic_problem
-from cgrpo_jax.data import DataConfig, DataError, load_problems
-from cgrpo_jax.prompts import INSTRUCTION, SYSTEM
-from cgrpo_jax.tokenizer import PromptError
-from cgrpo_jax.verifier import Verdict, Verifier, VerifierConfig
+from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
+from cgrpo_jax.data.sources import DataError, load_problems
+from cgrpo_jax.grading.verifier import Verdict, Verifier
+from cgrpo_jax.options import DataConfig, VerifierConfig
+from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM
+from cgrpo_jax.text.tokenizer import PromptError
 
 
 @pytest.fixture(autouse=True)
@@ -203,8 +204,8 @@ def test_reasoning_gym_scores_its_own_answers():
     pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
     import numpy as np
 
-    from cgrpo_jax.rewards import REASONING_GYM_TASKS, score
-    from cgrpo_jax.types import Completion
+    from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS, score
+    from cgrpo_jax.records import Completion
 
     completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
     assert load("reasoning_gym:chain_sum").get(0) != load("reasoning_gym:chain_sum", split="test").get(0)
@@ -221,8 +222,8 @@ def test_a_scorer_that_fails_gives_no_reward_and_is_counted(monkeypatch):
     reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
     import numpy as np
 
-    from cgrpo_jax.rewards import score
-    from cgrpo_jax.types import Completion
+    from cgrpo_jax.grading.rewards import score
+    from cgrpo_jax.records import Completion
 
     problem = load("reasoning_gym:chain_sum").get(3)
     own = reasoning_gym.get_score_answer_fn("chain_sum")

@@ -14,8 +14,8 @@ from conftest import QUICKSTART
 
 from cgrpo_jax import config, eval_report
 from cgrpo_jax.config import ConfigError
-from cgrpo_jax.data import DataError
-from cgrpo_jax.eval_tasks import evaluate_tasks
+from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.evaluating import evaluate_tasks
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -65,7 +65,7 @@ def test_figures_follow_from_the_graded_answers(done):
 
 def test_grading_again_samples_nothing(done, monkeypatch):
     before = figures(done / "w"), (done / "w/eval/sums/responses.jsonl").read_bytes()
-    monkeypatch.setattr("cgrpo_jax.setup.initial_params", None)  # would be called to sample
+    monkeypatch.setattr("cgrpo_jax.build.initial_params", None)  # would be called to sample
     evaluate_tasks(settings(done), done / "w")
     assert (figures(done / "w"), (done / "w/eval/sums/responses.jsonl").read_bytes()) == before
 
@@ -87,7 +87,7 @@ def test_stored_answers_to_other_questions_are_refused(done, tmp_path):
 def test_killed_it_goes_on_to_the_same_figures(done, tmp_path):
     """SIGKILL as soon as some answers are stored, and a line cut in two as a kill may leave it."""
     code = (
-        "import pathlib, sys; sys.path.insert(0, 'tests'); from test_eval_tasks import *; import cgrpo_jax.generation as g; "
+        "import pathlib, sys; sys.path.insert(0, 'tests'); from test_eval_tasks import *; import cgrpo_jax.sampling.queue as g; "
         f"g.CHUNK = 4; evaluate_tasks(settings(pathlib.Path({str(done)!r})), pathlib.Path({str(tmp_path / 'w')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

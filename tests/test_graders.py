@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from cgrpo_jax import choices, data, equivalence, theoremqa
-from cgrpo_jax.normalise import clean, number
-from cgrpo_jax.verifier import Verifier, VerifierConfig
+from cgrpo_jax.data import sources
+from cgrpo_jax.grading import choices, equivalence, theoremqa
+from cgrpo_jax.grading.normalise import clean, number
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.options import VerifierConfig
 
 HERE = pathlib.Path(__file__).parent
 PAIRS = [json.loads(line) for line in (HERE / "tricky_pairs.jsonl").read_text().splitlines()]
@@ -81,9 +83,9 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def golds(shared_data):
-    cfg = data.DataConfig()
+    cfg = sources.DataConfig()
     return {
-        name: sorted({data.parse_row(row, cfg).problem.answer for row in rows(shared_data / name)}) for name in FILES
+        name: sorted({sources.parse_row(row, cfg).problem.answer for row in rows(shared_data / name)}) for name in FILES
     }
 
 

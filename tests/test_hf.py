@@ -11,9 +11,10 @@ import pytest
 from conftest import QUICKSTART, tiny_config
 from safetensors.numpy import load_file, save_file
 
-from cgrpo_jax import convert, hf, sharding
-from cgrpo_jax.hf_config import CheckpointError, config_from_hf, config_to_hf
-from cgrpo_jax.model import init_params
+from cgrpo_jax import convert
+from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.decoder import init_params
+from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, config_to_hf
 
 
 def load(folder, mesh, dtype=None):

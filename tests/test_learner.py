@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cgrpo_jax import learner
-from cgrpo_jax.batch import Prompted, Row, make_batch
-from cgrpo_jax.learner import LearnerConfig, OptimizerConfig, make_logps, make_update, put_batch
-from cgrpo_jax.model import forward, init_params, logits
-from cgrpo_jax.objective import ObjectiveConfig
-from cgrpo_jax.shapes import ladder
+from cgrpo_jax.learning.packing import Prompted, Row, make_batch
+from cgrpo_jax.learning.update import LearnerConfig, init_state, make_logps, make_optimizer, make_update, put_batch
+from cgrpo_jax.model.decoder import forward, init_params, logits
+from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig
+from cgrpo_jax.sampling.sizes import ladder
 
 MODEL = tiny_config("qwen3")
 CFG = LearnerConfig(
@@ -46,7 +45,7 @@ def to_batch(data, micro_batch=2, rows_per_prompt=4):
 
 
 def run_update(cfg, mesh, params, batch, steps=1):
-    state = learner.init_state(cfg, mesh, jax.tree.map(jnp.copy, params))
+    state = init_state(cfg, mesh, jax.tree.map(jnp.copy, params))
     update = make_update(cfg, mesh, params)
     for _ in range(steps):
         state, scalars = update(state, put_batch(mesh, batch))
@@ -94,7 +93,7 @@ def test_filling_rows_change_nothing(mesh, params, rng):
 
 def test_log_probs_equal_the_plain_computation(mesh, params, rng, monkeypatch):
     """A prompt run once for its rows, logits chunked over time: as if each row had been run alone."""
-    monkeypatch.setattr(learner, "LOGIT_ENTRIES", 8 * MODEL.vocab * 2)  # two time steps at once
+    monkeypatch.setattr("cgrpo_jax.learning.update.LOGIT_ENTRIES", 8 * MODEL.vocab * 2)  # two time steps at once
     data = problems(rng)
     got = np.asarray(make_logps(CFG, mesh)(params, put_batch(mesh, to_batch(data)))).reshape(4, 4, -1)
     run = jax.jit(lambda params, ids: logits(MODEL, params, forward(MODEL, params, ids, jnp.zeros(1, jnp.int32))[0]))
@@ -126,7 +125,7 @@ def test_no_array_of_all_logits_exists(mesh, params):
     big = init_params(model, jax.random.key(0))
     row = Row(np.arange(96, dtype=np.int32), np.zeros(96, np.float32), 1.0, 1.0, False)
     batch = put_batch(mesh, to_batch([Prompted([1, 2, 3], [row] * 8)] * 4, 4, 8))
-    state = learner.init_state(cfg, mesh, big)
+    state = init_state(cfg, mesh, big)
     memory = make_update(cfg, mesh, big).lower(state, batch).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.8 * 32 * 96 * 40_000 * 4
 
@@ -157,7 +156,7 @@ def test_an_update_raises_the_probability_of_what_was_good(mesh, params, rng):
 def test_a_non_finite_gradient_changes_nothing_and_is_counted(mesh, params, rng):
     batch = to_batch(problems(rng))
     bad = batch._replace(adv_AB=np.full_like(batch.adv_AB, np.nan))
-    state = learner.init_state(CFG, mesh, jax.tree.map(jnp.copy, params))
+    state = init_state(CFG, mesh, jax.tree.map(jnp.copy, params))
     update = make_update(CFG, mesh, params)
     state, scalars = update(state, put_batch(mesh, bad))
     state, scalars = update(state, put_batch(mesh, bad))
@@ -173,7 +172,7 @@ def test_schedule_decay_and_clip():
     params = {"a": {"kernel": jnp.full((2, 2), 3.0)}, "b": {"scale": jnp.full(2, 3.0)}}
     grads = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), params)
     cfg = OptimizerConfig(learning_rate=0.1, warmup_updates=1, weight_decay=0.5, schedule="cosine", final_fraction=0.1)
-    tx = learner.make_optimizer(cfg, total_updates=5)
+    tx = make_optimizer(cfg, total_updates=5)
     state, moves = tx.init(params), []
     for _ in range(6):
         updates, state = tx.update(grads, state, params)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cgrpo_jax import hf, sharding
-from cgrpo_jax import model as model_module
-from cgrpo_jax.hf_config import config_from_hf, config_to_hf
-from cgrpo_jax.model import init_cache, init_params, logits, unstack
+from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.decoder import decoder as model_module
+from cgrpo_jax.model.decoder import init_cache, init_params, logits, unstack
+from cgrpo_jax.model.hf_config import config_from_hf, config_to_hf
 
 forward = jax.jit(model_module.forward, static_argnums=0, static_argnames=("dtype", "remat"))
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cgrpo_jax import objective
-from cgrpo_jax.objective import ObjectiveConfig, group_advantages, group_weights, policy_loss, shaped_probability
+from cgrpo_jax.learning import objective
+from cgrpo_jax.learning.objective import group_advantages, group_weights, policy_loss, shaped_probability
+from cgrpo_jax.options import ObjectiveConfig
 
 P_VALUES = [0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.9, 1.0]
 

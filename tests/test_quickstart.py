@@ -29,7 +29,7 @@ def test_shipped_folder_is_small_and_made_by_its_recipe(tmp_path):
 
 def test_wilson_interval():
     """Values of the closed formula, e.g. 0 of 10 and 5 of 10 as tabulated by Newcombe (1998) and others."""
-    from cgrpo_jax.statistics import wilson
+    from cgrpo_jax.evaluation.intervals import wilson
 
     assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from cgrpo_jax import critiques, prompts
-from cgrpo_jax.arithmetic import solution, worked_critique
-from cgrpo_jax.batch import group_rows, make_batch
-from cgrpo_jax.objective import ObjectiveConfig
-from cgrpo_jax.rollout import CUT, RefineConfig, collect_groups, refined_responses, refinement_prompt, select
-from cgrpo_jax.types import Attempt, Completion, Kind, Problem
+from cgrpo_jax.data.arithmetic import solution, worked_critique
+from cgrpo_jax.learning.packing import group_rows, make_batch
+from cgrpo_jax.options import ObjectiveConfig, RefineConfig
+from cgrpo_jax.records import Attempt, Completion, Kind, Problem
+from cgrpo_jax.rollout import critics
+from cgrpo_jax.rollout.collect import CUT, collect_groups, refined_responses, refinement_prompt, select
+from cgrpo_jax.text import prompts
 
 QUESTION = "What is 23+46?"
 PROBLEM = Problem(QUESTION, "69", prompts.question_messages(QUESTION), "exact")
@@ -40,7 +41,7 @@ def collect(tokenizer, answers, cfg=None, samples=3, **kwargs):
 
     cfg = cfg or RefineConfig()
     (group,) = collect_groups(
-        [PROBLEM], samples, generate, score, critiques.CRITICS[cfg.critique], tokenizer, cfg, seed=0, step=0, **kwargs
+        [PROBLEM], samples, generate, score, critics.CRITICS[cfg.critique], tokenizer, cfg, seed=0, step=0, **kwargs
     )
     return group, asked
 
@@ -49,8 +50,8 @@ def test_golden_critiques():
     """The exact texts of the paper's indicative critiques."""
     attempts = [Attempt(None, "", reward, None, "ok") for reward in (1.0, 0.0)]
     items = [(PROBLEM, attempt) for attempt in attempts]
-    assert critiques.indicative(items) == ["The generated solution is correct.", "The generated solution is incorrect."]
-    assert critiques.indicative_gt(items) == [
+    assert critics.indicative(items) == ["The generated solution is correct.", "The generated solution is incorrect."]
+    assert critics.indicative_gt(items) == [
         "The generated solution is correct, the ground truth is 69.",
         "The generated solution is incorrect, the ground truth is 69.",
     ]
@@ -144,7 +145,7 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
             then(3 + number, cut)
 
     groups = collect_groups(
-        [PROBLEM], 3, generate, score, critiques.indicative_gt, tokenizer, RefineConfig(), seed=0, step=0
+        [PROBLEM], 3, generate, score, critics.indicative_gt, tokenizer, RefineConfig(), seed=0, step=0
     )
     (item,) = group_rows(groups, ObjectiveConfig())
     assert [row.refined for row in item.rows] == [False] * 3 + [True]
@@ -157,7 +158,7 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     assert batch.length_AB.ravel()[refined] == 4
     needle = tokenizer.encode_text(" ground")
     assert len(needle) == 1 and not any((x == needle[0]).any() for x in (batch.prompt_AQT, batch.response_ABT))
-    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, WRONG, critiques.indicative_gt(
+    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, WRONG, critics.indicative_gt(
         [(PROBLEM, groups[0].responses[0])])[0])).count(needle[0]) >= 1  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def test_refinement_prompt_cuts_the_solution_only(tokenizer):
 
 
 def test_a_solution_without_room_is_left_out_and_counted(tokenizer):
-    from cgrpo_jax.metrics import group_metrics
+    from cgrpo_jax.workdir.metrics import group_metrics
 
     group, asked = collect(tokenizer, lambda kind, g: WRONG, RefineConfig(max_prompt_tokens=20))
     assert len(asked) == 3 and group.refinements == () and group.kept == (0, 1, 2)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cgrpo_jax import sampler
-from cgrpo_jax.drawing import SamplingConfig, categorical, draw, first_above, keep_top, row_keys, step_key
-from cgrpo_jax.generation import Generator, RequestError, SamplerConfig, rows_that_fit
-from cgrpo_jax.model import forward, init_params, logits
-from cgrpo_jax.shapes import prefill_size, ring_size, row_sizes, split_count
-from cgrpo_jax.types import Kind, Request
+from cgrpo_jax.model.decoder import forward, init_params, logits
+from cgrpo_jax.options import OptimizerConfig, SamplerMemory, SamplingConfig
+from cgrpo_jax.records import Kind, Request
+from cgrpo_jax.sampling import programs
+from cgrpo_jax.sampling.draw import categorical, draw, first_above, keep_top, row_keys, step_key
+from cgrpo_jax.sampling.queue import Generator, RequestError, rows_that_fit
+from cgrpo_jax.sampling.sizes import prefill_size, ring_size, row_sizes, split_count
 
 CFG = tiny_config("qwen3")
 
@@ -69,12 +70,13 @@ def test_log_probs_are_those_of_the_full_forward(generator, params):
 
 def test_the_sampler_and_the_trainer_agree_on_smollm2(smollm2, mesh):
     """Log-probabilities of sampled tokens, as the update computes them, within 1e-4 in float32."""
-    from cgrpo_jax import hf, learner, sharding
-    from cgrpo_jax.batch import Prompted, Row, make_batch
-    from cgrpo_jax.hf_config import config_from_hf
-    from cgrpo_jax.objective import ObjectiveConfig
-    from cgrpo_jax.prompts import question_messages
-    from cgrpo_jax.tokenizer import Tokenizer
+    from cgrpo_jax.learning.objective import ObjectiveConfig
+    from cgrpo_jax.learning.packing import Prompted, Row, make_batch
+    from cgrpo_jax.learning.update import LearnerConfig, make_logps, put_batch
+    from cgrpo_jax.model import hf, sharding
+    from cgrpo_jax.model.hf_config import config_from_hf
+    from cgrpo_jax.text.prompts import question_messages
+    from cgrpo_jax.text.tokenizer import Tokenizer
 
     cfg, encode = config_from_hf(smollm2), Tokenizer(smollm2).encode_chat
     weights = hf.load_params(smollm2, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32)
@@ -84,10 +86,8 @@ def test_the_sampler_and_the_trainer_agree_on_smollm2(smollm2, mesh):
     got = generator.bind(weights, 0, SamplingConfig(0.9))(requests)
     rows = [[Row(c.ids, c.logp, 1.0, 1.0, False) for c in got[q::2]] for q in range(2)]
     batch = make_batch([Prompted(prompts[q], rows[q]) for q in range(2)], rows_per_prompt=2, micro_batch=2)
-    static = (cfg, ObjectiveConfig(), learner.OptimizerConfig(), 0.9, 40.0, 1, jnp.float32, "dots")
-    logp_BT = np.asarray(
-        learner.make_logps(learner.LearnerConfig(*static), mesh)(weights, learner.put_batch(mesh, batch))
-    )[0]
+    static = (cfg, ObjectiveConfig(), OptimizerConfig(), 0.9, 40.0, 1, jnp.float32, "dots")
+    logp_BT = np.asarray(make_logps(LearnerConfig(*static), mesh)(weights, put_batch(mesh, batch)))[0]
     gaps = [logp_BT[2 * q + g, : len(row.ids)] - row.sampler_logp for q in range(2) for g, row in enumerate(rows[q])]
     assert np.abs(np.concatenate(gaps)).max() < 1e-4
 
@@ -201,7 +201,7 @@ def test_what_cannot_fit_is_refused_by_name(generator, params):
 
 def test_the_budget_decides_the_rows(mesh):
     row = 2 * CFG.layers * CFG.kv_heads * CFG.head_dim * 128 * 4 / 2**20  # megabytes of a ring of 128 slots
-    fit = lambda rows: rows_that_fit(CFG, mesh, SamplerConfig(rows * row), 100, jnp.float32)
+    fit = lambda rows: rows_that_fit(CFG, mesh, SamplerMemory(rows * row), 100, jnp.float32)
     assert [fit(n) for n in (0.9, 1, 1.9, 7.9, 8, 100)] == [0, 1, 1, 4, 8, 64]
 
 
@@ -219,21 +219,21 @@ def test_few_sizes_bound_the_programs():
 def test_programs_are_compiled_once_per_shape(generator, params):
     requests = [request([5, p, 2], p, g) for p in range(3) for g in range(3)]
     ask(generator, params, *requests)
-    before = [f._cache_size() for f in (sampler.prefill, sampler.enter, sampler.resize, sampler.decode)]
+    before = [f._cache_size() for f in (programs.prefill, programs.enter, programs.resize, programs.decode)]
     for step in range(1, 4):
         ask(dataclasses.replace(generator, seed=step), params, *requests[::-1], step=step)
-    assert [f._cache_size() for f in (sampler.prefill, sampler.enter, sampler.resize, sampler.decode)] == before
+    assert [f._cache_size() for f in (programs.prefill, programs.enter, programs.resize, programs.decode)] == before
 
 
 def test_decoding_copies_neither_weights_nor_cache(mesh):
     """The compiled program: the cache is updated where it lies, and all temporaries are small beside it."""
     cfg = tiny_config("qwen3", layers=8, width=64, mlp_width=256, vocab=64)
     params = init_params(cfg, jax.random.key(0))
-    layout = {"dtype": jnp.float32, "mesh": mesh, "unrolled": sampler.unrolls("cpu")}
-    weights = sampler.weights_for_sampling(params, **layout)
-    slots = sampler.empty_slots(cfg=cfg, rows=32, slots=256, **layout)
+    layout = {"dtype": jnp.float32, "mesh": mesh, "unrolled": programs.unrolls("cpu")}
+    weights = programs.weights_for_sampling(params, **layout)
+    slots = programs.empty_slots(cfg=cfg, rows=32, slots=256, **layout)
     static = {"cfg": cfg, "sampling": SAMPLING, "dtype": jnp.float32, "mesh": mesh, "chunk": 8}
-    program = sampler.decode.lower(weights, slots, np.zeros(0, np.int32), np.int32(9), **static).compile()
+    program = programs.decode.lower(weights, slots, np.zeros(0, np.int32), np.int32(9), **static).compile()
     memory = program.memory_analysis()
     cache_bytes = sum(x.nbytes for x in jax.tree.leaves(slots.cache))
     layer_bytes = cache_bytes / cfg.layers

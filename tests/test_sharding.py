@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cgrpo_jax import hf, sharding
-from cgrpo_jax.sharding import MeshConfig, MeshError, make_mesh, param_spec
+from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.sharding import MeshError, make_mesh, param_spec
+from cgrpo_jax.options import MeshConfig
 
 HERE = pathlib.Path(__file__).parent
 MESHES = ["8x1x1", "1x8x1", "2x2x2"]
@@ -78,14 +79,14 @@ def test_loading_reads_only_what_a_device_keeps(tmp_path, monkeypatch):
     """Each read of a file is one device's part, never a whole parameter of a sharded model."""
     code = (
         "import jax, jax.numpy as jnp, numpy as np, sys; from cgrpo_jax import hf, sharding;"
-        "from cgrpo_jax.hf_config import config_from_hf;"
+        "from cgrpo_jax.model.hf_config import config_from_hf;"
         "folder = sys.argv[1]; cfg = config_from_hf(folder); mesh = sharding.make_mesh(sharding.MeshConfig(1, 8, 1));"
         "sizes = []; read = hf.TensorFiles.read;"
         "hf.TensorFiles.read = lambda self, name, index: sizes.append((name, (part := read(self, name, index)).size)) or part;"
         "params = hf.load_params(folder, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32);"
         "print(max(size for name, size in sizes if 'embed' in name), params['embed']['embedding'].size)"
     )
-    from cgrpo_jax.setup import model_folder
+    from cgrpo_jax.build import model_folder
 
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", code, str(model_folder("package://quickstart"))]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgrpo_jax import statistics
+from cgrpo_jax.evaluation import intervals
 
 correct_arrays = st.integers(1, 7).flatmap(
     lambda G: st.lists(st.lists(st.booleans(), min_size=G, max_size=G), min_size=1, max_size=4).map(np.array)
@@ -23,7 +23,7 @@ def test_wilson_interval():
         (81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718)),
         (0, 10, (0.0, 0.2775)), (5, 10, (0.2366, 0.7634)),
     ]:  # fmt: skip
-        assert statistics.wilson(successes / count, count) == pytest.approx(expected, abs=1e-4)
+        assert intervals.wilson(successes / count, count) == pytest.approx(expected, abs=1e-4)
 
 
 def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_correct_sample():
@@ -33,7 +33,7 @@ def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_correct_sample():
         expected = [
             [np.mean([any(s) for s in itertools.combinations(row, k)]) for row in correct_PG.tolist()] for k in ks
         ]
-        np.testing.assert_allclose(statistics.pass_at_k(correct_PG, ks), expected, atol=1e-15)
+        np.testing.assert_allclose(intervals.pass_at_k(correct_PG, ks), expected, atol=1e-15)
 
 
 def test_pass_at_k_of_many_samples_equals_integer_arithmetic():
@@ -43,13 +43,13 @@ def test_pass_at_k_of_many_samples_equals_integer_arithmetic():
     expected = [
         [1 - math.comb(samples - c, k) / math.comb(samples, k) if k <= samples - c else 1.0 for c in cs] for k in ks
     ]
-    np.testing.assert_allclose(statistics.pass_at_k(correct_PG, ks), expected, rtol=1e-11)
+    np.testing.assert_allclose(intervals.pass_at_k(correct_PG, ks), expected, rtol=1e-11)
 
 
 @FEW
 @given(correct_arrays)
 def test_pass_at_k_never_falls_with_k_and_its_ends_are_mean_and_any(correct_PG):
-    passed_KP = statistics.pass_at_k(correct_PG, range(1, correct_PG.shape[1] + 1))
+    passed_KP = intervals.pass_at_k(correct_PG, range(1, correct_PG.shape[1] + 1))
     assert (np.diff(passed_KP, axis=0) >= 0).all() and passed_KP.min() >= 0 and passed_KP.max() <= 1
     np.testing.assert_allclose(passed_KP[0], correct_PG.mean(axis=1), atol=1e-15)
     np.testing.assert_array_equal(passed_KP[-1], correct_PG.any(axis=1))
@@ -59,7 +59,7 @@ def test_pass_at_k_never_falls_with_k_and_its_ends_are_mean_and_any(correct_PG):
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 9))
 def test_equal_samples_pass_alike_for_every_k(solved_P, samples):
     correct_PG = np.repeat(np.array(solved_P)[:, None], samples, axis=1)
-    for measure in (statistics.pass_at_k, statistics.first_k):
+    for measure in (intervals.pass_at_k, intervals.first_k):
         np.testing.assert_array_equal(measure(correct_PG, [1, samples]), [solved_P, solved_P])
 
 
@@ -68,19 +68,19 @@ def test_equal_samples_pass_alike_for_every_k(solved_P, samples):
 def test_first_k_averaged_over_all_orders_is_pass_at_k(row):
     ks = list(range(1, len(row) + 1))
     orders_PG = np.array(list(itertools.permutations(row)))
-    averaged = statistics.first_k(orders_PG, ks).mean(axis=1)
-    np.testing.assert_allclose(averaged, statistics.pass_at_k(np.array([row]), ks)[:, 0], atol=1e-12)
+    averaged = intervals.first_k(orders_PG, ks).mean(axis=1)
+    np.testing.assert_allclose(averaged, intervals.pass_at_k(np.array([row]), ks)[:, 0], atol=1e-12)
 
 
 def test_first_k_looks_at_the_first_k_only():
     correct_PG = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(
-        statistics.first_k(correct_PG, [1, 2, 3, 4]), [[0, 1, 0], [0, 1, 0], [1, 1, 0], [1, 1, 0]]
+        intervals.first_k(correct_PG, [1, 2, 3, 4]), [[0, 1, 0], [0, 1, 0], [1, 1, 0], [1, 1, 0]]
     )
 
 
 @pytest.mark.parametrize("k", [0, 5, -1])
-@pytest.mark.parametrize("measure", [statistics.pass_at_k, statistics.first_k])
+@pytest.mark.parametrize("measure", [intervals.pass_at_k, intervals.first_k])
 def test_a_k_without_samples_is_an_error_that_names_both(measure, k):
     with pytest.raises(ValueError, match=rf"k = {k} .*G = 4 samples"):
         measure(np.ones((2, 4), bool), [1, k])
@@ -89,13 +89,13 @@ def test_a_k_without_samples_is_an_error_that_names_both(measure, k):
 def test_majority_takes_the_most_frequent_answer_and_the_mean_of_ties():
     cluster_PG = np.array([[0, 0, 1, 2], [5, 1, 1, 5], [0, 1, 2, -1], [-1, -1, -1, 3], [-1, -1, -1, -1], [0, 0, 0, 1]])
     correct_PG = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]])
-    np.testing.assert_allclose(statistics.majority(cluster_PG, correct_PG), [1, 0.5, 1 / 3, 1, 0, 0])
+    np.testing.assert_allclose(intervals.majority(cluster_PG, correct_PG), [1, 0.5, 1 / 3, 1, 0, 0])
 
 
 def test_majority_of_a_tie_is_the_expectation_of_a_fair_draw(rng):
     """Against counting by hand, where one of four answers is the right one."""
     cluster_PG = rng.integers(-1, 4, (200, 7))
-    for cluster_G, value in zip(cluster_PG.tolist(), statistics.majority(cluster_PG, cluster_PG == 2), strict=True):
+    for cluster_G, value in zip(cluster_PG.tolist(), intervals.majority(cluster_PG, cluster_PG == 2), strict=True):
         votes = {c: cluster_G.count(c) for c in cluster_G if c >= 0}
         tied = [c for c, count in votes.items() if count == max(votes.values())]
         assert value == pytest.approx(np.mean([c == 2 for c in tied]) if tied else 0.0)
@@ -115,12 +115,12 @@ class Same:
 
 def test_cluster_groups_equivalent_answers_in_few_calls():
     same = Same()
-    got = statistics.cluster_problems([["1", "2", "1.0", None, "3", "1", "2.00", "1"]], same)[0]
+    got = intervals.cluster_problems([["1", "2", "1.0", None, "3", "1", "2.00", "1"]], same)[0]
     assert (got >= 0).tolist() == [True, True, True, False, True, True, True, True] and got[3] == -1
     assert got[0] == got[2] == got[5] == got[7] and got[1] == got[6] and len({*got.tolist()} - {-1}) == 3
     assert same.calls == 2 and same.pairs == 4 + 2
     same = Same()
-    assert len(set(statistics.cluster_problems([["7"] * 50 + [None] * 3], same)[0].tolist())) == 2 and same.calls == 0
+    assert len(set(intervals.cluster_problems([["7"] * 50 + [None] * 3], same)[0].tolist())) == 2 and same.calls == 0
 
 
 @FEW
@@ -133,7 +133,7 @@ def test_cluster_groups_equivalent_answers_in_few_calls():
 )
 def test_clusters_of_many_problems_are_the_classes_of_each(answers_PG):
     same = Same()
-    cluster_PG = statistics.cluster_problems(answers_PG, same)
+    cluster_PG = intervals.cluster_problems(answers_PG, same)
     assert cluster_PG.shape == (len(answers_PG), 6) and same.calls <= 3
     for answers, cluster_G in zip(answers_PG, cluster_PG, strict=True):
         for (a, i), (b, j) in itertools.product(zip(answers, cluster_G, strict=True), repeat=2):
@@ -144,15 +144,15 @@ def test_clusters_of_many_problems_are_the_classes_of_each(answers_PG):
 def test_calls_of_cluster_are_bounded_and_the_frequent_answer_comes_first():
     same = Same()
     answers = [str(i) for i in range(40)] + ["50", "50.0", "50"]
-    got = statistics.cluster_problems([answers], same, most_calls=1)[0].tolist()
+    got = intervals.cluster_problems([answers], same, most_calls=1)[0].tolist()
     assert same.calls == 1 and len(set(got)) == 41 and got[-1] == got[-2] == got[-3]
 
 
 def test_cluster_refuses_a_wrong_number_of_verdicts_and_ragged_rows():
     with pytest.raises(ValueError, match="2 pairs of answers were compared, but 1 verdicts"):
-        statistics.cluster_problems([["1", "2", "3"]], lambda pairs: [True])
+        intervals.cluster_problems([["1", "2", "3"]], lambda pairs: [True])
     with pytest.raises(ValueError, match="differ in their number of answers"):
-        statistics.cluster_problems([["1"], ["1", "2"]], Same())
+        intervals.cluster_problems([["1"], ["1", "2"]], Same())
 
 
 def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says(rng):
@@ -160,7 +160,7 @@ def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says(rng):
     hits = 0
     for trial in range(400):
         skill_P = rng.beta(2, 3, size=60)  # mean 0.4
-        low, high = statistics.bootstrap(rng.binomial(4, skill_P) / 4, trial, draws=500)
+        low, high = intervals.bootstrap(rng.binomial(4, skill_P) / 4, trial, draws=500)
         hits += low <= 0.4 <= high
     assert 0.90 <= hits / 400 <= 0.985
 
@@ -169,33 +169,33 @@ def test_bootstrap_is_the_plain_resampling_of_problems(rng):
     """Against resampling by index, of few and of all-different values."""
     for values_P in (rng.integers(0, 5, 80) / 4, rng.normal(size=80)):
         plain = values_P[rng.integers(0, 80, (40_000, 80))].mean(axis=1)
-        got = statistics.bootstrap(values_P, seed=1, draws=40_000)
+        got = intervals.bootstrap(values_P, seed=1, draws=40_000)
         np.testing.assert_allclose(got, np.quantile(plain, [0.025, 0.975]), atol=0.04 * plain.std() * 2)
 
 
 def test_bootstrap_is_reproducible_and_blind_to_the_order_of_problems(rng):
     values_P = rng.random(31)
-    first = statistics.bootstrap(values_P, 5)
-    assert first == statistics.bootstrap(values_P[::-1], 5) != statistics.bootstrap(values_P, 6)
+    first = intervals.bootstrap(values_P, 5)
+    assert first == intervals.bootstrap(values_P[::-1], 5) != intervals.bootstrap(values_P, 6)
     assert all(type(bound) is float for bound in first)
-    assert statistics.bootstrap(np.ones(9), 0) == (1.0, 1.0)
+    assert intervals.bootstrap(np.ones(9), 0) == (1.0, 1.0)
 
 
 def test_draws_in_chunks_are_all_drawn(rng, monkeypatch):
     values_P = rng.normal(size=50)
-    monkeypatch.setattr(statistics, "CHUNK", 1000)  # 20 draws at once
-    drawn = statistics._resampled_means(values_P, rng, 1007)
+    monkeypatch.setattr(intervals, "CHUNK", 1000)  # 20 draws at once
+    drawn = intervals._resampled_means(values_P, rng, 1007)
     assert drawn.shape == (1007,) and len(set(drawn.tolist())) == 1007
-    difference = statistics.paired(np.zeros(50), values_P, 0, draws=1007)
+    difference = intervals.paired(np.zeros(50), values_P, 0, draws=1007)
     assert 0 < difference.p < 1
 
 
 def test_bootstrap_of_tasks_resamples_within_each_task(rng):
     """Tasks whose problems are all alike leave no spread, however different the tasks are."""
-    assert statistics.bootstrap_tasks([np.zeros(5), np.ones(50)], 0) == (0.5, 0.5)
+    assert intervals.bootstrap_tasks([np.zeros(5), np.ones(50)], 0) == (0.5, 0.5)
     spread_P = rng.random(40)
-    low, high = statistics.bootstrap(spread_P, 0)
-    half_low, half_high = statistics.bootstrap_tasks([spread_P, np.zeros(7)], 0)
+    low, high = intervals.bootstrap(spread_P, 0)
+    half_low, half_high = intervals.bootstrap_tasks([spread_P, np.zeros(7)], 0)
     assert half_high - half_low == pytest.approx((high - low) / 2, rel=0.05)
 
 
@@ -207,10 +207,10 @@ def test_paired_test_equals_the_enumeration_of_all_sign_flips():
         abs(sum(s * x for s, x in zip(signs, d, strict=True))) >= abs(sum(d)) - 1e-12
         for signs in itertools.product([1, -1], repeat=8)
     ]
-    got = statistics.paired(a_P, b_P, 0)
+    got = intervals.paired(a_P, b_P, 0)
     assert got.p == pytest.approx(np.mean(as_extreme), abs=1e-12) and got.difference == pytest.approx(0.25)
-    sampled = statistics.paired(a_P, b_P, 0, draws=60)  # 2^6 > 60: random sign flips
-    many = statistics._sign_flip_p(np.tile(b_P - a_P, 3), np.random.default_rng(0), 20_000)
+    sampled = intervals.paired(a_P, b_P, 0, draws=60)  # 2^6 > 60: random sign flips
+    many = intervals._sign_flip_p(np.tile(b_P - a_P, 3), np.random.default_rng(0), 20_000)
     assert 0.01 < sampled.p < 0.35 and 0 < many < got.p
     assert got.low < 0.25 < got.high
 
@@ -218,8 +218,8 @@ def test_paired_test_equals_the_enumeration_of_all_sign_flips():
 def test_random_sign_flips_agree_with_the_exact_share():
     """12 differences: 4096 sign assignments, exact at 10 000 draws; and as random draws of twenty times fewer."""
     d_P = np.array([1, 1, 1, -1, 2, 2, -2, 1, 1, -1, 1, 3]) / 4
-    exact = statistics._sign_flip_p(d_P, np.random.default_rng(0), 4096)
-    random = statistics._sign_flip_p(d_P, np.random.default_rng(0), 4095)
+    exact = intervals._sign_flip_p(d_P, np.random.default_rng(0), 4096)
+    random = intervals._sign_flip_p(d_P, np.random.default_rng(0), 4095)
     sums = [abs(np.dot(signs, d_P)) >= abs(d_P.sum()) - 1e-12 for signs in itertools.product([1, -1], repeat=12)]
     assert exact == np.mean(sums)
     assert random == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4095)) and random != exact
@@ -227,7 +227,7 @@ def test_random_sign_flips_agree_with_the_exact_share():
 
 def test_paired_test_rejects_about_five_in_a_hundred_where_nothing_differs(rng):
     p = [
-        statistics.paired(*(rng.binomial(4, rng.beta(2, 3, 40)[None].repeat(2, 0)) / 4), trial, draws=400).p
+        intervals.paired(*(rng.binomial(4, rng.beta(2, 3, 40)[None].repeat(2, 0)) / 4), trial, draws=400).p
         for trial in range(300)
     ]
     assert 0.015 <= np.mean(np.array(p) <= 0.05) <= 0.095
@@ -235,26 +235,26 @@ def test_paired_test_rejects_about_five_in_a_hundred_where_nothing_differs(rng):
 
 def test_runs_that_agree_do_not_differ_and_a_swap_changes_the_sign(rng):
     a_P, b_P = rng.random(20), rng.random(20) + 0.2
-    assert statistics.paired(a_P, a_P, 0) == (0.0, 0.0, 0.0, 1.0)
-    there, back = statistics.paired(a_P, b_P, 0), statistics.paired(b_P, a_P, 0)
+    assert intervals.paired(a_P, a_P, 0) == (0.0, 0.0, 0.0, 1.0)
+    there, back = intervals.paired(a_P, b_P, 0), intervals.paired(b_P, a_P, 0)
     assert there.difference == pytest.approx(-back.difference) and there.difference > 0 and there.p == back.p
     assert there.low == pytest.approx(-back.high, abs=0.02)
 
 
 def test_paired_tasks_weights_every_task_alike(rng):
     """One task of 3 problems that gain 1 and one of 300 that gain nothing: the mean difference is a half."""
-    got = statistics.paired_tasks([np.zeros(3), np.zeros(300)], [np.ones(3), np.zeros(300)], 0)
+    got = intervals.paired_tasks([np.zeros(3), np.zeros(300)], [np.ones(3), np.zeros(300)], 0)
     assert got == pytest.approx((0.5, 0.5, 0.5, 2 / 8))
     a, b = rng.random(30), rng.random(30)
-    assert statistics.paired_tasks([a], [b], 3) == statistics.paired(a, b, 3)
+    assert intervals.paired_tasks([a], [b], 3) == intervals.paired(a, b, 3)
 
 
 def test_values_that_cannot_be_averaged_are_refused():
     for bad in (np.array([]), np.array([1.0, np.nan]), np.ones((2, 2))):
         with pytest.raises(ValueError, match="one finite value a problem"):
-            statistics.bootstrap(bad, 0)
+            intervals.bootstrap(bad, 0)
     with pytest.raises(ValueError, match=r"\(3,\) and \(4,\) problems"):
-        statistics.paired(np.ones(3), np.ones(4), 0)
+        intervals.paired(np.ones(3), np.ones(4), 0)
 
 
 def entry(**changes):
@@ -268,7 +268,7 @@ def entry(**changes):
         "seconds": 5.0,
         "seed": 0,
     }  # fmt: skip
-    return statistics.summarise(**values | changes)
+    return intervals.summarise(**values | changes)
 
 
 def test_entry_of_a_task():
@@ -278,9 +278,9 @@ def test_entry_of_a_task():
     assert got["pass@1"] == pytest.approx(8 / 15) == got["pass@k"]["1"] and got["first@k"]["1"] == pytest.approx(2 / 3)
     assert got["pass@k"]["2"] == pytest.approx((0.9 + 0 + 1) / 3)  # 1 - C(2,2)/C(5,2) = 0.9
     assert got["pass@k"]["5"] == got["first@k"]["5"] == pytest.approx(2 / 3)
-    assert (got["pass@1/low"], got["pass@1/high"]) == pytest.approx(statistics.wilson(8 / 15, 3))
-    assert (got["pass@k/low"]["5"], got["pass@k/high"]["5"]) == pytest.approx(statistics.wilson(2 / 3, 3))
-    assert got["pass@1/bootstrap"] == list(statistics.bootstrap(np.array([0.6, 0, 1]), 0))
+    assert (got["pass@1/low"], got["pass@1/high"]) == pytest.approx(intervals.wilson(8 / 15, 3))
+    assert (got["pass@k/low"]["5"], got["pass@k/high"]["5"]) == pytest.approx(intervals.wilson(2 / 3, 3))
+    assert got["pass@1/bootstrap"] == list(intervals.bootstrap(np.array([0.6, 0, 1]), 0))
     assert got["runs"] == pytest.approx([2 / 3, 1 / 3, 2 / 3, 1 / 3, 2 / 3]) and got["maj@G"] == pytest.approx(2 / 3)
     assert (
         got["length"] == 7 and got["truncated"] == pytest.approx(2 / 15) and got["no_answer"] == pytest.approx(1 / 15)
@@ -306,9 +306,9 @@ def test_an_entry_of_clashing_arrays_is_refused():
 
 def test_mean_over_tasks_is_plain_and_of_what_all_tasks_have():
     small = entry(**{name: np.ones((1, 2), bool) for name in ("correct_PG", "finished_PG", "answered_PG")}, ids=["x"], cluster_PG=np.zeros((1, 2), int), length_PG=np.full((1, 2), 9))  # fmt: skip
-    got = statistics.mean_of_tasks({"A": entry(), "B": small}, 0)
+    got = intervals.mean_of_tasks({"A": entry(), "B": small}, 0)
     assert got["pass@1"] == pytest.approx((8 / 15 + 1) / 2) and got["maj@G"] == pytest.approx(5 / 6)
     assert got["length"] == 8 and list(got["pass@k"]) == ["1", "2"] and "runs" not in got
     assert got["pass@1/bootstrap"][0] < got["pass@1"] < got["pass@1/bootstrap"][1]
-    assert "tokens_per_s" not in statistics.mean_of_tasks({"A": entry(), "B": entry(seconds=0.0)}, 0)
-    assert statistics.mean_of_tasks({"A": entry(), "B": entry()}, 0)["runs"] == pytest.approx(entry()["runs"])
+    assert "tokens_per_s" not in intervals.mean_of_tasks({"A": entry(), "B": entry(seconds=0.0)}, 0)
+    assert intervals.mean_of_tasks({"A": entry(), "B": entry()}, 0)["runs"] == pytest.approx(entry()["runs"])

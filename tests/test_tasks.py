@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from cgrpo_jax.data import DataConfig, DataError
-from cgrpo_jax.tasks import TASKS, load_task, parse_names
+from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.data.tasks import TASKS, load_task, parse_names
+from cgrpo_jax.options import DataConfig
 
 FINE = lambda problem: None
 CFG = DataConfig(max_prompt_tokens=512)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cgrpo_jax.prompts import question_messages, refinement_messages
-from cgrpo_jax.tokenizer import Tokenizer
+from cgrpo_jax.text.prompts import question_messages, refinement_messages
+from cgrpo_jax.text.tokenizer import Tokenizer
 
 BENIGN = [
     "What is 2+2?", "Émile a 3 pommes\n\n\tet 4 poires", "<think>\nhm\n</think>\n\\boxed{5}", "", " leading and trailing ",
@@ -151,7 +151,7 @@ def test_turn_marks_that_are_not_called_special_cannot_be_forged(tmp_path):
 
 
 def test_a_template_that_rewrites_text_refuses_only_what_is_dangerous(tmp_path):
-    from cgrpo_jax.tokenizer import PromptError
+    from cgrpo_jax.text.tokenizer import PromptError
 
     tokenizer, _ = with_template(tmp_path, SHOUTING)
     assert "WHY?" in tokenizer.hf.decode(tokenizer.encode_chat(question_messages("Why?")))

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from conftest import QUICKSTART
 
-from cgrpo_jax import config, convert, data, learner, setup
-from cgrpo_jax.train import TrainingError, _load_data, train
-from cgrpo_jax.verifier import Verdict, Verifier, VerifierConfig
+from cgrpo_jax import build, config, convert, options
+from cgrpo_jax.data import sources
+from cgrpo_jax.grading.verifier import Verdict, Verifier
+from cgrpo_jax.learning.update import make_optimizer
+from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.training import TrainingError, _load_data, train
 
 
 def small(**changes):
@@ -118,14 +121,14 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
     """By the run, or where the run has no use for it: a file, the hub, another source of evaluation, a cosine."""
     read = set(json.loads((finished / "read.json").read_text()))
     record_reads(monkeypatch, read)
-    learner.make_optimizer(learner.OptimizerConfig(schedule="cosine"), 5)
+    make_optimizer(options.OptimizerConfig(schedule="cosine"), 5)
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n{}\n')
-    source = data.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
-    data.load_problems(source, 0, lambda golds: [Verdict(True, "ok")] * len(golds), lambda problem: 1)
+    source = sources.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
+    sources.load_problems(source, 0, lambda golds: [Verdict(True, "ok")] * len(golds), lambda problem: 1)
     monkeypatch.setattr("datasets.load_dataset", lambda *args, split, revision: [{"question": "q", "answer": "1"}])
-    assert len(list(data._hub_rows(data.DataConfig(source="some/set")))) == 1
+    assert len(list(sources._hub_rows(sources.DataConfig(source="some/set")))) == 1
     with Verifier(VerifierConfig(workers=1)) as verifier:
-        _load_data(setup.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"})), verifier, print)
+        _load_data(build.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"})), verifier, print)
     leaves = []
     for field in dataclasses.fields(config.Config):
         value = getattr(config.Config(), field.name)
@@ -163,7 +166,7 @@ def test_named_tasks_are_evaluated_in_training(tmp_path):
     (tmp_path / "sums.jsonl").write_text('{"question": "What is 23+46?", "answer": 69}\n' * 2)
     asked = {"eval.every": 1, "eval.samples": 2, "eval.problems": 2, "eval.tasks": f"sums={tmp_path}/sums.jsonl"}
     for source, names in (("", {"eval/sums"}), ("arithmetic", {"eval", "eval/sums"})):
-        run = setup.open_run(small(**asked, **{"eval.source": source}))
+        run = build.open_run(small(**asked, **{"eval.source": source}))
         with Verifier(VerifierConfig(workers=1)) as verifier:
             _, evaluations = _load_data(run, verifier, print)
         assert set(evaluations) == names and [p.answer for p in evaluations["eval/sums"]] == ["69", "69"]
@@ -204,7 +207,7 @@ def test_the_trained_model_answers_in_transformers(finished, tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
         AutoTokenizer.from_pretrained(tmp_path / "model"),
     )
-    from cgrpo_jax.arithmetic import problem
+    from cgrpo_jax.data.arithmetic import problem
 
     question = problem(0, "test", 0)
     prompt = tokenizer.apply_chat_template(
@@ -244,7 +247,9 @@ def test_every_switch_of_the_tables_trains(tmp_path, name):
 
 
 def test_non_finite_gradients_stop_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("cgrpo_jax.batch._credit", lambda reward_PG, *_: (reward_PG * np.nan, np.ones_like(reward_PG)))
+    monkeypatch.setattr(
+        "cgrpo_jax.learning.packing._credit", lambda reward_PG, *_: (reward_PG * np.nan, np.ones_like(reward_PG))
+    )
     with jax.numpy_rank_promotion("allow"), pytest.raises(TrainingError, match="3 non-finite gradients in a row"):
         train(small(**{"train.steps": 9}), tmp_path / "w")
     rows = lines(tmp_path / "w/metrics.jsonl")

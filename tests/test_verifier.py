@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-import cgrpo_jax.verifier
-from cgrpo_jax.verifier import Verdict, Verifier, VerifierConfig, VerifierError
+import cgrpo_jax.grading.verifier
+from cgrpo_jax.grading.verifier import Verdict, Verifier, VerifierError
+from cgrpo_jax.options import VerifierConfig
 
 BOMB = "9^{9^{9^{9}}}"
 
@@ -98,8 +99,8 @@ HOSTILE = [
 
 def test_ten_thousand_answers_with_hostile_ones_among_them():
     """Through the whole of scoring: nothing hangs or crashes, what is hostile gets 0, the rest its due, within a minute."""
-    from cgrpo_jax.rewards import score
-    from cgrpo_jax.types import Completion, Problem
+    from cgrpo_jax.grading.rewards import score
+    from cgrpo_jax.records import Completion, Problem
 
     completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
     problems = [Problem(f"{n}", str(n), ()) for n in range(10_000)]
@@ -150,7 +151,7 @@ def test_memory_stays_flat_over_many_answers():
 
 def test_a_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
     (tmp_path / "worker.py").write_text("raise SystemExit('no math-verify here')")
-    monkeypatch.setattr("cgrpo_jax.verifier.WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr("cgrpo_jax.grading.verifier.WORKER", tmp_path / "worker.py")
     with Verifier(VerifierConfig()) as pool, pytest.raises(VerifierError, match="did not start: no math-verify here"):
         pool.compare([("1", "1")] * 5)
 

@@ -1,0 +1,68 @@
+"""What must hold between several options, and between options and model, before anything is compiled."""
+
+from __future__ import annotations
+
+from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.data.sources import FILE_SUFFIXES
+from cgrpo_jax.model.decoder import ModelConfig
+from cgrpo_jax.options import faults
+
+
+def _evaluation_faults(cfg: Config) -> list[str]:
+    wrong = []
+    own_file = cfg.data.source.endswith(FILE_SUFFIXES) and cfg.eval.source in ("", cfg.data.source)
+    if cfg.eval.every and own_file and not cfg.eval.tasks:
+        wrong.append(
+            "eval.every needs eval.source or eval.tasks: a file has no split, and its rows are those of training"
+        )
+    if cfg.method == "eval" and not cfg.eval.tasks:
+        wrong.append("method=eval needs eval.tasks: names and NAME=FILE, with commas between them")
+    return wrong
+
+
+def _refine_faults(cfg: Config) -> list[str]:
+    wrong, samples = [], cfg.train.samples
+    if cfg.refine.trigger == "never":
+        return wrong
+    if cfg.refine.k < 1:
+        wrong.append("refine.k must be at least 1 with refinements on (refine.trigger=never turns them off)")
+    if cfg.refine.k > samples:
+        wrong.append(f"refine.k = {cfg.refine.k} exceeds the train.samples = {samples} refinements of a problem")
+    if cfg.refine.group == "replace" and cfg.refine.k >= samples:
+        wrong.append("refine.group=replace with refine.k >= train.samples leaves no response in the group")
+    if cfg.refine.critique == "worked" and cfg.data.source != "arithmetic":
+        wrong.append("refine.critique=worked needs a task with a step checker (data.source=arithmetic)")
+    if cfg.refine.max_prompt_tokens <= cfg.data.max_prompt_tokens:
+        wrong.append("refine.max_prompt_tokens must exceed data.max_prompt_tokens: it holds the question and more")
+    return wrong
+
+
+def _model_faults(cfg: Config, model: ModelConfig) -> list[str]:
+    wrong, new = [], cfg.sampling.max_new_tokens
+    refining = cfg.refine.trigger != "never"
+    for key, slots in [("data", cfg.data.max_prompt_tokens)] + [("refine", cfg.refine.max_prompt_tokens)] * refining:
+        if slots + new > model.max_positions:
+            wrong.append(
+                f"{key}.max_prompt_tokens {slots} + sampling.max_new_tokens {new} exceeds the model's "
+                f"{model.max_positions} positions"
+            )
+    if model.heads % model.kv_heads:
+        wrong.append(f"the model's {model.heads} heads are no multiple of its {model.kv_heads} key/value heads")
+    return wrong
+
+
+def check(cfg: Config, model: ModelConfig) -> None:
+    """Raises ConfigError for clashing or impossible values, all of them in one message."""
+    wrong = faults(cfg)
+    wrong += _evaluation_faults(cfg) + _refine_faults(cfg) + _model_faults(cfg, model)
+    updates = max(1, cfg.train.updates_per_rollout)
+    if cfg.train.prompts % updates:
+        wrong.append(f"train.updates_per_rollout = {updates} does not divide {cfg.train.prompts} prompts")
+    if cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform":
+        wrong.append("objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform")
+    if cfg.method == "sft" and (cfg.eval.every or cfg.train.updates_per_rollout != 1):
+        wrong.append("method=sft has no evaluation and one update a step: eval.every=0, train.updates_per_rollout=1")
+    if cfg.sampling.temperature <= 0 and cfg.method == "rl":
+        wrong.append("sampling.temperature must be positive: training needs samples")
+    if wrong:
+        raise ConfigError("\n  ".join(["the configuration cannot be run:", *wrong]))

@@ -1,0 +1,182 @@
+"""Evaluation tasks: where the rows of each are, and how a row becomes a problem. A new one is a short record."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cgrpo_jax.data import sources
+from cgrpo_jax.data.sources import DataError, Parsed, RowError
+from cgrpo_jax.grading.choices import choice_problem
+from cgrpo_jax.grading.theoremqa import theoremqa_problem
+from cgrpo_jax.options import DataConfig
+from cgrpo_jax.records import Problem
+
+Parse = Callable[[Mapping[str, Any], int], Parsed]  # (row, its number) -> problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A public test set. Columns named "" are looked for under the usual names."""
+
+    source: str = ""  # hub id[:config]; "": only from a local file
+    split: str = "test"
+    revision: str = "main"  # of the hub id
+    question: str = ""
+    answer: str = ""
+    tag: str = ""  # of the rows in the authors' validation file (column data_source)
+    parse: Parse | None = None  # of rows with another shape
+    sample: int = 0  # so many rows, drawn with a fixed seed; 0: all
+
+
+def _required(row: Mapping[str, Any], column: str) -> Any:
+    if row.get(column) is None:
+        raise RowError(column, "missing")
+    return row[column]
+
+
+def _choices(question: str, options: str, right: str) -> Parse:
+    """Rows with a list of options and the index of the right one."""
+
+    def parse(row: Mapping[str, Any], number: int) -> Parsed:
+        texts, index = list(_required(row, options)), _required(row, right)
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(texts) <= 26:
+            raise RowError(right, f"{index!r} is no index of the {len(texts)} options")
+        return Parsed(choice_problem(str(_required(row, question)), texts, index, str(number)), question, right)
+
+    return parse
+
+
+def _gpqa(row: Mapping[str, Any], number: int) -> Parsed:
+    options = [_required(row, name) for name in ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))]
+    question = str(_required(row, "Question")).strip()
+    problem = choice_problem(question, [str(option).strip() for option in options], 0, str(number))
+    return Parsed(problem, "Question", "Correct Answer")
+
+
+def _theoremqa(row: Mapping[str, Any], number: int) -> Parsed:
+    lower = {name.lower(): value for name, value in row.items()}  # the hub's columns are capitalised
+    row = {name: _required(lower, name) for name in ("question", "answer", "answer_type")}
+    typed = _typed(row)
+    try:
+        return Parsed(theoremqa_problem(typed), "question", "answer")
+    except ValueError as error:
+        raise RowError("answer_type", str(error)) from None
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """The hub spells every answer as text: read it by its type."""
+    answer, kind = row["answer"], row["answer_type"]
+    if isinstance(answer, str) and kind != "option":
+        try:
+            answer = {"True": True, "False": False}[answer] if kind == "bool" else json.loads(answer)
+        except (KeyError, json.JSONDecodeError):
+            raise RowError("answer", f"{answer!r} is no {kind}") from None
+    return row | {"answer": answer}
+
+
+# Revisions are those of the hub's main branch unless a commit is given as NAME@REVISION.
+TASKS: dict[str, Task] = {
+    "math500": Task("HuggingFaceH4/MATH-500", question="problem", answer="answer", tag="math"),
+    "minerva_math": Task("math-ai/minervamath", question="question", answer="answer", tag="minerva"),
+    "olympiadbench": Task("math-ai/olympiadbench", question="question", answer="final_answer", tag="olympiad_bench"),
+    "amc23": Task("math-ai/amc23", question="question", answer="answer"),
+    "aime24": Task("HuggingFaceH4/aime_2024", "train", question="problem", answer="answer"),
+    "aime25": Task("math-ai/aime25", question="problem", answer="answer"),
+    "theoremqa": Task("TIGER-Lab/TheoremQA", parse=_theoremqa),
+    "gpqa_diamond": Task("Idavidrein/gpqa:gpqa_diamond", "train", parse=_gpqa),
+    "mmlu_pro": Task("TIGER-Lab/MMLU-Pro", parse=_choices("question", "options", "answer_index")),
+    "mmlu_stem": Task("TIGER-Lab/MMLU-STEM", parse=_choices("question", "choices", "answer")),
+    "gsm8k": Task("openai/gsm8k:main", question="question", answer="answer"),
+    "validation": Task(),  # the authors' 2,019 rows
+    "validation500": Task(sample=500),
+}
+
+
+class Named(NamedTuple):
+    """A problem with the name it has in its task: the number of its row."""
+
+    id: str
+    problem: Problem
+
+
+def parse_names(names: str) -> list[tuple[str, str]]:
+    """`"gsm8k,aime24=my.jsonl,math500@COMMIT"` -> [(name, path or "@revision" or "")]; any name may have a file."""
+    found = []
+    for item in filter(None, (part.strip() for part in names.split(","))):
+        name, equals, path = item.partition("=")
+        name, at, revision = (name, "", "") if equals else name.partition("@")
+        if equals and not path:
+            raise DataError(f"eval.tasks: {item!r} names no file")
+        if not equals and name not in TASKS:
+            raise DataError(f"eval.tasks: no task {name!r}; known: {', '.join(TASKS)}; or NAME=FILE")
+        if not equals and not TASKS[name].source:
+            raise DataError(f"eval.tasks: {name} is read from a local file: {name}=FILE")
+        found.append((name, path if equals else at + revision))
+    if len({name for name, _ in found}) != len(found):
+        raise DataError(f"eval.tasks = {names!r} names a task twice")
+    return found
+
+
+def load_task(name: str, where: str, limit: int, cfg: DataConfig, fault: sources.Fault, log) -> list[Named]:
+    """The first `limit` problems of a task (0: all).
+
+    Args:
+      where: of `parse_names`.
+      cfg: for `on_bad_row`.
+      fault: what is wrong with a problem, if anything.
+
+    Raises:
+      DataError: the source cannot be read, or bad rows and `on_bad_row` is "error".
+    """
+    task = TASKS.get(name, Task())
+    local = bool(where) and not where.startswith("@")
+    source = DataConfig(
+        source=where if local else task.source,
+        split=task.split,
+        revision=where[1:] or task.revision if not local else task.revision,
+        question_column=task.question,
+        answer_column=task.answer,
+        on_bad_row=cfg.on_bad_row,
+        max_prompt_tokens=cfg.max_prompt_tokens,
+    )
+    good: list[Named] = []
+    bad: list[tuple[int, str]] = []
+    rows = [(number, row) for number, row in sources.open_rows(source) if _belongs(row, task)]
+    if task.sample and task.sample < len(rows):
+        chosen = np.random.default_rng(0).choice(len(rows), task.sample, replace=False)
+        rows = [rows[i] for i in sorted(chosen)]
+    for number, row in itertools.islice(rows, limit or None):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            parsed = task.parse(row, number) if task.parse else sources.parse_row(_joined(row), _columns(row, source))
+            if message := fault(parsed.problem):
+                raise RowError(parsed.question_column, message)
+            good.append(Named(str(number), parsed.problem))
+        except RowError as error:
+            bad.append((number, str(error)))
+    sources.report_bad_rows(bad, len(good), source, log)
+    return good
+
+
+def _belongs(row: Mapping[str, Any] | RowError, task: Task) -> bool:
+    """Of a file that holds several tasks, the rows of this one."""
+    return isinstance(row, RowError) or not task.tag or row.get("data_source", task.tag) == task.tag
+
+
+def _joined(row: Mapping[str, Any]) -> dict[str, Any]:
+    """OlympiadBench lists its final answers: several are one answer, with commas."""
+    final = row.get("final_answer")
+    return {**row, "final_answer": ", ".join(map(str, final))} if isinstance(final, list) else dict(row)
+
+
+def _columns(row: Mapping[str, Any], cfg: DataConfig) -> DataConfig:
+    """A task's own columns where the row has them, else the usual names (a local file may spell them otherwise)."""
+    own = [column if row.get(column) is not None else "" for column in (cfg.question_column, cfg.answer_column)]
+    return dataclasses.replace(cfg, question_column=own[0], answer_column=own[1])

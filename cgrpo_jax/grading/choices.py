@@ -1,0 +1,125 @@
+"""Multiple choice with 2 to 26 options: seeded order, question text, and reading which option an answer names.
+
+A problem's `entry` holds {"options": [...]} in the order shown; its answer is the letter of the right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Sequence
+
+from cgrpo_jax.grading.answers import MAX_ANSWER, boxed
+from cgrpo_jax.grading.normalise import clean
+from cgrpo_jax.grading.verifier import Verdict, Verifier
+from cgrpo_jax.records import Problem
+from cgrpo_jax.text.prompts import question_messages
+
+LETTERS = string.ascii_uppercase
+_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|textrm) ?\{([^{}]*)\}")
+_LETTER = re.compile(r"(?:(?:option|choice|answer)(?: is)?:? )?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE)
+_LEADING = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s*(?=\S)")
+_CUE = re.compile(r"(?:answer|choice|option)(?:\s+is|\s*:)[\s:*$]*", re.IGNORECASE)
+_SPOKEN = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?![\w'-]))")
+
+
+def order(count: int, seed: str) -> list[int]:
+    """A permutation of `count` options that depends on the seed string alone: sorted by SHA-256 of seed and index."""
+    return sorted(range(count), key=lambda i: hashlib.sha256(f"{seed}\0{i}".encode("utf-8", "replace")).digest())
+
+
+def question_text(question: str, options: Sequence[str]) -> str:
+    """The question with its options, each on its own line behind its letter."""
+    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question.rstrip(), *lines, "Answer with the letter of the right option."])
+
+
+def choice_problem(question: str, options: Sequence[str], right: int, seed: str) -> Problem:
+    """A problem from options and the index of the right one; the order follows from the seed.
+
+    Raises:
+      ValueError: fewer than 2 or more than 26 options, or no such option.
+    """
+    if not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(f"{len(options)} options; 2 to {len(LETTERS)} are possible")
+    if not 0 <= right < len(options):
+        raise ValueError(f"the right option is number {right} of {len(options)}")
+    shown = order(len(options), seed)
+    text = question_text(question, [options[i] for i in shown])
+    entry = {"options": [options[i] for i in shown], "order": shown, "seed": seed}
+    return Problem(text, LETTERS[shown.index(right)], question_messages(text), "choice", entry=entry)
+
+
+def extract_choice(text: str) -> str | None:
+    """The last boxed answer, else what follows the last "answer is"/"Answer:", else a last line that is a letter.
+
+    A single line that starts with a letter, "(C) ..." or "C. ...", is an answer, too.
+    """
+    if "\\boxed" in text:
+        answer = boxed(text)
+        return answer if answer and len(answer) <= MAX_ANSWER else None
+    tail = text[-MAX_ANSWER:]
+    cues = list(_CUE.finditer(tail))
+    if cues:
+        rest = tail[cues[-1].end() :].split("\n")[0].strip().strip("*$ ")
+        spoken = _SPOKEN.match(rest)
+        if spoken and (spoken[1] or rest[spoken.end() :][:1] in ("", ".", ",", ":", ")", " ", ";")):
+            article = spoken[2] in ("A", "I") and re.match(r" [a-z]", rest[spoken.end() :])
+            return rest if article or rest[spoken.end() :].strip(" .") else spoken[1] or spoken[2]
+        return rest.rstrip(".") or None
+    lines = [line for line in tail.splitlines() if line.strip()]
+    last = lines[-1].strip().strip("*$ ") if lines else ""
+    names = _LETTER.fullmatch(last) or (len(lines) == 1 and _LEADING.match(last))
+    return last if names else None
+
+
+def _plain(text: str) -> str:
+    text = _WRAP.sub(r"\1", text.replace("**", ""))
+    return " ".join(text.replace("$", " ").split()).strip(" .")
+
+
+def _same(text: str) -> str:
+    return clean(_plain(text)).replace(" ", "").casefold()
+
+
+def chosen(answer: str, options: Sequence[str]) -> str | None:
+    """The letter an answer names: by itself, in front of its option's text, or by the text of exactly one option.
+
+    A letter in front of the text of a different option names none.
+    """
+    text = _plain(answer)
+    texts = [_same(option) for option in options]
+    spelt = [i for i, option in enumerate(options) if option.strip() == answer.strip()]  # "Bb" is not "BB"
+    whole = spelt or [i for i, option in enumerate(texts) if option and option == _same(text)]
+    letter = _LETTER.fullmatch(text)
+    if letter:
+        named = LETTERS.index(letter[1].upper())
+        if len(whole) == 1 and (named >= len(options) or (len(text) == 1 and text.islower())):
+            return LETTERS[whole[0]]  # an option that is a letter itself
+        return LETTERS[named] if named < len(options) else None
+    if len(whole) == 1:
+        return LETTERS[whole[0]]
+    leading = _LEADING.match(text)
+    if not leading or whole:
+        return None
+    named = LETTERS.index(leading[1] or leading[2])
+    rest = _same(text[leading.end() :])
+    others = [i for i, option in enumerate(texts) if option and option == rest]
+    if named >= len(options) or (others and named not in others):
+        return None
+    return LETTERS[named] if others or not _several(text[leading.end() :]) else None
+
+
+def _several(rest: str) -> bool:
+    """Whether more letters follow: "(A) and (B)" chooses none."""
+    return bool(re.search(r"(?:^|\W)(?:\([A-Z]\)|[A-Z][.)](?:\s|$)|(?:and|or) \(?[A-Z]\)?$)", rest))
+
+
+def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
+    """The answer names the option whose letter is the gold."""
+    verdicts = []
+    for problem, answer in pairs:
+        assert problem.entry is not None
+        verdicts.append(Verdict(chosen(answer, problem.entry["options"]) == problem.answer, "ok"))
+    return verdicts

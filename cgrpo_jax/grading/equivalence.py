@@ -1,0 +1,328 @@
+"""When two mathematical answers are equal: lists, tuples, sets, intervals and matrices part by part.
+
+Numbers and words are compared here (exactly, as strings and fractions); every other part is a question for math-verify,
+asked through `ask` and answered by the worker processes. Nothing is evaluated in this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from cgrpo_jax.grading.normalise import clean, number, same_number, split_commas, split_top, split_unit, words
+from cgrpo_jax.grading.verifier import Verdict, Verifier
+
+Ask = Callable[[str, str], bool]  # (gold, answer): does math-verify hold them equal?
+MAX_PARTS = 64  # of an unordered list; a longer one must have the order of the gold
+MAX_DEPTH = 4
+MAX_ROUNDS = 8
+
+_NAME = re.compile(
+    r"(?:\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?\'?)(?: ?\([A-Za-z](?:, ?[A-Za-z])*\))? ?(?:=(?!=)|\\in(?![a-z])) ?"
+)
+_MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
+_RELATION = re.compile(
+    r"[<>]|\\(?:le|ge|ne|lt|gt|setminus|mathbb|in|notin|backslash)(?![a-z])|\\\{.*(?:\||:|\\mid)", re.DOTALL
+)
+_ROOT = re.compile(r"\\sqrt ?(\d)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """Parts with what holds them: "bare" (a list without brackets), "{}", "()", "[]", "(]", "[)", "union", "matrix"."""
+
+    kind: str
+    parts: tuple[Collection | str, ...]
+
+
+Parsed = Collection | str
+
+
+def parse(text: str, depth: int = 0, inside: bool = False) -> Parsed:
+    """The structure of a cleaned answer. What is no collection stays text."""
+    if depth >= MAX_DEPTH:
+        return text
+    below = lambda parts, within: tuple(parse(part, depth + 1, within) for part in parts)
+    matrix = _MATRIX.fullmatch(text)
+    if matrix:
+        rows = [row for row in matrix[2].split("\\\\") if row.strip()]
+        return Collection("matrix", tuple(Collection("row", tuple(map(str.strip, row.split("&")))) for row in rows))
+    parts = [part for part in split_commas(text, inside) if part]
+    if not inside and len(parts) > 1:
+        return Collection("bare", _plus_minus(_names_off(parts), depth))
+    united = split_top(text, "\\cup")
+    if len(united) > 1:
+        return Collection("union", below(united, True))
+    if text.startswith("\\{") and text.endswith("\\}") and text.count("\\{") == text.count("\\}") == 1:
+        parts = [part for part in split_commas(text[2:-2].strip(), True) if part]
+        relation = _RELATION.search(text)
+        return text if relation else Collection("{}", _plus_minus(_names_off(parts), depth))
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _closes_last(text):
+        inner = split_commas(text[1:-1].strip(), True)
+        if len(inner) > 1:
+            return Collection(text[0] + text[-1], below(inner, True))
+        return parse(text[1:-1].strip(), depth + 1) if text[0] == "(" and words(text) is None else text
+    if "\\pm" in text and depth == 0:
+        return Collection("bare", _plus_minus([text], depth))
+    return text
+
+
+def _closes_last(text: str) -> bool:
+    """Whether the first bracket is closed by the last character."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return position == len(text) - 1
+    return False
+
+
+def _plus_minus(parts: Sequence[str], depth: int) -> tuple[Parsed, ...]:
+    """Each part with one \\pm stands for two."""
+    found: list[Parsed] = []
+    for part in parts:
+        if part.count("\\pm") == 1:
+            for sign, other in (("+", "-"), ("-", "+")):
+                signed = part.replace("\\pm", sign).replace("\\mp", other)
+                found.append(signed.lstrip("+ "))
+        else:
+            found.append(parse(part, depth + 1, True))
+    return tuple(found)
+
+
+def _names_off(parts: Sequence[str]) -> list[str]:
+    """Without "x =" where every part has the same one, or the first alone has one."""
+    names = [_NAME.match(part) for part in parts]
+    heads = [name and name[0].replace(" ", "") for name in names]
+    first = names[0] if names else None
+    if (
+        first
+        and (all(head == heads[0] for head in heads) or not any(heads[1:]))
+        and not any("=" in part[name.end() if name else 0 :] for part, name in zip(parts, names, strict=True))
+    ):
+        return [part[name.end() :] if name else part for part, name in zip(parts, names, strict=True)]
+    return list(parts)
+
+
+def _same_names(gold: str, answer: str) -> tuple[str, str]:
+    """Without "x =" in front, where only one has it or both have the same."""
+    one, other = _NAME.match(gold), _NAME.match(answer)
+    if one and other and one[0].replace(" ", "") != other[0].replace(" ", ""):
+        return gold, answer
+    if bool(one) != bool(other) and ("=" in (answer if one else gold) or "=" in (gold[one.end() :] if one else "")):
+        return gold, answer  # an equation is more than its right-hand side
+    return gold[one.end() :] if one else gold, answer[other.end() :] if other else answer
+
+
+def _units_agree(gold: str | None, answer: str | None) -> bool:
+    return gold is None or answer is None or gold == answer or {gold, answer} <= {"percent", None}
+
+
+def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
+    """Two parts that are no collections."""
+    if gold.replace(" ", "") == answer.replace(" ", ""):
+        return True
+    gold, answer = _same_names(gold, answer)
+    said, says = words(gold), words(answer)
+    if said is not None or says is not None:
+        # A bare letter may answer "(C)"; text and mathematics are never equal otherwise.
+        bare = lambda text: text.strip("() .").casefold()
+        return bool(bare(gold)) and (said or bare(gold)) == (says or bare(answer))
+    (gold, unit), (answer, other) = split_unit(gold), split_unit(answer)
+    if not _units_agree(unit, other):
+        return False
+    one, two = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
+    if one and one[1].isdigit() and one[1] != "":
+        digits, base = (two[1], two[2] or two[3]) if two else (answer, one[2] or one[3])
+        return digits.lstrip("0") == one[1].lstrip("0") and base == (one[2] or one[3])
+    left, right = number(gold), number(answer)
+    if left and right:
+        hundredths = Fraction(1, 100) if (unit == "percent") != (other == "percent") else None
+        return same_number(left, right) or (hundredths is not None and _scaled(left, right, unit, hundredths))
+    if left and two and two[1].isdigit():
+        return _in_base(two) == left.value
+    if _approximate(answer) and not _approximate(gold):
+        sides = split_top(answer, "\\approx")
+        return any(same_leaf(gold, side, ask) for side in (sides if left else sides[:1]) if side)
+    gold, answer = (_ROOT.sub(r"\\sqrt{\1}", text) for text in (gold, answer))
+    return bool(gold and answer) and (gold.replace(" ", "") == answer.replace(" ", "") or ask(gold, answer))
+
+
+def _scaled(left, right, unit: str | None, hundredths: Fraction) -> bool:
+    """17.5 % is 0.175."""
+    gold, answer = left.value, right.value
+    return gold * hundredths == answer if unit == "percent" else gold == answer * hundredths
+
+
+def _in_base(match: re.Match) -> int | None:
+    base = int(match[2] or match[3])
+    return int(match[1], base) if 2 <= base <= 10 and all(int(digit) < base for digit in match[1]) else None
+
+
+def _approximate(text: str) -> bool:
+    return "\\approx" in text
+
+
+def _infinity(text: Parsed) -> Parsed:
+    if isinstance(text, str) and text.lstrip("+- ") in ("\\infty", "oo", "inf", "infinity", "infty"):
+        return "-\\infty" if text.startswith("-") else "\\infty"
+    return text
+
+
+def _ordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask) -> bool:
+    if len(gold) != len(answer):
+        return False
+    return all(same(_infinity(one), _infinity(two), ask) for one, two in zip(gold, answer, strict=True))
+
+
+def _unordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask, distinct: bool) -> bool:
+    """Each part of the gold is met by its own part of the answer; in sets a repetition counts once."""
+    if distinct:
+        gold, answer = tuple(dict.fromkeys(gold)), tuple(dict.fromkeys(answer))
+    if len(gold) != len(answer):
+        return False
+    if len(gold) > MAX_PARTS:
+        return _ordered(gold, answer, ask)
+    mine, theirs = list(gold), list(answer)
+    for part in gold:  # what needs no question goes first
+        found = next((i for i, other in enumerate(theirs) if same(part, other, lambda one, two: False)), None)
+        if found is not None:
+            mine.remove(part)
+            theirs.pop(found)
+    table = [[same(part, other, ask) for other in theirs] for part in mine]
+    return _matched(table)
+
+
+def _matched(table: Sequence[Sequence[bool]]) -> bool:
+    """Whether each row can have a column of its own (augmenting paths)."""
+    owner: dict[int, int] = {}
+
+    def place(row: int, seen: set[int]) -> bool:
+        for column, equal in enumerate(table[row]):
+            if equal and column not in seen:
+                seen.add(column)
+                if column not in owner or place(owner[column], seen):
+                    owner[column] = row
+                    return True
+        return False
+
+    return all(place(row, set()) for row in range(len(table)))
+
+
+def same(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
+    """Whether two parsed answers are equal."""
+    if isinstance(gold, str) and isinstance(answer, str):
+        return same_leaf(gold, answer, ask)
+    if isinstance(gold, str) or isinstance(answer, str):
+        return _one_collection(gold, answer, ask)
+    kinds = {gold.kind, answer.kind}
+    if "matrix" in kinds or "row" in kinds or "union" in kinds:
+        ordered = kinds != {"union"}
+        compare = _ordered if ordered else lambda a, b, ask: _unordered(a, b, ask, True)
+        return len(kinds) == 1 and compare(gold.parts, answer.parts, ask)
+    if kinds <= {"bare", "{}"}:
+        return _unordered(gold.parts, answer.parts, ask, "{}" in kinds)
+    if "{}" in kinds:
+        return False
+    if gold.kind == answer.kind or kinds == {"bare", "()"} or (len(gold.parts) > 2 and kinds == {"()", "[]"}):
+        return _ordered(gold.parts, answer.parts, ask)
+    return False
+
+
+def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
+    """A collection against a text: a set of one is its element; a set written by relations is for math-verify."""
+    text = gold if isinstance(gold, str) else answer
+    collection = answer if isinstance(gold, str) else gold
+    assert isinstance(text, str) and isinstance(collection, Collection)
+    name = _NAME.match(text)
+    if name and not _RELATION.search(text[name.end() :]):
+        inner = parse(text[name.end() :])
+        if isinstance(inner, Collection):
+            return same(inner, answer, ask) if isinstance(gold, str) else same(gold, inner, ask)
+    if collection.kind == "{}" and len(collection.parts) == 1 and not _RELATION.search(text):
+        one, two = (part if isinstance(part, str) else part.parts[0] for part in (gold, answer))
+        return same(one, two, ask)
+    if _grouped(text) and collection.kind == "bare":
+        return _ordered(tuple(split_top(text, ",")), collection.parts, ask)
+    if not _RELATION.search(text):
+        return False
+    return ask(text, render(collection))  # math-verify turns relations into sets on this side only
+
+
+def _grouped(text: str) -> bool:
+    """Whether it may be a list after all: "1,234" against "1, 234"."""
+    return "," in text and number(text) is not None
+
+
+def render(parsed: Parsed) -> str:
+    """Back to text, for math-verify."""
+    if isinstance(parsed, str):
+        return parsed
+    parts = [render(part) for part in parsed.parts]
+    if parsed.kind == "union":
+        return "\\cup ".join(parts)
+    if parsed.kind == "matrix":
+        return "\\begin{pmatrix}" + "\\\\".join(parts) + "\\end{pmatrix}"
+    if parsed.kind == "row":
+        return " & ".join(parts)
+    opening, closing = {"bare": ("", ""), "{}": ("\\{", "\\}")}.get(parsed.kind, (parsed.kind[:1], parsed.kind[1:]))
+    return opening + ", ".join(parts) + closing
+
+
+def compare(pairs: Sequence[tuple[str, str]], verifier: Verifier) -> list[Verdict]:
+    """A verdict for each (gold, answer). Parts that need math-verify are asked together, again while new ones come up.
+
+    Until it is answered a question counts as yes, so that an answer which fails elsewhere is refused at once.
+    """
+    known: dict[tuple[str, str], Verdict] = {}
+    verdicts: list[Verdict | None] = [None] * len(pairs)
+    parsed = [(_top(gold), _top(answer)) for gold, answer in pairs]
+    for round_ in range(MAX_ROUNDS):
+        missing: dict[tuple[str, str], None] = {}
+        for index, (gold, answer) in enumerate(parsed):
+            if verdicts[index] is None:
+                asked: list[tuple[str, str]] = []
+
+                def ask(one: str, two: str, asked: list = asked) -> bool:
+                    asked.append((one, two))
+                    return known[one, two].correct if (one, two) in known else True
+
+                correct = same(gold, answer, ask)
+                unknown = [question for question in asked if question not in known]
+                if correct and unknown and round_ < MAX_ROUNDS - 1:
+                    missing.update(dict.fromkeys(unknown))
+                    continue
+                failed = [known[q].status for q in asked if q in known and known[q].status != "ok"]
+                correct = correct and not unknown
+                verdicts[index] = Verdict(correct, failed[0] if failed and not correct else "ok")
+        if not missing:
+            break
+        known.update(zip(missing, verifier.compare(list(missing)), strict=True))
+    return [verdict or Verdict(False, "ok") for verdict in verdicts]
+
+
+def _top(text: str) -> Parsed:
+    cleaned = clean(text)
+    name = _NAME.match(cleaned)
+    if name and "\\in" in name[0]:
+        cleaned = cleaned[name.end() :]
+    return cleaned if words(cleaned) is not None else parse(cleaned)
+
+
+def readable(golds: Sequence[str], verifier: Verifier) -> list[Verdict]:
+    """Whether each gold answer can be read: by itself as words, number or collection, else by math-verify."""
+    verdicts = [Verdict(_reads(_top(gold)), "ok") for gold in golds]
+    unsure = [i for i, verdict in enumerate(verdicts) if not verdict.correct]
+    for i, verdict in zip(unsure, verifier.parsable([render(_top(golds[i])) or " " for i in unsure]), strict=True):
+        verdicts[i] = verdict
+    return verdicts
+
+
+def _reads(parsed: Parsed) -> bool:
+    if isinstance(parsed, Collection):
+        return all(_reads(part) for part in parsed.parts)
+    value, _ = split_unit(parsed)
+    return words(parsed) is not None or number(value) is not None or bool(_BASE.fullmatch(value))

@@ -1,0 +1,84 @@
+"""Scores responses. A grader turns (problem, extracted answer) into a verdict; correct is reward 1, all else 0."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+from cgrpo_jax.grading import choices, equivalence, theoremqa
+from cgrpo_jax.grading.answers import extract_answer
+from cgrpo_jax.grading.verifier import Verdict, Verifier
+from cgrpo_jax.records import Attempt, Completion, Problem
+
+# Tasks of reasoning_gym 0.1.25 whose scorer was read: it evaluates nothing of the answer, does bounded work, and gives
+# 1 or more only to a right answer. Left out: scorers that call eval or sympy's parser on the answer, that raise on odd
+# input, and those a wrong answer can satisfy. The first block compares strings; the second parses numbers or grids.
+REASONING_GYM_TASKS = frozenset(
+    (
+        "acre", "aiw", "arc_1d", "base_conversion", "basic_arithmetic", "bf", "binary_alternation",
+        "caesar_cipher", "count_bits", "count_primes", "course_schedule", "gcd", "isomorphic_strings",
+        "largest_island", "lcm", "leg_counting", "letter_counting", "list_functions", "mahjong_puzzle", "maze",
+        "modulo_grid", "number_filtering", "number_sequence", "ransom_note", "rotate_matrix", "rotten_oranges",
+        "simple_equations", "simple_geometry", "string_manipulation", "string_splitting", "string_synthesis",
+        "syllogism", "word_sequence_reversal",
+
+        "chain_sum", "products", "decimal_chain_sum", "ab", "circuit_logic", "cryptarithm", "dice",
+        "family_relationships", "futoshiki", "manipulate_matrix", "mini_sudoku", "needle_haystack",
+        "rectangle_count", "self_reference", "shortest_path", "sudoku", "word_ladder", "zebra_puzzles",
+    )
+)  # fmt: skip
+
+
+def exact(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
+    """The answer is the gold string."""
+    return [Verdict(answer == problem.answer, "ok") for problem, answer in pairs]
+
+
+def math(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
+    """Mathematical equivalence: part by part, what is no plain number by `math-verify` in the worker processes."""
+    return equivalence.compare([(problem.answer, answer) for problem, answer in pairs], verifier)
+
+
+def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
+    """The scorer of a reasoning_gym task from the list above; correct is a score of at least 1."""
+    import reasoning_gym  # an extra, and slow to import
+
+    verdicts = []
+    for problem, answer in pairs:
+        assert problem.entry is not None
+        entry = copy.deepcopy(dict(problem.entry))
+        scorer = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
+        try:
+            verdicts.append(Verdict(scorer(answer, entry) >= 1.0, "ok"))
+        except Exception:  # of code that is not ours, on hostile text: no reward, and counted
+            verdicts.append(Verdict(False, "error"))
+    return verdicts
+
+
+GRADERS: dict[str, Callable[[Sequence[tuple[Problem, str]], Verifier], list[Verdict]]] = {
+    "exact": exact,
+    "math": math,
+    "choice": choices.grade,
+    "theoremqa": theoremqa.grade,
+    "reasoning_gym": gym,
+}
+
+
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {"choice": choices.extract_choice}  # others: extract_answer
+
+
+def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) -> list[Attempt]:
+    """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody."""
+    extracted = [EXTRACTORS.get(problem.grader, extract_answer)(text) for problem, _, text in items]
+    verdicts: list[Verdict] = [Verdict(False, "ok")] * len(items)
+    for name, grade in GRADERS.items():
+        chosen = [i for i, item in enumerate(items) if item[0].grader == name and extracted[i] is not None]
+        if not chosen:
+            continue
+        pairs = [(items[i][0], extracted[i] or "") for i in chosen]
+        for i, verdict in zip(chosen, grade(pairs, verifier), strict=True):
+            verdicts[i] = verdict
+    return [
+        Attempt(completion, text, float(verdict.correct), answer, verdict.status)
+        for (_, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True)
+    ]

@@ -1,0 +1,281 @@
+"""Hugging Face folders in and out: safetensors <-> parameters.
+
+The mapping is one table. Every parameter matches exactly one row, every tensor of the folder is used exactly once, and
+shapes are compared before anything is read. Only safetensors: no pickle, no code from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
+from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
+from cgrpo_jax.model.sharding import path_of
+
+# (path of ours, Hugging Face name). Shapes agree: linear weights are [out, in] here as there.
+TENSORS = (
+    ("embed/embedding", "model.embed_tokens.weight"),
+    ("norm/scale", "model.norm.weight"),
+    ("head/kernel", "lm_head.weight"),
+    ("layers/attn_norm/scale", "model.layers.{}.input_layernorm.weight"),
+    ("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight"),
+    ("layers/attn/q/kernel", "model.layers.{}.self_attn.q_proj.weight"),
+    ("layers/attn/k/kernel", "model.layers.{}.self_attn.k_proj.weight"),
+    ("layers/attn/v/kernel", "model.layers.{}.self_attn.v_proj.weight"),
+    ("layers/attn/o/kernel", "model.layers.{}.self_attn.o_proj.weight"),
+    ("layers/attn/q/bias", "model.layers.{}.self_attn.q_proj.bias"),
+    ("layers/attn/k/bias", "model.layers.{}.self_attn.k_proj.bias"),
+    ("layers/attn/v/bias", "model.layers.{}.self_attn.v_proj.bias"),
+    ("layers/attn/q_norm/scale", "model.layers.{}.self_attn.q_norm.weight"),
+    ("layers/attn/k_norm/scale", "model.layers.{}.self_attn.k_norm.weight"),
+    ("layers/mlp/gate/kernel", "model.layers.{}.mlp.gate_proj.weight"),
+    ("layers/mlp/up/kernel", "model.layers.{}.mlp.up_proj.weight"),
+    ("layers/mlp/down/kernel", "model.layers.{}.mlp.down_proj.weight"),
+)
+# Buffers some exporters write; they hold no weights.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+# Everything beside the weights that makes the folder whole: copied as it is.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+
+
+def abstract_params(cfg: ModelConfig, dtype: DTypeLike = np.float32) -> Params:
+    """Shapes and dtypes of the parameters, without any memory."""
+    tree = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one parameter lies in Hugging Face terms: one tensor, or one a layer."""
+
+    names: tuple[str, ...]
+    stacked: bool
+    shape: tuple[int, ...]  # of each tensor, as it is on file
+
+
+def sources(cfg: ModelConfig) -> dict[str, Source]:
+    """The total mapping for this model: parameter path -> tensors."""
+    table: dict[str, Source] = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(cfg)):
+        path = path_of(key_path)
+        matches = [row for row in TENSORS if row[0] == path]
+        if len(matches) != 1:
+            raise CheckpointError(f"parameter {path!r} matches {len(matches)} rows of the mapping, not one")
+        _, name = matches[0]
+        stacked = path.startswith("layers/")
+        names = tuple(name.format(layer) for layer in range(cfg.layers)) if stacked else (name,)
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        table[path] = Source(names, stacked, shape)
+    return table
+
+
+class TensorFiles:
+    """The open safetensors files of a folder, single or sharded, by tensor name."""
+
+    def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
+        index = folder / "model.safetensors.index.json"
+        if index.exists():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            if any(pathlib.PurePath(name).name != name for name in names):
+                raise CheckpointError(f"{index}: weight_map points outside the folder")
+        else:
+            names = ["model.safetensors"]
+        self.files: dict[str, Any] = {}
+        for name in names:
+            path = folder / name
+            if not path.exists():
+                raise CheckpointError(f"{path}: no such file; only safetensors weights are read")
+            try:
+                opened = stack.enter_context(safe_open(path, "np"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from None
+            for tensor in opened.keys():  # noqa: SIM118, a file handle, not a dict
+                if tensor in self.files:
+                    raise CheckpointError(f"{path}: tensor {tensor!r} stands in two files")
+                self.files[tensor] = opened
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.files[name].get_slice(name).get_shape())
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self.files[name].get_slice(name)[index]
+
+    def dtype(self, names: Sequence[str]) -> np.dtype:
+        """The dtype that holds all of these tensors exactly."""
+        return np.result_type(*{self.read(name, (slice(0, 1),) * len(self.shape(name))).dtype for name in names})
+
+
+def check_tensors(folder: pathlib.Path, cfg: ModelConfig, files: TensorFiles, table: dict[str, Source]) -> None:
+    """Every tensor used once, every shape right; else an error that names the tensor."""
+    wanted = {name: source.shape for source in table.values() for name in source.names}
+    present = {name for name in files.files if not name.endswith(IGNORED_SUFFIXES)}
+    if cfg.tie_embeddings and {"lm_head.weight", "model.embed_tokens.weight"} <= present:
+        whole = (slice(None), slice(None))
+        embedding = files.read("model.embed_tokens.weight", whole)
+        if not np.array_equal(files.read("lm_head.weight", whole), embedding):
+            raise CheckpointError(f"{folder}: embeddings are tied, yet lm_head.weight differs from the embedding")
+        present.remove("lm_head.weight")
+    if missing := sorted(wanted.keys() - present):
+        raise CheckpointError(f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(present - wanted.keys()):
+        raise CheckpointError(f"{folder}: tensor {extra[0]!r} is not part of {cfg.family} ({len(extra)} in all)")
+    for name, shape in wanted.items():
+        if files.shape(name) != shape:
+            raise CheckpointError(f"{folder}: tensor {name!r} has shape {files.shape(name)}, config.json says {shape}")
+
+
+def check_params(cfg: ModelConfig, params: Params) -> None:
+    """Compares paths and shapes of parameters with what the configuration asks for."""
+    shapes = lambda tree: {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    wanted, have = shapes(abstract_params(cfg)), shapes(params)
+    for path in sorted(wanted.keys() | have.keys()):
+        if wanted.get(path) != have.get(path):
+            raise CheckpointError(f"parameter {path!r}: shape {have.get(path)}, config.json says {wanted.get(path)}")
+
+
+def _reader(files: TensorFiles, source: Source, dtype: DTypeLike) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
+    """A callback that reads one device's part of one parameter, and nothing else, from the files."""
+
+    def read_one(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return files.read(name, index).astype(dtype, copy=False)
+
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # only asked for where nothing is addressable
+        if not source.stacked:
+            return read_one(source.names[0], index)
+        return np.stack([read_one(name, index[1:]) for name in source.names[index[0]]])
+
+    return read
+
+
+def load_params(
+    folder: str | os.PathLike,
+    cfg: ModelConfig,
+    sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding],
+    dtype: DTypeLike | None = None,
+) -> Params:
+    """Streams the weights of a folder into (sharded) arrays, one tensor at a time.
+
+    Args:
+      sharding_of: (path, shape) -> sharding; each device receives only its own part.
+      dtype: of the result; None keeps the dtype on file.
+
+    Raises:
+      CheckpointError: a missing or extra tensor, a wrong shape, a truncated file.
+    """
+    folder, table = pathlib.Path(folder), sources(cfg)
+    with contextlib.ExitStack() as stack:
+        files = TensorFiles(folder, stack)
+        check_tensors(folder, cfg, files, table)
+
+        def load(key_path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            path = path_of(key_path)
+            read = _reader(files, table[path], files.dtype(table[path].names) if dtype is None else dtype)
+            return jax.make_array_from_callback(leaf.shape, sharding_of(path, leaf.shape), read)
+
+        return jax.tree_util.tree_map_with_path(load, abstract_params(cfg))
+
+
+def hf_tensors(cfg: ModelConfig, params: Params, dtype: DTypeLike | None) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every Hugging Face tensor, fetched from the devices one layer at a time."""
+    leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for path, source in sources(cfg).items():
+        for layer, name in enumerate(source.names):
+            part = np.asarray(leaves[path][layer] if source.stacked else leaves[path])
+            yield name, part.astype(dtype or part.dtype)
+
+
+def check_vacant(out: pathlib.Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists already; choose another --out or remove it")
+
+
+@contextlib.contextmanager
+def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder that appears under its name only when the block succeeds; refuses to overwrite."""
+    out = pathlib.Path(out)
+    check_vacant(out)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def copy_side_files(source: str | os.PathLike, out: pathlib.Path) -> None:
+    """Configuration, tokenizer and chat template, byte for byte."""
+    for name in SIDE_FILES:
+        if (file := pathlib.Path(source) / name).exists():
+            shutil.copyfile(file, out / name)
+
+
+def _shards(tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> Iterator[dict[str, np.ndarray]]:
+    """Groups tensors, in order, into dicts of at most `shard_bytes` (a larger tensor stands alone)."""
+    shard: dict[str, np.ndarray] = {}
+    room = shard_bytes
+    for name, array in tensors:
+        if shard and array.nbytes > room:
+            yield shard
+            shard, room = {}, shard_bytes
+        shard[name] = array
+        room -= array.nbytes
+    yield shard
+
+
+def save_hf(
+    out: str | os.PathLike,
+    cfg: ModelConfig,
+    params: Params,
+    side_folder: str | os.PathLike,
+    dtype: DTypeLike | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a folder that `transformers` opens: sharded safetensors, config, tokenizer, chat template.
+
+    Args:
+      side_folder: where configuration, tokenizer and chat template come from.
+      dtype: of the tensors; None keeps that of the parameters.
+    """
+    with whole_folder(out) as folder:
+        copy_side_files(side_folder, folder)
+        held: list[dict[str, int]] = []  # tensor name -> bytes, a dict per file
+        written = ""
+        for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):
+            save_file(shard, folder / f"{len(held)}.safetensors", metadata={"format": "pt"})
+            held.append({name: array.nbytes for name, array in shard.items()})
+            written = written or str(next(iter(shard.values())).dtype)  # the embedding's
+        if len(held) == 1:
+            (folder / "0.safetensors").rename(folder / "model.safetensors")
+        else:
+            files = [f"model-{i + 1:05d}-of-{len(held):05d}.safetensors" for i in range(len(held))]
+            for i, file in enumerate(files):
+                (folder / f"{i}.safetensors").rename(folder / file)
+            weight_map = {name: file for file, names in zip(files, held, strict=True) for name in names}
+            total = sum(sum(names.values()) for names in held)
+            write_json(
+                folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+            )
+        raw = read_json(folder / "config.json")
+        raw.pop("torch_dtype", None)
+        write_json(folder / "config.json", raw | {"dtype": written})

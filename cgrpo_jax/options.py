@@ -1,0 +1,211 @@
+"""Every option of a run: its default, what it means, and what it may be. Nothing here or above it imports jax.
+
+An option's range stands beside it (`option`); `faults` finds the values that lie outside. What depends on the model or
+on several options is checked where a run is built (`checks.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+TRIGGERS = ("none_correct", "any_wrong", "always", "never")
+SELECTIONS = ("correct_then_random", "correct_first", "random")
+CRITICS = ("indicative", "indicative_gt", "worked")
+SHAPES = ("shaped", "probability", "ratio")
+AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
+
+
+def option(
+    default: Any,
+    *,
+    choices: tuple[str, ...] = (),
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A field with its range. Every float must be finite, whatever else is asked."""
+    bounds = {"choices": choices, "above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    return dataclasses.field(default=default, metadata=bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Which weights to start from."""
+
+    path: str = ""  # Hugging Face folder, hub id, or package://quickstart (the embedded model)
+    revision: str = "main"  # of a hub id
+    dtype: str = option("auto", choices=("auto", "float32", "bfloat16"))  # of the computation; auto: by device
+    random_init: bool = False  # keep configuration and tokenizer, draw fresh weights
+    thinking: str = option("auto", choices=("auto", "on", "off"))  # `enable_thinking` of the chat template (Qwen3)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where problems come from."""
+
+    source: str = ""  # file (.jsonl .parquet .csv) | hub id[:config] | arithmetic | reasoning_gym:TASK
+    split: str = "train"
+    revision: str = "main"  # of a hub id
+    question_column: str = ""  # "" looks for the usual names
+    answer_column: str = ""
+    on_bad_row: str = option("error", choices=("error", "drop"))
+    max_prompt_tokens: int = option(512, at_least=1)  # a longer question is a bad row
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn. Order of the filters: temperature, top-k, top-p."""
+
+    temperature: float = option(1.0, at_least=0)  # 0 is greedy
+    top_k: int = option(0, at_least=0)  # 0 keeps all
+    top_p: float = option(1.0, above=0, at_most=1)
+    max_new_tokens: int = option(512, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerMemory:
+    """What the sampler may use of each device."""
+
+    # For the keys and values of all rows and of the prompts that wait for one; decides how many rows there are.
+    kv_cache_mb: float = option(2048.0, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig:
+    """Which responses are refined and what of it is trained on. The defaults are the newest paper."""
+
+    # none_correct: all n where none is right | any_wrong: the wrong ones | always: all | never: plain GRPO
+    trigger: str = option("none_correct", choices=TRIGGERS)
+    critique: str = option("indicative_gt", choices=CRITICS)
+    k: int = 1  # refinements in the group
+    select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
+    # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
+    group: str = option("append", choices=("append", "replace"))
+    max_prompt_tokens: int = option(1024, at_least=1)  # the previous solution is cut in the middle to fit
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The defaults are the newest paper. Each switch is needed by a table of the paper or by its release."""
+
+    refined_shape: str = option("shaped", choices=SHAPES)  # p/(p+gamma) | probability: p | ratio: p/p_old
+    gamma: float = option(0.1, above=0)
+    clip_eps: float = option(0.2, at_least=0, below=1)
+    clip_responses: bool = True
+    clip_refinements: bool = True
+    weights: str = option("per_kind", choices=("per_kind", "uniform"))  # 1/n and 1/k | 1/(rows of the group)
+    # token sum / constant (Dr.GRPO) | token_mean: of all tokens | sequence_mean: 1/|y| (GRPO)
+    aggregation: str = option("constant", choices=AGGREGATIONS)
+    divide_by_std: bool = False  # advantages over the unbiased standard deviation + 1e-6 (GRPO, the release)
+    kl_coef: float = option(0.0, at_least=0)  # k3 estimator against the initial policy
+    kl_limit: float = option(20.0, above=0, at_most=20)  # of the exponent in k3; 10 in the release
+    entropy_coef: float = option(0.0, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW; weights of matrices decay, norms and biases do not."""
+
+    learning_rate: float = option(1e-6, above=0)
+    schedule: str = option("constant", choices=("constant", "cosine"))  # after the warm-up; cosine: to final_fraction
+    warmup_updates: int = option(0, at_least=0)
+    final_fraction: float = option(0.0, at_least=0, at_most=1)
+    b1: float = option(0.9, at_least=0, below=1)
+    b2: float = option(0.999, at_least=0, below=1)
+    weight_decay: float = option(0.01, at_least=0)
+    clip_norm: float = option(1.0, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = option(400, at_least=1)  # rollouts
+    prompts: int = option(128, at_least=1)  # P, problems a step
+    samples: int = option(7, at_least=1)  # n, responses a problem
+    updates_per_rollout: int = option(1, at_least=1)  # optimizer updates, each on its own share of the problems
+    # Problems at once in the gradient, rounded up to the devices; changes memory, not the result. 0: one a device.
+    micro_batch: int = option(0, at_least=0)
+    remat: str = option("dots", choices=("dots", "full"))  # full: less memory, more time
+    max_nonfinite: int = option(3, at_least=1)  # stop after so many non-finite steps in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation: of a checkpoint (method=eval), or before, during and after training."""
+
+    every: int = option(0, at_least=0)  # steps of training; 0: none at all
+    source: str = ""  # as data.source; "" is data.source itself
+    revision: str = "main"  # of a hub id in eval.source
+    split: str = "test"
+    tasks: str = ""  # names of tasks.TASKS and NAME=FILE, with commas between them; in training beside eval.source
+    problems: int = option(256, at_least=0)  # of each, the first ones; 0: all
+    samples: int = option(4, at_least=1)  # per problem
+    temperature: float = option(1.0, at_least=0)  # 0: greedy
+    top_p: float = option(1.0, above=0, at_most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save; the last step is always saved."""
+
+    every: int = option(50, at_least=1)  # steps
+    keep: int = option(2, at_least=1)  # newest ones
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierConfig:
+    """Limits of the worker processes."""
+
+    workers: int = option(2, at_least=1)
+    cpu_seconds: float = option(2.0, above=0)  # per answer
+    memory_mb: int = option(2048, at_least=1)  # address space per worker
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 (one axis at most) takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown name."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _fault(value: Any, bounds: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be finite"
+    if bounds.get("choices") and value not in bounds["choices"]:
+        return nearest(str(value), bounds["choices"]).removeprefix("; ")
+    if bounds.get("above") is not None and not value > bounds["above"]:
+        return "must be positive" if bounds["above"] == 0 else f"must be above {bounds['above']}"
+    if bounds.get("at_least") is not None and not value >= bounds["at_least"]:
+        return {0: "must not be negative", 1: "must be positive"}[bounds["at_least"]]
+    if bounds.get("below") is not None and not value < bounds["below"]:
+        return f"must be below {bounds['below']}"
+    if bounds.get("at_most") is not None and not value <= bounds["at_most"]:
+        return f"must be at most {bounds['at_most']}"
+    return None
+
+
+def faults(options: Any, prefix: str = "") -> list[str]:
+    """One line for each value of a tree of options that lies outside its range."""
+    found = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            found += faults(value, f"{prefix}{field.name}.")
+        elif fault := _fault(value, field.metadata):
+            found.append(f"{prefix}{field.name} = {value!r}: {fault}")
+    return found

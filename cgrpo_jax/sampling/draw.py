@@ -1,0 +1,118 @@
+"""Draws token ids from logits: top-k and top-p without sorting, one uniform number a token.
+
+The random number of a token is a function of (seed, step, kind, problem, sample, position) only, so neither the other
+rows of a batch nor its shape nor the moment it is drawn change what a row samples.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from cgrpo_jax.options import SamplingConfig
+
+BLOCK = 128  # vocabulary entries summed together by `draw`
+
+
+@jax.jit
+def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
+    """The random key that all rows of a step share."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def row_keys(key: jax.Array, name_B3: jax.Array) -> jax.Array:
+    """Random keys `[B]` of rows named (kind, problem, sample), from that of their step."""
+    fold = lambda name_3: functools.reduce(jax.random.fold_in, name_3, key)
+    return jax.vmap(fold)(name_B3)
+
+
+def keep_top(scaled_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """Mask `[B, V]` of the entries that top-k, then top-p, keep; ties at the threshold are kept. Sorts nothing.
+
+    Each threshold is found by bisection over the order-preserving integer image of float32: 32 passes are exact.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(scaled_BV.astype(jnp.float32), jnp.int32)
+    order_BV = bits_BV ^ ((bits_BV >> 31) & jnp.int32(0x7FFFFFFF))
+
+    def at_least(enough) -> jax.Array:
+        """{entries >= t} for the largest t at which `enough` still holds."""
+
+        def halve(_, bounds):
+            low_B, high_B = bounds  # enough at low, not known above
+            middle_B = (low_B | high_B) - ((low_B ^ high_B) >> 1)  # rounded up, cannot overflow
+            ok_B = enough(order_BV >= middle_B[:, None])
+            return jnp.where(ok_B, middle_B, low_B), jnp.where(ok_B, high_B, middle_B - 1)
+
+        low_B, _ = jax.lax.fori_loop(0, 32, halve, (order_BV.min(axis=-1), order_BV.max(axis=-1)))
+        return order_BV >= low_B[:, None]
+
+    keep_BV = jnp.ones(scaled_BV.shape, bool)
+    if top_k > 0:
+        k = min(top_k, scaled_BV.shape[1])
+        keep_BV = at_least(lambda mask_BV: mask_BV.sum(axis=-1) >= k)
+    if top_p < 1.0:
+        prob_BV = jax.nn.softmax(jnp.where(keep_BV, scaled_BV, -jnp.inf), axis=-1)
+        keep_BV &= at_least(lambda mask_BV: jnp.where(mask_BV, prob_BV, 0.0).sum(axis=-1) >= top_p)
+    return keep_BV
+
+
+def first_above(weight_BX: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index of the first positive weight whose running sum exceeds the target, and the sum before it.
+
+    A float running sum need be neither monotone nor reach the total, so a weight of zero is never taken, and the last
+    positive one is where none exceeds the target.
+    """
+    sum_BX = jnp.cumsum(weight_BX, axis=-1)
+    positive_BX = weight_BX > 0
+    hit_BX = positive_BX & (sum_BX > target_B[:, None])
+    last_B = weight_BX.shape[1] - 1 - jnp.argmax(positive_BX[:, ::-1], axis=-1)
+    index_B = jnp.where(hit_BX.any(axis=-1), jnp.argmax(hit_BX, axis=-1), last_B)
+    take = lambda x_BX: jnp.take_along_axis(x_BX, index_B[:, None], axis=-1)[:, 0]
+    return index_B, take(sum_BX) - take(weight_BX)
+
+
+def categorical(weight_BV: jax.Array, u_B: jax.Array) -> jax.Array:
+    """Draws ids `[B]` with probability proportional to the weights, from one uniform number a row.
+
+    Inverse CDF in two levels: first the block of the vocabulary, then the entry in it.
+    """
+    B, V = weight_BV.shape
+    weight_BXY = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    block_BX = weight_BXY.sum(axis=-1)
+    target_B = u_B * jnp.cumsum(block_BX, axis=-1)[:, -1]
+    block_B, before_B = first_above(block_BX, target_B)
+    entry_BY = jnp.take_along_axis(weight_BXY, block_B[:, None, None], axis=1)[:, 0]
+    entry_B, _ = first_above(entry_BY, target_B - before_B)
+    return (block_B * BLOCK + entry_B).astype(jnp.int32)
+
+
+def draw(
+    logits_BV: jax.Array, key_B: jax.Array, position_B: jax.Array, cfg: SamplingConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws one id a row.
+
+    Args:
+      key_B, position_B: the keys of the rows (`row_keys`) and the number of tokens each has drawn before.
+
+    Returns:
+      ids `[B]`, their full-support log-probabilities at the sampling temperature (at 1 where that is 0), and the
+      probability mass that top-k and top-p kept (1 without them): log-probability less its logarithm is that of the
+      distribution that was drawn from.
+    """
+    scaled_BV = logits_BV / (cfg.temperature or 1.0)
+    peak_B1 = scaled_BV.max(axis=-1, keepdims=True)
+    weight_BV = jnp.exp(scaled_BV - peak_B1)
+    total_B = weight_BV.sum(axis=-1)
+    kept_B = jnp.ones_like(total_B)
+    if cfg.temperature == 0:
+        token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    else:
+        if cfg.top_k > 0 or cfg.top_p < 1.0:
+            weight_BV = jnp.where(keep_top(scaled_BV, cfg.top_k, cfg.top_p), weight_BV, 0.0)
+            kept_B = weight_BV.sum(axis=-1) / total_B
+        one = lambda key, position: jax.random.uniform(jax.random.fold_in(key, position), dtype=jnp.float32)
+        token_B = categorical(weight_BV, jax.vmap(one)(key_B, position_B))
+    scaled_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, scaled_B - peak_B1[:, 0] - jnp.log(total_B), kept_B

@@ -1,0 +1,266 @@
+"""The sampler's programs: prefill a prompt, give it to rows, decode some tokens, change the number of rows or slots.
+
+`R` rows are decoded together, each at its own place in its own text. The cache of every row is a ring of `S` slots over
+one common clock: the tokens of this step go to slot `time mod S` in all rows, so writing them is one slice and never a
+scatter. A row sees the slots written within its last `length` steps; what was there before is never seen. So a row
+that ended is given to the next prompt without touching the others, and masks come from lengths only.
+
+A row starts with all of its prompt but the last token in its ring; decoding feeds that token first. So the first token
+is drawn where all others are, and a row takes exactly as many steps as it makes tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from cgrpo_jax.model import sharding
+from cgrpo_jax.model.decoder import (
+    KVCache,
+    ModelConfig,
+    Params,
+    accumulator,
+    forward,
+    init_cache,
+    logits,
+    run_layers,
+    unstack,
+)
+from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.sampling.draw import draw, row_keys
+
+
+class Slots(NamedTuple):
+    """All rows under way. `cache` is a tuple of `KVCache`, one a layer, or a stacked one (see `unrolls`)."""
+
+    cache: tuple[KVCache, ...] | KVCache
+    time: jax.Array  # int32, steps since the beginning
+    token_R: jax.Array  # int32, the id to feed next
+    length_R: jax.Array  # int32, tokens in the ring: prompt and response, less the one to feed next
+    count_R: jax.Array  # int32, tokens drawn
+    limit_R: jax.Array  # int32, tokens to draw at most
+    key_R: jax.Array  # random keys
+    active_R: jax.Array  # bool
+
+    @property
+    def ring(self) -> int:
+        """S."""
+        return jax.tree.leaves(self.cache)[0].shape[-2]
+
+
+class Chunk(NamedTuple):
+    """What some steps of decoding made; a row's tokens are its first `made_R` ones."""
+
+    token_RC: jax.Array
+    logp_RC: jax.Array
+    kept_RC: jax.Array  # see drawing.draw
+    made_R: jax.Array
+    active_R: jax.Array
+    finished_R: jax.Array  # bool: ended by an end-of-sequence id
+    steps: jax.Array  # steps taken, at most C
+
+
+def _place(mesh: Mesh, slots: Slots) -> Slots:
+    """Rows over the data axes, key/value heads over `tensor`."""
+    put = lambda x, *axes: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
+    rows = ("data", "fsdp")
+    layers = (None,) if isinstance(slots.cache, KVCache) else ()
+    cache = jax.tree.map(lambda x: put(x, *layers, rows, "tensor"), slots.cache)
+    vectors = {name: put(x, rows) for name, x in slots._asdict().items() if name not in ("cache", "time")}
+    return Slots(cache, put(slots.time), **vectors)
+
+
+def unrolls(platform: str) -> bool:
+    """Whether a backend decodes with unrolled layers, or in a loop over stacked ones; the tokens are the same.
+
+    Unrolled where the compiled program was looked at: the CPU's loop copies each layer's weights and cache out of the
+    stack, the TPU's keeps a second cache in another layout. A loop elsewhere: its compile time is flat in depth.
+    """
+    return platform in ("cpu", "tpu")
+
+
+def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+    """Parameters in the dtype and layout of the sampler; what needs no change is handed on, not copied."""
+
+    def differs(key_path: tuple, leaf: jax.Array) -> bool:
+        path = sharding.path_of(key_path)
+        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(path) != sharding.param_spec(path)
+        return leaf.dtype != dtype or moves or (unrolled and path.startswith("layers/"))
+
+    changes = jax.tree_util.tree_map_with_path(differs, params)
+    stale = {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
+    return params | _synced(stale, dtype=dtype, mesh=mesh, unrolled=unrolled)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "mesh", "unrolled"))
+def _synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+    """The weight sync: one jitted identity into another dtype and layout."""
+
+    def put(key_path: tuple, leaf: jax.Array) -> jax.Array:
+        spec = sharding.sampler_spec(sharding.path_of(key_path))
+        return jax.lax.with_sharding_constraint(leaf.astype(dtype), NamedSharding(mesh, spec))
+
+    weights = jax.tree_util.tree_map_with_path(put, params)
+    return weights | {"layers": unstack(weights["layers"])} if unrolled else weights
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh", "unrolled"))
+def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Slots:
+    """No row active."""
+    zeros_R = jnp.zeros(rows, jnp.int32)
+    key_R = jax.random.split(jax.random.key(0), rows)
+    stacked = init_cache(cfg, rows, slots, dtype)
+    cache = unstack(stacked) if unrolled else stacked
+    empty = Slots(cache, jnp.int32(0), zeros_R, zeros_R, zeros_R, zeros_R, key_R, jnp.zeros(rows, bool))
+    return _place(mesh, empty)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh"))
+def prefill(params: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> list[KVCache]:
+    """Keys and values `[L, K, T, H]` of each of Q right-padded prompts."""
+    Q, T = tokens_QT.shape
+    cache = init_cache(cfg, Q, T, dtype)
+    cache = jax.lax.with_sharding_constraint(cache, NamedSharding(mesh, P(None, ("data", "fsdp"), "tensor")))
+    _, cache = forward(cfg, params, tokens_QT, jnp.zeros(Q, jnp.int32), cache, 0, dtype=dtype)
+    whole = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "tensor")))
+    return [KVCache(whole(cache.k_BKSH[:, q]), whole(cache.v_BKSH[:, q])) for q in range(Q)]
+
+
+class Entry(NamedTuple):
+    """Requests that start with one prompt: arrays over R places, of which the first `used` count."""
+
+    used: Any  # int32
+    row_R: Any  # int32, which rows they get
+    limit_R: Any  # int32, tokens to draw at most
+    name_R3: Any  # int32, (kind, problem, sample)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnums=0)
+def enter(
+    slots: Slots, prompt: KVCache, length: jax.Array, last: jax.Array, entry: Entry, key: jax.Array, *, mesh: Mesh
+) -> Slots:
+    """Puts a prefilled prompt into the rings of some rows.
+
+    Args:
+      prompt: keys and values `[L, K, T, H]`, of which the first `length` tokens count.
+      last: the prompt's last id, not among them.
+      key: of seed and step (`step_key`).
+    """
+    S, stacked = slots.ring, isinstance(slots.cache, KVCache)
+    first = (slots.time - length) % S  # slot of the prompt's first token
+
+    def ring(x_LKTH: jax.Array) -> jax.Array:
+        T = x_LKTH.shape[2]
+        x_LKSH = jnp.pad(x_LKTH, ((0, 0), (0, 0), (0, max(0, S - T)), (0, 0)))[:, :, :S]
+        return jnp.roll(x_LKSH, first, axis=2)[:, None]
+
+    entering = jax.tree.map(ring, prompt)
+    layers = entering if stacked else unstack(entering)
+
+    def put_row(i: jax.Array, cache: Any) -> Any:
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, entry.row_R[i], axis=old.ndim - 4)
+        return jax.tree.map(write, cache, layers)
+
+    R = len(slots.token_R)
+    cache = jax.lax.fori_loop(0, entry.used, put_row, slots.cache)
+    row_R = jnp.where(jnp.arange(R) < entry.used, entry.row_R, R)  # R is nowhere: dropped
+    put = lambda old_R, new: old_R.at[row_R].set(new, mode="drop")
+    return _place(
+        mesh,
+        Slots(
+            cache=cache,
+            time=slots.time,
+            token_R=put(slots.token_R, last),
+            length_R=put(slots.length_R, length),
+            count_R=put(slots.count_R, 0),
+            limit_R=put(slots.limit_R, entry.limit_R),
+            key_R=put(slots.key_R, row_keys(key, entry.name_R3)),
+            active_R=put(slots.active_R, True),
+        ),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("slots_to", "mesh"))
+def resize(slots: Slots, row_of_R: jax.Array, *, slots_to: int, mesh: Mesh) -> Slots:
+    """Other rows (`row_of_R`: which old row each new one is, -1 for none) and another number of slots.
+
+    No row may hold more tokens than the new ring has slots.
+    """
+    S = slots.ring
+    age = (slots.time - 1 - jnp.arange(slots_to)) % slots_to  # of what each new slot shall hold; 0 is the last written
+    source = (slots.time - 1 - jnp.minimum(age, S - 1)) % S
+    old = jnp.maximum(row_of_R, 0)
+    cache = jax.tree.map(lambda x: x[..., old, :, :, :][..., source, :], slots.cache)
+    vectors = {name: x[old] for name, x in slots._asdict().items() if name not in ("cache", "time")}
+    vectors["active_R"] &= row_of_R >= 0
+    return _place(mesh, Slots(cache, slots.time, **vectors))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "sampling", "dtype", "mesh", "chunk"), donate_argnames=("slots",))
+def decode(
+    weights: Params,
+    slots: Slots,
+    eos_E: jax.Array,
+    leave_at: jax.Array,
+    *,
+    cfg: ModelConfig,
+    sampling: SamplingConfig,
+    dtype: DTypeLike,
+    mesh: Mesh,
+    chunk: int,
+) -> tuple[Slots, Chunk]:
+    """Up to `chunk` tokens for every active row; stops early when no row is active or `leave_at` rows have ended.
+
+    Args:
+      weights: of `weights_for_sampling`.
+      eos_E: the set of end-of-sequence ids; where it is empty every row runs to its limit.
+    """
+    R, start_R = len(slots.token_R), slots.active_R
+
+    def cond(state: tuple[Slots, Chunk]) -> jax.Array:
+        slots, out = state
+        ended = (start_R & ~slots.active_R).sum()
+        return (out.steps < chunk) & slots.active_R.any() & (ended < leave_at)
+
+    def body(state: tuple[Slots, Chunk]) -> tuple[Slots, Chunk]:
+        slots, out = state
+        S = slots.ring
+        age_S = (slots.time - jnp.arange(S)) % S
+        mask_R1S = age_S[None, None] <= slots.length_R[:, None, None]
+        place = (slots.token_R[:, None], slots.length_R[:, None], mask_R1S, slots.cache, slots.time % S)
+        hidden_R1D, cache = run_layers(cfg, weights, *place, dtype=dtype, in_place=True)
+        drawn = draw(logits(cfg, weights, hidden_R1D[:, 0]), slots.key_R, slots.count_R, sampling)
+        slots, out = _advance(slots, out, cache, drawn, eos_E)
+        return _place(mesh, slots), out
+
+    real_RC, no_R = jnp.zeros((R, chunk), accumulator(dtype)), jnp.zeros(R, bool)
+    zero_R = jnp.zeros(R, jnp.int32)
+    out = Chunk(jnp.zeros((R, chunk), jnp.int32), real_RC, real_RC, zero_R, start_R, no_R, jnp.int32(0))
+    slots, out = jax.lax.while_loop(cond, body, (slots, out))
+    return slots, jax.lax.with_sharding_constraint(out, NamedSharding(mesh, P()))  # every host decides alike
+
+
+def _advance(slots: Slots, out: Chunk, cache: Any, drawn: tuple[jax.Array, ...], eos_E: jax.Array):
+    """Books the tokens of one step."""
+    token_R, logp_R, kept_R = drawn
+    write = lambda old_RC, new_R: jax.lax.dynamic_update_slice_in_dim(old_RC, new_R[:, None], out.steps, axis=1)
+    count_R, length_R = slots.count_R + slots.active_R, slots.length_R + slots.active_R
+    eos_R = (token_R[:, None] == eos_E[None]).any(axis=-1) & slots.active_R
+    active_R = slots.active_R & ~eos_R & (count_R < slots.limit_R)
+    slots_ = Slots(cache, slots.time + 1, token_R, length_R, count_R, slots.limit_R, slots.key_R, active_R)
+    return slots_, Chunk(
+        write(out.token_RC, token_R),
+        write(out.logp_RC, logp_R),
+        write(out.kept_RC, kept_R),
+        out.made_R + slots.active_R,
+        active_R,
+        out.finished_R | eos_R,
+        out.steps + 1,
+    )

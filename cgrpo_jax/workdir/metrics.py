@@ -1,0 +1,146 @@
+"""Numbers of a step, and where they go: `metrics.jsonl`, TensorBoard, `rollouts/STEP.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from cgrpo_jax.records import Attempt, Group
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Statistics of what was sampled in a step; shares are of problems, or of attempts, as named.
+
+    A mean over nothing (say, of refinements where none was asked for) is left out.
+    """
+    responses = [attempt for group in groups for attempt in group.responses]
+    refinements = [attempt for group in groups for attempt in group.refinements]
+    refined_groups = [group for group in groups if group.refinements]
+    attempts = responses + refinements
+    criticised = sum(attempt.critique is not None for attempt in responses)
+    values = {
+        "reward/responses": _mean([a.reward for a in responses]),
+        "reward/refinements": _mean([a.reward for a in refinements]),
+        "reward/trained": _mean([a.reward for group in groups for a, _ in group.rows()]),
+        "problems/solve_all": _mean([all(a.correct for a in group.responses) for group in groups]),
+        "problems/solve_none": _mean([not any(a.correct for a in group.responses) for group in groups]),
+        "refine/rate": len(refined_groups) / len(groups),
+        "refine/success": _mean([any(a.correct for a in group.refinements) for group in refined_groups]),
+        "refine/no_room": float(criticised - len(refinements)),
+        "length/responses": _mean([len(a.completion.ids) for a in responses]),
+        "length/refinements": _mean([len(a.completion.ids) for a in refinements]),
+        "truncated/responses": _mean([not a.completion.finished for a in responses]),
+        "truncated/refinements": _mean([not a.completion.finished for a in refinements]),
+        "verifier/no_answer": _mean([a.extracted is None for a in attempts]),
+        "verifier/timeouts": float(sum(a.status == "timeout" for a in attempts)),
+        "verifier/failures": float(sum(a.status in ("memory", "died", "error") for a in attempts)),
+        "tokens/responses": float(sum(len(a.completion.ids) for a in responses)),
+        "tokens/refinements": float(sum(len(a.completion.ids) for a in refinements)),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the updates of a rollout from their sums; each sum is divided once, here.
+
+    Sampler and trainer are compared in the first update only: from the second on the policy has moved.
+    """
+    first, last = updates[0], updates[-1]
+    sums = {name: sum(update[name] for update in updates) for name in first}
+    per = lambda name, count: sums[name] / max(sums[count], 1.0)
+    values = {
+        "loss/total": sums["loss"] / sums["denominator"],
+        "loss/responses": sums["response_loss"] / sums["denominator"],
+        "loss/refinements": sums["refined_loss"] / sums["denominator"],
+        "policy/entropy": per("entropy", "tokens"),
+        "policy/logp": per("logp", "tokens"),
+        "policy/clipped": per("clipped", "response_tokens"),
+        "policy/kl": per("kl", "tokens"),
+        "policy/grad_norm": sums["grad_norm"] / len(updates),
+        "policy/nonfinite_total": last["notfinite_total"],
+        "sampler/logp_diff_mean": first["logp_gap"] / max(first["response_tokens"], 1.0),
+        "sampler/logp_diff_max": first["logp_gap_max"],
+    }
+    if sums["refined_tokens"]:
+        values["policy/refined_prob"] = per("refined_prob", "refined_tokens")
+    return values
+
+
+def _attempt_record(attempt: Attempt) -> dict[str, Any]:
+    record = {
+        "text": attempt.text,
+        "reward": attempt.reward,
+        "answer": attempt.extracted,
+        "status": attempt.status,
+        "tokens": len(attempt.completion.ids),
+        "finished": attempt.completion.finished,
+    }
+    if attempt.critique is not None:
+        record["critique"] = attempt.critique
+    if attempt.source is not None:
+        record["source"] = attempt.source
+    return record
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinity for one that a kill cut short."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")
+
+
+class Writer:
+    """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed."""
+
+    def __init__(self, workdir: str | os.PathLike, first_step: int):
+        self.workdir = pathlib.Path(workdir)
+        (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
+        self.path = self.workdir / "metrics.jsonl"
+        old = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in old if first_step and _step_of(line) <= first_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.rename(self.path)
+        for file in (self.workdir / "rollouts").glob("[0-9]*.jsonl"):
+            if int(file.stem) > first_step:
+                file.unlink()
+        self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            # JSON knows no NaN and no infinity: null
+            known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(json.dumps({"step": step} | known) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.board.flush()
+
+    def rollout(self, step: int, groups: Sequence[Group]) -> None:
+        """One line a problem: question, responses, critiques, refinements, scores, and which rows were trained on."""
+        path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
+        with path.open("w") as file:
+            for group in groups:
+                record = {
+                    "question": group.problem.question,
+                    "answer": group.problem.answer,
+                    "tag": group.problem.tag,
+                    "responses": [_attempt_record(attempt) for attempt in group.responses],
+                    "refinements": [_attempt_record(attempt) for attempt in group.refinements],
+                    "kept": list(group.kept),
+                    "selected": list(group.selected),
+                }
+                file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self.board.close()
