@@ -25,7 +25,7 @@ from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     """Parameters in the dtype they have on file, and the folder with their configuration and tokenizer."""
-    mesh = sharding.make_mesh(sharding.MeshConfig())
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices())
 
     def sharding_of(path: str, shape: tuple[int, ...] = ()) -> Sharding:
         return sharding.param_sharding(mesh, path)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.options import SamplingConfig
-from cgrpo_jax.records import Attempt, Completion, Generate, Problem
-from cgrpo_jax.sampling.queue import rows_that_fit
+from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
+from cgrpo_jax.sampling.sampler import room_for
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.progress import Progress
 
@@ -115,7 +115,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         stores = {name: Store(folder / name / "responses.jsonl") for name in tasks}
         progress.expect(sum(len(task) for task in tasks.values()) * cfg.eval.samples)
         score = functools.partial(rewards.score, verifier=verifier)
-        generate = _generate_when_needed(run)
+        generate = _run_when_needed(run)
         with progress.phase("sample"):
             asked = [[named.problem for named in task] for task in tasks.values()]
             whose = (run.tokenizer, list(stores.values()), progress.answered)
@@ -138,17 +138,37 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         progress.log(f"done: results.json, results.md and plots are in {workdir}; answers and verdicts in {folder}")
 
 
-def _generate_when_needed(run: Run) -> Generate:
+def _run_when_needed(run: Run) -> Callable[[Source], None]:
     """Loads the weights only where there is something to ask, with as many rows as fit the prompts that are asked."""
     cfg = run.cfg
 
-    def generate(requests, then=None) -> list[Completion]:
+    def sample(source: Source) -> None:
+        requests = source.poll(idle=True)
         if not requests:
-            return []
+            return
         sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
-        longest = max(len(request.prompt_ids) for request in requests) + sampling.max_new_tokens
-        rows = rows_that_fit(run.model, run.mesh, cfg.sampler, longest, run.generator.dtype)
-        generator = dataclasses.replace(run.generator, max_rows=rows)
-        return generator.bind(build.initial_params(run), 0, sampling)(requests, then)
+        longest = max(len(request.prompt_ids) for request in requests)
+        setup = run.sampler
+        slots = longest + sampling.max_new_tokens
+        room = room_for(run.model, run.mesh, cfg.sampler, slots, longest, setup.dtype)
+        sampler = dataclasses.replace(setup, room=room).bind(build.initial_params(run), 0, sampling)
+        sampler.run(Polled(requests, source))
 
-    return generate
+    return sample
+
+
+class Polled:
+    """A source whose first requests were asked for already."""
+
+    def __init__(self, requests: Sequence[Request], source: Source):
+        self.requests, self.source = requests, source
+
+    def ended(self, done: Done) -> None:
+        self.source.ended(done)
+
+    def poll(self, idle: bool) -> Sequence[Request]:
+        asked, self.requests = self.requests, []
+        return asked or self.source.poll(idle)
+
+    def pending(self) -> bool:
+        return self.source.pending()

@@ -14,7 +14,7 @@ import numpy as np
 
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluation.intervals import wilson
-from cgrpo_jax.records import Attempt, Completion, Generate, Kind, Problem, Request
+from cgrpo_jax.records import Attempt, Completion, Done, Kind, Name, Problem, Request, Source
 from cgrpo_jax.rollout.collect import Score
 from cgrpo_jax.text.tokenizer import Tokenizer
 
@@ -72,10 +72,28 @@ def _checksum(ids: Sequence[int]) -> int:
     return zlib.crc32(np.asarray(ids, "<i4").tobytes())
 
 
+class _Answers:
+    """The source of an evaluation: everything is asked at once, each answer is kept as it ends."""
+
+    def __init__(self, requests: Sequence[Request], keep: Callable[[Name, Completion], None]):
+        self.requests, self.keep = requests, keep
+
+    def ended(self, done: Done) -> None:
+        for request, completion in done:
+            self.keep(request.name, completion)
+
+    def poll(self, idle: bool) -> Sequence[Request]:
+        asked, self.requests = self.requests, []
+        return asked
+
+    def pending(self) -> bool:
+        return False
+
+
 def sample_and_grade(
     tasks: Sequence[Sequence[Problem]],
     samples: int,
-    generate: Generate,
+    run: Callable[[Source], None],
     score: Score,
     tokenizer: Tokenizer,
     stores: Sequence[Store] = (),
@@ -84,6 +102,7 @@ def sample_and_grade(
     """`samples` graded answers to each problem of each task; all are one queue: no task waits for its longest answers.
 
     Args:
+      run: of a sampler.
       stores: one a task, or none at all. They hold answers that need not be sampled again, and are given each new one
         as it ends, with the seconds since the one before it.
       answered: called for each answer, those that are known included.
@@ -101,16 +120,17 @@ def sample_and_grade(
         store.check({p: prompts[t, p] for p in range(len(tasks[t]))})
     since = time.perf_counter()
 
-    def keep(number: int, completion: Completion) -> list[Request]:
+    def keep(name: Name, completion: Completion) -> None:
         nonlocal since
-        (t, p, g), now = asked[number], time.perf_counter()
-        stores[t].add(Response(p, g, completion), prompts[t, p], tokenizer.decode(completion.ids), now - since)
+        t, p, g = name.task, name.problem, name.sample
+        known[t, p, g] = completion
+        now = time.perf_counter()
+        if stores:
+            stores[t].add(Response(p, g, completion), prompts[t, p], tokenizer.decode(completion.ids), now - since)
         since = now
         answered()
-        return []
 
-    requests = [Request(prompts[t, p], Kind.EVALUATION, p, g) for t, p, g in asked]
-    known |= dict(zip(asked, generate(requests, keep if stores else None), strict=True))
+    run(_Answers([Request(Name(Kind.EVALUATION, p, g, task=t), prompts[t, p]) for t, p, g in asked], keep))
     attempts = iter(score([(tasks[t][p], known[t, p, g], tokenizer.decode(known[t, p, g].ids)) for t, p, g in names]))
     return [[list(itertools.islice(attempts, samples)) for _ in problems] for problems in tasks]
 

@@ -31,10 +31,10 @@ class MeshError(ValueError):
     """A mesh that these devices cannot form."""
 
 
-def make_mesh(cfg: MeshConfig, among: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (or `among`). Raises MeshError where the sizes do not fill them."""
+def make_mesh(cfg: MeshConfig, among: Sequence[jax.Device]) -> Mesh:
+    """The mesh over some devices. Raises MeshError where the sizes do not fill them."""
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
-    devices = jax.device_count() if among is None else len(among)
+    devices = len(among)
     asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise MeshError(f"{asked}: positive sizes are needed, or -1 on one axis for what is left")
