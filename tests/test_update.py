@@ -89,7 +89,9 @@ def test_gradients_equal_those_of_rows_run_alone(mesh, params, rng):
     for s in segments(rng):
         ids = rng.integers(0, MODEL.vocab, 6).astype(np.int32)
         ones = np.ones(6)
-        made.append(Segment((s.prompt_ids * 5)[:5], ids, False, s.pg_T[0] * ones, 0 * ones, 0 * ones, 0 * ones, ids - 1.0))
+        made.append(
+            Segment((s.prompt_ids * 5)[:5], ids, False, s.pg_T[0] * ones, 0 * ones, 0 * ones, 0 * ones, ids - 1.0)
+        )
 
     @jax.jit
     def slope(params, text, pg_T):
