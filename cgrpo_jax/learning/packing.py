@@ -141,7 +141,8 @@ def _rows_of(segments: Sequence[Segment], size: BinSize) -> Iterator[tuple[Seque
             yield prompt, [[own[i] for i in row] for row in rows[first : first + each]]
 
 
-def _empty(size: BinSize, terms: Terms) -> Bins:
+def empty_bins(size: BinSize, terms: Terms) -> Bins:
+    """Bins without a segment."""
     shape = (size.capacity, size.rows, size.tokens)
     shared = bool(size.prompts)
 
@@ -197,7 +198,7 @@ def pack(segments: Sequence[Segment], size: BinSize, terms: Terms) -> Bins:
     Raises:
       PackingError: a segment does not fit, or the segments do not.
     """
-    bins = _empty(size, terms)
+    bins = empty_bins(size, terms)
     each = size.rows // max(1, size.prompts) if size.prompts else 1  # rows of a unit that is placed as a whole
     units = size.rows // each  # of a bin
     placed = 0

@@ -76,15 +76,14 @@ def make_optimizer(cfg: OptimizerConfig, total_updates: int) -> optax.GradientTr
 def state_shardings(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
     """The optimizer's moments lie where their parameters lie; scalars are replicated."""
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
-    of_params = sharding.param_shardings(mesh, params)
-    of_state = optax.tree_utils.tree_map_params(
-        tx,
-        lambda _, spec: spec,
-        jax.eval_shape(tx.init, params),
-        of_params,
-        transform_non_params=lambda _: sharding.replicated(mesh),
-    )
-    return TrainState(of_params, of_state)
+
+    def place(key_path: tuple, leaf: Any) -> NamedSharding:
+        path = [part for part in key_path if isinstance(part, jax.tree_util.DictKey)]  # that of its parameter
+        of_parameter = sharding.path_of(tuple(path))
+        return sharding.param_sharding(mesh, of_parameter, leaf.shape) if path else sharding.replicated(mesh)
+
+    of_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+    return TrainState(sharding.param_shardings(mesh, params), of_state)
 
 
 def make_init(cfg: Learner, mesh: Mesh, params: Params) -> Callable[[Params], optax.OptState]:

@@ -76,10 +76,10 @@ class Chunk(NamedTuple):
     steps: jax.Array  # steps taken, at most C
 
 
-def _on(mesh: Mesh, x: jax.Array, *axes: Any) -> jax.Array:
-    """Laid over the mesh; an axis that does not divide its dimension is left out."""
-    spec = [axis if x.shape[i] % _size(mesh, axis) == 0 else None for i, axis in enumerate(axes)]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+def _sharding(mesh: Mesh, shape: tuple[int, ...], *axes: Any) -> NamedSharding:
+    """An axis of the mesh that does not divide its dimension is left out."""
+    spec = [axis if shape[i] % _size(mesh, axis) == 0 else None for i, axis in enumerate(axes)]
+    return NamedSharding(mesh, P(*spec))
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
@@ -87,12 +87,25 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def _place(mesh: Mesh, slots: Slots) -> Slots:
-    """Rows over the data axes, key/value heads over `tensor`."""
+def _on(mesh: Mesh, x: jax.Array, *axes: Any) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, _sharding(mesh, x.shape, *axes))
+
+
+def slot_shardings(mesh: Mesh, slots: Slots) -> Slots:
+    """Rows over the data axes, key/value heads over `tensor`; of arrays or abstract ones."""
     layers = (None,) if slots.stacked else ()
-    cache = jax.tree.map(lambda x: _on(mesh, x, *layers, ROWS, "tensor"), slots.cache)
-    vectors = {name: _on(mesh, x, ROWS) for name, x in slots._asdict().items() if name not in ("cache", "time")}
-    return Slots(cache, _on(mesh, slots.time), **vectors)
+    cache = jax.tree.map(lambda x: _sharding(mesh, x.shape, *layers, ROWS, "tensor"), slots.cache)
+    vectors = {name: _sharding(mesh, x.shape, ROWS) for name, x in slots._asdict().items() if name not in ("cache", "time")}
+    return Slots(cache, _sharding(mesh, ()), **vectors)
+
+
+def prompt_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Of a prefilled prompt `[L, K, T, H]`: its tokens lie on the devices that share the rows."""
+    return _sharding(mesh, shape, None, "tensor", ROWS)
+
+
+def _place(mesh: Mesh, slots: Slots) -> Slots:
+    return jax.tree.map(jax.lax.with_sharding_constraint, slots, slot_shardings(mesh, slots))
 
 
 def unrolls(platform: str) -> bool:
@@ -106,27 +119,41 @@ def unrolls(platform: str) -> bool:
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
     """Parameters in the dtype and layout of the sampler; what needs no change is handed on, not copied."""
+    layout = {"dtype": dtype, "mesh": mesh, "unrolled": unrolled}
+    stale = stale_weights(params, **layout)
+    return params | synced(stale, **layout) if stale else params
+
+
+def stale_weights(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+    """The parts of the parameters (arrays or abstract ones) that the sampler needs in another form."""
 
     def differs(key_path: tuple, leaf: jax.Array) -> bool:
-        path = sharding.path_of(key_path)
-        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(path) != sharding.param_spec(path)
-        return leaf.dtype != dtype or moves or (unrolled and path.startswith("layers/"))
+        moves = weight_sharding(mesh, key_path, leaf) != sharding.param_sharding(mesh, sharding.path_of(key_path), leaf.shape)
+        return leaf.dtype != dtype or moves or (unrolled and sharding.path_of(key_path).startswith("layers/"))
 
     changes = jax.tree_util.tree_map_with_path(differs, params)
-    stale = {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
-    return params | _synced(stale, dtype=dtype, mesh=mesh, unrolled=unrolled)
+    return {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
+
+
+def weight_sharding(mesh: Mesh, key_path: tuple, leaf: Any) -> NamedSharding:
+    """Where a weight of the sampler lies; its layers may be a tuple (`unstack`)."""
+    one_layer = len(key_path) > 1 and isinstance(key_path[1], jax.tree_util.SequenceKey)
+    names = key_path[:1] + key_path[2:] if one_layer else key_path
+    spec = sharding.sampler_spec(sharding.path_of(names), (0, *leaf.shape) if one_layer else leaf.shape, mesh)
+    return NamedSharding(mesh, P(*spec[1:]) if one_layer else spec)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "mesh", "unrolled"))
-def _synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+def synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
     """The weight sync: one jitted identity into another dtype and layout."""
 
     def put(key_path: tuple, leaf: jax.Array) -> jax.Array:
-        spec = sharding.sampler_spec(sharding.path_of(key_path))
-        return jax.lax.with_sharding_constraint(leaf.astype(dtype), NamedSharding(mesh, spec))
+        return jax.lax.with_sharding_constraint(leaf.astype(dtype), weight_sharding(mesh, key_path, leaf))
 
     weights = jax.tree_util.tree_map_with_path(put, params)
-    return weights | {"layers": unstack(weights["layers"])} if unrolled else weights
+    if unrolled and "layers" in weights:
+        weights |= {"layers": unstack(weights["layers"])}
+    return weights
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh", "unrolled"))
@@ -150,7 +177,8 @@ def prefill(params: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DT
     _, cache = run_layers(cfg, params, tokens_QT, position_QT, seen, None, keep_own, dtype=dtype)
 
     def one(x_LQKTH: jax.Array, q: int) -> jax.Array:
-        return _on(mesh, x_LQKTH[:, q], None, "tensor", ROWS)
+        x_LKTH = x_LQKTH[:, q]
+        return jax.lax.with_sharding_constraint(x_LKTH, prompt_sharding(mesh, x_LKTH.shape))
 
     cache = jax.tree.map(lambda x: _on(mesh, x, None, ROWS, "tensor"), cache)
     return [KVCache(one(cache.k_BKSH, q), one(cache.v_BKSH, q)) for q in range(Q)]

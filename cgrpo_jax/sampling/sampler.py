@@ -78,6 +78,11 @@ class SamplerSetup:
         return Sampler(self, params, step, sampling)
 
 
+def drawing_of(sampling: SamplingConfig) -> SamplingConfig:
+    """Without the limit, which each row has of its own: one program serves all."""
+    return dataclasses.replace(sampling, max_new_tokens=0)
+
+
 def row_devices(mesh: Mesh) -> int:
     """Devices that share the rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -310,11 +315,9 @@ class _Schedule:
         else:  # nobody waits: leave when fewer rows would do
             leave_at = live - [0, *row_sizes(len(self.rows), self.setup.least_rows)][-2]
         setup, stats = self.setup, self.owner.stats
-        # Each row has its own limit: one program serves all, so the sampling's own is left out.
-        drawing = dataclasses.replace(self.owner.sampling, max_new_tokens=0)
         self.slots, out = programs.decode(
             self.owner.weights, self.slots, np.asarray(setup.eos_ids, np.int32), np.int32(max(1, leave_at)),
-            cfg=setup.model, sampling=drawing, dtype=setup.dtype, mesh=setup.mesh, chunk=setup.chunk,
+            cfg=setup.model, sampling=drawing_of(self.owner.sampling), dtype=setup.dtype, mesh=setup.mesh, chunk=setup.chunk,
         )  # fmt: skip
         chunk = jax.device_get(out)
         stats.row_steps += int(chunk.steps) * len(self.rows)
