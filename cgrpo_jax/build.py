@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -75,8 +76,7 @@ def open_run(cfg: Config) -> Run:
     """Reads model configuration and tokenizer and checks the whole configuration; loads no weights yet."""
     folder = model_folder(cfg.model.path, cfg.model.revision)
     model = config_from_hf(folder)
-    mesh = sharding.make_mesh(cfg.mesh)
-    sharding.check_divides(mesh, hf.abstract_params(model))
+    mesh = sharding.make_mesh(cfg.mesh, jax.devices())
     if model.kv_heads % mesh.shape["tensor"]:
         raise ConfigError(f"mesh.tensor = {mesh.shape['tensor']} does not divide the {model.kv_heads} key/value heads")
     row_devices = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -117,12 +117,9 @@ def open_run(cfg: Config) -> Run:
 def initial_params(run: Run) -> Params:
     """float32 parameters on the mesh, streamed from the folder or drawn fresh."""
     if not run.cfg.model.random_init:
-        return hf.load_params(
-            run.folder, run.model, lambda path, _: sharding.param_sharding(run.mesh, path), jnp.float32
-        )
-    shardings = jax.tree_util.tree_map_with_path(
-        lambda path, _: sharding.param_sharding(run.mesh, sharding.path_of(path)), hf.abstract_params(run.model)
-    )
+        sharding_of = functools.partial(sharding.param_sharding, run.mesh)
+        return hf.load_params(run.folder, run.model, sharding_of, jnp.float32)
+    shardings = sharding.param_shardings(run.mesh, hf.abstract_params(run.model))
     init = jax.jit(lambda key: init_params(run.model, key), out_shardings=shardings)
     return init(jax.random.key(run.cfg.seed))
 

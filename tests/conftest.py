@@ -60,7 +60,7 @@ def tiny_config(family: str = "qwen3", **changes) -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def mesh():
-    return sharding.make_mesh(sharding.MeshConfig())
+    return sharding.make_mesh(sharding.MeshConfig(), jax.devices())
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,8 @@ def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unroll
 
     def differs(key_path: tuple, leaf: jax.Array) -> bool:
         path = sharding.path_of(key_path)
-        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(path) != sharding.param_spec(path)
+        of_leaf = path, leaf.shape, mesh
+        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(*of_leaf) != sharding.param_spec(*of_leaf)
         return leaf.dtype != dtype or moves or (unrolled and path.startswith("layers/"))
 
     changes = jax.tree_util.tree_map_with_path(differs, params)
@@ -104,7 +105,7 @@ def _synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> 
     """The weight sync: one jitted identity into another dtype and layout."""
 
     def put(key_path: tuple, leaf: jax.Array) -> jax.Array:
-        spec = sharding.sampler_spec(sharding.path_of(key_path))
+        spec = sharding.sampler_spec(sharding.path_of(key_path), leaf.shape, mesh)
         return jax.lax.with_sharding_constraint(leaf.astype(dtype), NamedSharding(mesh, spec))
 
     weights = jax.tree_util.tree_map_with_path(put, params)
