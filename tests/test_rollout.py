@@ -23,7 +23,7 @@ def completion(tokenizer, text, finished=True):
 
 
 def score(items):
-    return [Attempt(c, text, float(RIGHT in text), None, "ok") for _, c, text in items]
+    return [Attempt(c, text, float(RIGHT in text), RIGHT in text, None, "ok") for _, c, text in items]
 
 
 def collect(tokenizer, answers, cfg=None, samples=3, **kwargs):
@@ -48,7 +48,7 @@ def collect(tokenizer, answers, cfg=None, samples=3, **kwargs):
 
 def test_golden_critiques():
     """The exact texts of the paper's indicative critiques."""
-    attempts = [Attempt(None, "", reward, None, "ok") for reward in (1.0, 0.0)]
+    attempts = [Attempt(None, "", float(correct), correct, None, "ok") for correct in (True, False)]
     items = [(PROBLEM, attempt) for attempt in attempts]
     assert critics.indicative(items) == ["The generated solution is correct.", "The generated solution is incorrect."]
     assert critics.indicative_gt(items) == [
@@ -108,7 +108,7 @@ def test_paper_default_refines_only_where_nothing_was_right(tokenizer):
     ],
 )  # fmt: skip
 def test_triggers(trigger, correct, expected):
-    attempts = [Attempt(None, "", float(c), None, "ok") for c in correct]
+    attempts = [Attempt(None, "", float(c), bool(c), None, "ok") for c in correct]
     assert refined_responses(attempts, trigger) == expected
 
 
