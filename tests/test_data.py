@@ -107,10 +107,10 @@ def test_every_bad_row_is_listed_at_once(tmp_path):
 
 
 def test_dropping_bad_rows_says_so(tmp_path):
-    said = []
-    problems = load(write_jsonl(tmp_path / "a.jsonl", BAD), log=said.append, max_prompt_tokens=50, on_bad_row="drop")
+    logged = []
+    problems = load(write_jsonl(tmp_path / "a.jsonl", BAD), log=logged.append, max_prompt_tokens=50, on_bad_row="drop")
     assert problems.size == 1 and problems.get(0).question == "ok?"
-    assert said[0].startswith("dropped 8 bad rows")
+    assert logged[0].startswith("dropped 8 bad rows")
 
 
 def test_nothing_usable_is_an_error(tmp_path):
@@ -249,10 +249,10 @@ def test_generated_problems_that_are_too_long():
         DataError, match=f"{len(long)} of the first 128 problems of arithmetic are bad, problem {long[0]}"
     ):
         load("arithmetic", max_prompt_tokens=14)
-    said = []
-    short = load("arithmetic", max_prompt_tokens=14, on_bad_row="drop", log=said.append)
+    logged = []
+    short = load("arithmetic", max_prompt_tokens=14, on_bad_row="drop", log=logged.append)
     kept = [i for i in range(128) if i not in long]
-    assert all(short.get(i) == whole.get(i) for i in kept) and f"{len(long)} of the first" in said[0]
+    assert all(short.get(i) == whole.get(i) for i in kept) and f"{len(long)} of the first" in logged[0]
     easy = [i for i in long if i % 2 == 0]  # products never fit
     assert easy and all(len(short.get(i).question) <= 14 and short.get(i) == short.get(i) for i in easy)
     with pytest.raises(DataError, match="so are the 63 tried"):

@@ -38,13 +38,13 @@ def tensors(folder):
     return {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in load_file(file).items()}
 
 
-def assert_same_folder(one, other):
-    first, second = tensors(one), tensors(other)
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        assert array.dtype == second[name].dtype and array.tobytes() == second[name].tobytes(), name
+def assert_same_folder(original, copy):
+    expected, found = tensors(original), tensors(copy)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        assert array.dtype == found[name].dtype and array.tobytes() == found[name].tobytes(), name
     for side in ("config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
-        assert (one / side).read_bytes() == (other / side).read_bytes()
+        assert (original / side).read_bytes() == (copy / side).read_bytes()
 
 
 def test_round_trip_is_bit_equal(folder, tmp_path):

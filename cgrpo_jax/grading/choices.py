@@ -46,11 +46,13 @@ def extract_choice(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
+    """Without wrapping commands, bold, dollars and outer full stops."""
     text = _WRAP.sub(r"\1", text.replace("**", ""))
     return " ".join(text.replace("$", " ").split()).strip(" .")
 
 
-def _same(text: str) -> str:
+def _comparable(text: str) -> str:
+    """What is equal for texts of the same option."""
     return clean(_plain(text)).replace(" ", "").casefold()
 
 
@@ -60,9 +62,9 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     A letter in front of the text of a different option names none.
     """
     text = _plain(answer)
-    texts = [_same(option) for option in options]
-    spelt = [i for i, option in enumerate(options) if option.strip() == answer.strip()]  # "Bb" is not "BB"
-    whole = spelt or [i for i, option in enumerate(texts) if option and option == _same(text)]
+    texts = [_comparable(option) for option in options]
+    verbatim = [i for i, option in enumerate(options) if option.strip() == answer.strip()]  # "Bb" is not "BB"
+    whole = verbatim or [i for i, option in enumerate(texts) if option and option == _comparable(text)]
     letter = _LETTER.fullmatch(text)
     if letter:
         named = LETTERS.index(letter[1].upper())
@@ -75,7 +77,7 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     if not leading or whole:
         return None
     named = LETTERS.index(leading[1] or leading[2])
-    rest = _same(text[leading.end() :])
+    rest = _comparable(text[leading.end() :])
     others = [i for i, option in enumerate(texts) if option and option == rest]
     if named >= len(options) or (others and named not in others):
         return None
