@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from cgrpo_jax.data import sources
 from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.grading.verifier import Reading, Verifier
@@ -199,18 +200,23 @@ def test_golds_are_checked_anew_where_anything_that_reads_them_changed(tmp_path,
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
     load(path, parsable)
     assert parsable.calls == 3
+    (tmp_path / "equivalence.py").write_text("# rewritten")
+    monkeypatch.setattr("cgrpo_jax.grading.__file__", str(tmp_path / "__init__.py"))
+    load(path, parsable)
+    assert parsable.calls == 4
 
 
-def test_a_file_that_changes_while_it_is_read(tmp_path):
+def test_a_file_that_is_replaced_as_soon_as_it_is_read(tmp_path, monkeypatch):
     """The verdict on its old golds is not kept for the new ones."""
-    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1"}])
+    path, open_rows = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1"}]), sources.open_rows
 
-    class Replacing(Parsable):
-        def __call__(self, golds):
-            write_jsonl(path, [{"question": "q", "answer": "bad"}])
-            return super().__call__(golds)
+    def replacing(cfg):
+        rows = open_rows(cfg)
+        write_jsonl(path, [{"question": "q", "answer": "bad"}])
+        return rows
 
-    assert load(path, Replacing()).get(0).answer == "1"
+    monkeypatch.setattr(sources, "open_rows", replacing)
+    assert load(path).get(0).answer == "1"
     with pytest.raises(DataError, match="cannot read 'bad'"):
         load(path)
 
