@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -146,12 +147,9 @@ def terms(cfg: Config) -> Terms:
 def initial_params(run: Run) -> Params:
     """float32 parameters on the mesh, streamed from the folder or drawn fresh."""
     if not run.cfg.model.random_init:
-        return hf.load_params(
-            run.folder, run.model, lambda path, _: sharding.param_sharding(run.mesh, path), jnp.float32
-        )
-    shardings = jax.tree_util.tree_map_with_path(
-        lambda path, _: sharding.param_sharding(run.mesh, sharding.path_of(path)), hf.abstract_params(run.model)
-    )
+        sharding_of = functools.partial(sharding.param_sharding, run.mesh)
+        return hf.load_params(run.folder, run.model, sharding_of, jnp.float32)
+    shardings = sharding.param_shardings(run.mesh, hf.abstract_params(run.model))
     init = jax.jit(lambda key: init_params(run.model, key), out_shardings=shardings)
     return init(jax.random.key(run.cfg.seed))
 

@@ -6,7 +6,7 @@ No weights are needed, and the devices may be those of a topology that is not he
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +67,9 @@ def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
         bins = empty_bins(size, build.terms(cfg))
         bins = abstract(bins, bin_shardings(run.mesh, bins))
         logps = make_logps(run.learner, run.mesh)
-        name = f"{size.capacity}x{size.rows}x{size.tokens}" + f"+{size.prompts}x{size.prompt_slots}" * bool(size.prompts)
+        name = f"{size.capacity}x{size.rows}x{size.tokens}" + f"+{size.prompts}x{size.prompt_slots}" * bool(
+            size.prompts
+        )
         logp_ABT = jax.eval_shape(logps, params, bins)
         logp_ABT = abstract(logp_ABT, NamedSharding(run.mesh, P(None, sampling.ROWS)))
         if several:
@@ -173,5 +175,3 @@ def programs(run: Run, sizes: Sequence[BinSize]) -> list[Program]:
     """All programs that a run may compile; which of the sampler's it does depends on the lengths that come."""
     made = list(learning_programs(run, sizes))
     return made + (list(sampler_programs(run)) if run.cfg.method != "sft" else [])
-
-

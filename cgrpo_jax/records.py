@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -26,7 +26,21 @@ class Problem:
     messages: tuple[Message, ...]  # the task prompt, as chat turns
     grader: str = "math"  # key of rewards.GRADERS
     tag: str = ""  # evaluation reports each tag on its own, e.g. "hard"
-    entry: Mapping | None = None  # what the grader of a generated task needs
+    entry: Mapping[str, Any] | None = None  # what its grader needs beside the answer
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the row's other values, as JSON has them
+
+
+class Verdict(NamedTuple):
+    """What a grader finds of one answer."""
+
+    reward: float
+    correct: bool
+    status: str  # "ok", or why there is no verdict: "timeout", "memory", "died", "error"
+
+    @classmethod
+    def of(cls, correct: bool, status: str = "ok") -> Verdict:
+        """Reward 1 for a correct answer, 0 for any other."""
+        return cls(float(correct), correct, status)
 
 
 class Kind(enum.IntEnum):
@@ -118,14 +132,11 @@ class Attempt:
     completion: Completion
     text: str
     reward: float
+    correct: bool
     extracted: str | None  # the answer found in the text
-    status: str  # "ok", or why there is no verdict: "timeout", "memory", "died", "error"
+    status: str  # of its verdict
     critique: str | None = None  # of this attempt, where it was criticised
     source: int | None = None  # refinements: index of the response it refines
-
-    @property
-    def correct(self) -> bool:
-        return self.reward >= 1.0
 
 
 @dataclasses.dataclass(frozen=True)

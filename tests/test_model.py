@@ -1,5 +1,6 @@
 """The decoder against `transformers` on torch, and its own invariances."""
 
+import functools
 import json
 import os
 
@@ -33,7 +34,7 @@ CASES = {
 
 def load(folder, mesh):
     cfg = config_from_hf(folder)
-    return cfg, hf.load_params(folder, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32)
+    return cfg, hf.load_params(folder, cfg, functools.partial(sharding.param_sharding, mesh), jnp.float32)
 
 
 @pytest.fixture(params=CASES)

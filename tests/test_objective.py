@@ -77,7 +77,9 @@ def groups():
 
     def attempt(length, reward):
         ones = np.ones(length, np.float32)
-        return Attempt(Completion(np.arange(length, dtype=np.int32), -ones, ones, True), "", reward, None, "ok")
+        return Attempt(
+            Completion(np.arange(length, dtype=np.int32), -ones, ones, True), "", reward, reward == 1, None, "ok"
+        )
 
     made = []
     for lengths, rewards in zip(LENGTHS, REWARDS, strict=True):
@@ -177,7 +179,9 @@ def test_loss_and_gradient_equal_the_transcription(rng, cfg):
 def test_golden_group_of_seven_and_one():
     """Spec 8.4: rewards 0 x 7 and a correct refinement; 1/7 and 1; divided by the questions and the constant."""
     ids = np.zeros(3, np.int32)
-    attempt = [Attempt(Completion(ids, ids - 1.0, ids + 1.0, True), "", r, None, "ok") for r in [0.0] * 7 + [1.0]]
+    attempt = [
+        Attempt(Completion(ids, ids - 1.0, ids + 1.0, True), "", r, r == 1, None, "ok") for r in [0.0] * 7 + [1.0]
+    ]
     group = Group(PROBLEM, [1], tuple(attempt[:7]), (attempt[7],), tuple(range(7)), (0,))
     made = credit.segments([group, group], ObjectiveConfig(), 100.0)
     pg = [s.pg_T[0] * 2 * 100 for s in made[:8]]

@@ -31,7 +31,7 @@ def completion(tokenizer, text, finished=True):
 
 
 def score(items):
-    return [Attempt(c, text, float(RIGHT in text), None, "ok") for _, c, text in items]
+    return [Attempt(c, text, float(RIGHT in text), RIGHT in text, None, "ok") for _, c, text in items]
 
 
 def sampler_of(answer, asked):
@@ -71,7 +71,7 @@ def collect(tokenizer, answers, cfg=None, samples=3, **parts):
 
 def test_golden_critiques():
     """The exact texts of the paper's indicative critiques."""
-    attempts = [Attempt(None, "", reward, None, "ok") for reward in (1.0, 0.0)]
+    attempts = [Attempt(None, "", reward, reward == 1, None, "ok") for reward in (1.0, 0.0)]
     texts = [critics.indicative(PROBLEM, attempt) for attempt in attempts]
     assert texts == ["The generated solution is correct.", "The generated solution is incorrect."]
     assert [critics.indicative_gt(PROBLEM, attempt) for attempt in attempts] == [
@@ -131,7 +131,7 @@ def test_paper_default_refines_only_where_nothing_was_right(tokenizer):
     ],
 )  # fmt: skip
 def test_triggers(trigger, correct, expected):
-    attempts = [Attempt(None, "", float(c), None, "ok") for c in correct]
+    attempts = [Attempt(None, "", float(c), bool(c), None, "ok") for c in correct]
     assert refined_responses(attempts, trigger) == expected
 
 
@@ -301,7 +301,7 @@ def test_a_verdict_may_come_from_the_policy_itself(tokenizer):
         texts = [tokenizer.decode(completion.ids) for completion in completions]
         said = [tokenizer.decode(verdict.ids) for verdict in verdicts]
         return [
-            Attempt(completion, text, float("right" in word), None, "ok")
+            Attempt(completion, text, float("right" in word), "right" in word, None, "ok")
             for completion, text, word in zip(completions, texts, said, strict=True)
         ]
 

@@ -1,11 +1,13 @@
 """The sampler: distributions, random numbers, stopping, log-probabilities, schedules, compilation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cgrpo_jax.sampling.queue import Generator, RequestError, rows_that_fit
 from conftest import tiny_config
 
 from cgrpo_jax.model.decoder import forward, init_params, logits
@@ -13,7 +15,6 @@ from cgrpo_jax.options import OptimizerConfig, SamplerMemory, SamplingConfig
 from cgrpo_jax.records import Kind, Request
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import categorical, draw, first_above, keep_top, row_keys, step_key
-from cgrpo_jax.sampling.queue import Generator, RequestError, rows_that_fit
 from cgrpo_jax.sampling.sizes import prefill_size, ring_size, row_sizes, split_count
 
 CFG = tiny_config("qwen3")
@@ -79,7 +80,7 @@ def test_the_sampler_and_the_trainer_agree_on_smollm2(smollm2, mesh):
     from cgrpo_jax.text.tokenizer import Tokenizer
 
     cfg, encode = config_from_hf(smollm2), Tokenizer(smollm2).encode_chat
-    weights = hf.load_params(smollm2, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32)
+    weights = hf.load_params(smollm2, cfg, functools.partial(sharding.param_sharding, mesh), jnp.float32)
     prompts = [encode(question_messages(text)) for text in ("What is 12+30?", "Name three rivers of Africa, please.")]
     requests = [Request(prompts[i % 2], Kind.RESPONSE, i % 2, i // 2, [40, 9, 24, 40][i]) for i in range(4)]
     generator = Generator(cfg, mesh, (), 0, 2, jnp.float32, unrolled=True)  # two slots for four rows: refill

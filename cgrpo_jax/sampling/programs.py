@@ -95,7 +95,9 @@ def slot_shardings(mesh: Mesh, slots: Slots) -> Slots:
     """Rows over the data axes, key/value heads over `tensor`; of arrays or abstract ones."""
     layers = (None,) if slots.stacked else ()
     cache = jax.tree.map(lambda x: _sharding(mesh, x.shape, *layers, ROWS, "tensor"), slots.cache)
-    vectors = {name: _sharding(mesh, x.shape, ROWS) for name, x in slots._asdict().items() if name not in ("cache", "time")}
+    vectors = {
+        name: _sharding(mesh, x.shape, ROWS) for name, x in slots._asdict().items() if name not in ("cache", "time")
+    }
     return Slots(cache, _sharding(mesh, ()), **vectors)
 
 
@@ -128,8 +130,10 @@ def stale_weights(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: boo
     """The parts of the parameters (arrays or abstract ones) that the sampler needs in another form."""
 
     def differs(key_path: tuple, leaf: jax.Array) -> bool:
-        moves = weight_sharding(mesh, key_path, leaf) != sharding.param_sharding(mesh, sharding.path_of(key_path), leaf.shape)
-        return leaf.dtype != dtype or moves or (unrolled and sharding.path_of(key_path).startswith("layers/"))
+        path = sharding.path_of(key_path)
+        of_leaf = path, leaf.shape, mesh
+        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(*of_leaf) != sharding.param_spec(*of_leaf)
+        return leaf.dtype != dtype or moves or (unrolled and path.startswith("layers/"))
 
     changes = jax.tree_util.tree_map_with_path(differs, params)
     return {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}

@@ -67,8 +67,13 @@ def save_params(folder: pathlib.Path, params: Params) -> None:
         checkpointer.save(folder.absolute(), params)
 
 
-def restore_params(folder: pathlib.Path, sharding_of: Callable[[str], jax.sharding.Sharding]) -> Params:
+def restore_params(
+    folder: pathlib.Path, sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+) -> Params:
     """Parameters of `save_params` (or the `params` item of a step) in the dtype they have on file.
+
+    Args:
+      sharding_of: (path, shape) -> sharding.
 
     Raises:
       CheckpointError: the folder exists but cannot be read.
@@ -77,7 +82,8 @@ def restore_params(folder: pathlib.Path, sharding_of: Callable[[str], jax.shardi
         tree = ocp.StandardCheckpointHandler().metadata(folder.absolute()).tree
         with ocp.StandardCheckpointer() as checkpointer:
             abstract = jax.tree_util.tree_map_with_path(
-                lambda path, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding_of(path_of(path))), tree
+                lambda path, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding_of(path_of(path), m.shape)),
+                tree,
             )
             return checkpointer.restore(folder.absolute(), abstract)
     except Exception as error:
