@@ -6,7 +6,8 @@ No weights are needed, and the devices may be those of a topology that is not he
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Program(NamedTuple):
     name: str  # with its sizes
     function: Any
     arguments: tuple
-    static: dict[str, Any] = {}
+    static: Mapping[str, Any] = MappingProxyType({})
 
     def lower(self) -> Any:
         return self.function.lower(*self.arguments, **self.static)
@@ -53,11 +54,6 @@ def abstract_params(run: Run) -> Any:
     return abstract(params, sharding.param_shardings(run.mesh, params))
 
 
-def abstract_state(run: Run) -> Any:
-    params = abstract_params(run)
-    return build.abstract_state(run, params)
-
-
 def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
     """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
     cfg, params, state = run.cfg, abstract_params(run), abstract_state(run)
@@ -67,9 +63,7 @@ def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
         bins = empty_bins(size, build.terms(cfg))
         bins = abstract(bins, bin_shardings(run.mesh, bins))
         logps = make_logps(run.learner, run.mesh)
-        name = f"{size.capacity}x{size.rows}x{size.tokens}" + f"+{size.prompts}x{size.prompt_slots}" * bool(
-            size.prompts
-        )
+        name = "x".join(map(str, size))
         logp_ABT = jax.eval_shape(logps, params, bins)
         logp_ABT = abstract(logp_ABT, NamedSharding(run.mesh, P(None, sampling.ROWS)))
         if several:
