@@ -12,12 +12,13 @@ import pathlib
 import jax
 import numpy as np
 
-from cgrpo_jax import build
+from cgrpo_jax import build, resuming
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.learning import packing
 from cgrpo_jax.learning.update import make_update, put_batch
 from cgrpo_jax.workdir.checkpoints import Checkpointer
+from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -35,7 +36,6 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
     cfg = dataclasses.replace(cfg, objective=mean)
     run = build.open_run(cfg)
     cfg = run.cfg
-    workdir.mkdir(parents=True, exist_ok=True)
     rows_a_step, steps = cfg.train.prompts, cfg.train.steps
     encode = run.tokenizer.encode_chat
     end = run.tokenizer.hf.eos_token_id
@@ -45,15 +45,18 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
         ids = np.asarray([*run.tokenizer.encode_text(text), end], np.int32)
         return packing.Prompted(encode(messages), [packing.Row(ids, np.zeros(len(ids), np.float32), 1.0, 1.0, False)])
 
-    with Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer:
-        start = build.initial_state(run, checkpointer)
-        build.start_workdir(run, start, workdir, print)
-        state, first_step = start.state, start.step
-        del start  # the update donates the state it holds
+    with exclusive(workdir), Checkpointer(workdir, cfg.checkpoint, print) as checkpointer:
+        past = resuming.look_back(run, checkpointer, print)
+        if resuming.all_done(run, past, print):
+            return
+        state, past = resuming.initial_state(run, checkpointer, past)
+        resuming.start_workdir(run, past, workdir, print)
+        first_step = past.step
         update = make_update(run.learner, run.mesh, state.params)
-        writer = Writer(workdir, first_step)
+        writer = Writer(workdir, first_step, print)
         with Progress(first_step, steps) as progress:
             for step in range(first_step, steps):
+                checkpointer.check()  # a save that failed behind the last step
                 indices = range(step * rows_a_step, (step + 1) * rows_a_step)
                 rows = [prompted(*arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1)) for index in indices]
                 host = packing.make_batch(rows, rows_per_prompt=1, micro_batch=cfg.train.micro_batch)
@@ -65,5 +68,6 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                 writer.scalars(step + 1, values)
                 progress.step_done(step + 1, {"logp": values["policy/logp"], "s": values["seconds/update"]})
                 if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == steps:
-                    checkpointer.save(step + 1, state, build.checkpoint_meta(run, step + 1, (step + 1) * rows_a_step))
+                    meta = resuming.checkpoint_meta(run, past, step + 1, (step + 1) * rows_a_step)
+                    checkpointer.save(step + 1, state, meta)
         writer.close()

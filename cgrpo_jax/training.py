@@ -8,7 +8,7 @@ import pathlib
 
 import jax
 
-from cgrpo_jax import build, config
+from cgrpo_jax import build, config, resuming
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config
 from cgrpo_jax.data.sources import DataError, Problems, load_problems, prompt_fault
@@ -24,6 +24,7 @@ from cgrpo_jax.rollout import collect
 from cgrpo_jax.rollout.critics import CRITICS
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
+from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -90,27 +91,30 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     # ---- Build: everything that can be refused is refused here ----
     run = build.open_run(cfg)
     cfg, steps, compiled = run.cfg, cfg.train.steps, compilation.watch()
-    workdir.mkdir(parents=True, exist_ok=True)
     with (
+        exclusive(workdir),
         Verifier(cfg.verifier) as verifier,
-        Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer,
-        Progress(checkpointer.newest() or 0, steps) as progress,
+        Progress(0, steps) as progress,
+        Checkpointer(workdir, cfg.checkpoint, progress.log) as checkpointer,
     ):
+        past = resuming.look_back(run, checkpointer, progress.log)
+        if resuming.all_done(run, past, progress.log):
+            return
+        progress.resume_at(past.step)
         problems, evaluations = _load_data(run, verifier, progress.log)
 
         # ---- Restore ----
-        start = build.initial_state(run, checkpointer)
-        build.start_workdir(run, start, workdir, progress.log)
-        state, first_step, problems_seen = start.state, start.step, start.problems_seen
-        del start  # the update donates the state it holds
-        reference = build.initial_params(run) if cfg.objective.kl_coef else None
+        state, past = resuming.initial_state(run, checkpointer, past)
+        reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
+        resuming.start_workdir(run, past, workdir, progress.log)
+        first_step, problems_seen = past.step, past.problems_seen
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)
-        writer = Writer(workdir, first_step)
+        writer = Writer(workdir, first_step, progress.log)
         score = functools.partial(rewards.score, verifier=verifier)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
 
-        def run_evaluation(step: int) -> None:
+        def run_evaluation(step: int) -> dict[str, float]:
             values: dict[str, float] = {}
             with progress.phase("evaluate"):
                 generate = run.generator.bind(state.params, step, eval_sampling)
@@ -122,10 +126,12 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             for name in [name for name in values if f"{name}/low" in values]:
                 low, high = values[f"{name}/low"], values[f"{name}/high"]
                 progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
+            return values
 
         if first_step == 0 and evaluations:
             run_evaluation(0)
         for step in range(first_step, steps):
+            checkpointer.check()  # a save that failed behind the last step
             # ---- Rollout ----
             generate = run.generator.bind(state.params, step, cfg.sampling)
             groups = collect.collect_groups(
@@ -185,10 +191,11 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
                     "s": sum(seconds.values()),
                 },
             )
+            evaluated = None
             if evaluations and (done % cfg.eval.every == 0 or done == steps):
-                run_evaluation(done)
+                evaluated = run_evaluation(done)
             if done % cfg.checkpoint.every == 0 or done == steps:
-                checkpointer.save(done, state, build.checkpoint_meta(run, done, problems_seen))
+                checkpointer.save(done, state, resuming.checkpoint_meta(run, past, done, problems_seen), evaluated)
         writer.close()
         checkpointer.wait()
         progress.log(f"compiled {compiled}")

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -104,7 +103,11 @@ def test_a_tree_is_one_program(rng):
 
 
 def test_leaves_that_are_not_finite_are_named_in_order():
-    tree = {"a": np.array([1.0, np.inf], np.float32), "b": {"c": np.ones(3, np.float32)}, "i": np.arange(3, dtype=np.int32)}
+    tree = {
+        "a": np.array([1.0, np.inf], np.float32),
+        "b": {"c": np.ones(3, np.float32)},
+        "i": np.arange(3, dtype=np.int32),
+    }
     tree["z"] = [jnp.array([jnp.nan], jnp.bfloat16), np.float32(2.0)]
     assert digests.nonfinite_leaves(tree) == ["a", "z/0"]
     assert digests.nonfinite_leaves({"i": np.arange(3, dtype=np.int32)}) == []

@@ -263,6 +263,7 @@ def save_hf(
         written = ""
         for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):
             save_file(shard, folder / f"{len(held)}.safetensors", metadata={"format": "pt"})
+            shutil.copymode(folder / "config.json", folder / f"{len(held)}.safetensors")  # by the umask, not 0600
             held.append({name: array.nbytes for name, array in shard.items()})
             written = written or str(next(iter(shard.values())).dtype)  # the embedding's
         if len(held) == 1:

@@ -60,6 +60,11 @@ class Progress:
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since
         self.since = now
 
+    def resume_at(self, step: int) -> None:
+        """So many steps were done before (not known at first)."""
+        self.first = step
+        self.bar.update(self.task, completed=step)
+
     def take_seconds(self) -> dict[str, float]:
         """Seconds by phase since the last call."""
         seconds, self.seconds = self.seconds, {}
