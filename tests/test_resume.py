@@ -109,15 +109,17 @@ def test_compilation_is_kept_on_disk_and_mended(undisturbed, tmp_path):
 
 
 def test_an_unreadable_checkpoint_stops_the_run(undisturbed, tmp_path):
+    """In one line, with nothing touched; before it, the other configuration has to be asked for, as the message says."""
     folder, _ = undisturbed
     shutil.copytree(folder / "run", tmp_path / "run")
     broken = [p for p in (tmp_path / "run/checkpoints/6/params").rglob("*") if p.is_file() and p.stat().st_size > 1000]
     for file in broken:
         file.write_bytes(file.read_bytes()[:50])
     before = (tmp_path / "run/metrics.jsonl").read_text()
-    command = [
-        sys.executable, "-m", "cgrpo_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
-    assert done.returncode == 1 and "checkpoints/6: cannot be read" in done.stderr and "Traceback" not in done.stderr
-    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    command = [sys.executable, "-m", "cgrpo_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]
+    for words in ("data.content = 'arithmetic at main'", "checkpoints/6: cannot be read"):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 1 and len(errors) == 1 and words in errors[0], done.stderr
+        assert "Traceback" not in done.stderr and (tmp_path / "run/metrics.jsonl").read_text() == before
+        command.append(errors[0].split(" or ")[-1])  # --config.train.accept_changes=...

@@ -256,7 +256,7 @@ SAVING = """
 import sys, time, jax
 from test_workdir import Small, opened
 from cgrpo_jax.model.hf_config import CheckpointError
-state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": 0})
+state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": jax.numpy.int32(0)})
 try:
     with opened(sys.argv[1], print, keep=9) as checkpointer:
         for step in range(1, 9):
@@ -280,7 +280,7 @@ def test_a_full_disk_ends_the_run_in_one_line(small_disk):
     assert "checkpoints/3: the save is lost" in line and "No space left on device" in line
     with opened(small_disk, keep=9) as checkpointer:
         assert [path.name for path in sorted((small_disk / "checkpoints").iterdir())] == ["1", "2"]
-        state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": 0})
+        state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": jax.numpy.int32(0)})
         for step in (1, 2):
             restored = checkpointer.restore(step, params=abstract(state)["params"])
             assert np.array_equal(restored["params"]["a"], state.params["a"])

@@ -79,8 +79,8 @@ def _named(tree: Any) -> dict[str, Any]:
 def leaf_digests(tree: Any) -> dict[str, str]:
     """Path -> 32 hex digits of shape, dtype and bits of each leaf; one program for the tree.
 
-    Leaves: device arrays, numpy arrays or numbers; floats, integers and bools of 8 to 64 bits, no PRNG keys. Blocks
-    until the arrays are there.
+    Leaves: device or numpy arrays of floats, integers and bools of 8 to 64 bits, no PRNG keys. Blocks until the arrays
+    are there.
 
     Raises:
       TypeError: a 64-bit host array without jax_enable_x64.
