@@ -1,13 +1,11 @@
-"""From a configuration to the parts of a run: model folder, tokenizer, mesh, train state (fresh or restored)."""
+"""From a configuration to the parts of a run: model folder, tokenizer, mesh, initial parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -19,14 +17,14 @@ from cgrpo_jax.checks import check
 from cgrpo_jax.config import Config, ConfigError, longest_prompt, rows_per_group
 from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
-from cgrpo_jax.learning.update import Learner, TrainState, init_state, make_optimizer, state_shardings
+from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
 from cgrpo_jax.text.tokenizer import Tokenizer
-from cgrpo_jax.workdir.checkpoints import Checkpointer, with_shardings
+from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
 
 PACKAGE = "package://"
 
@@ -145,61 +143,24 @@ def terms(cfg: Config) -> Terms:
 
 
 def initial_params(run: Run) -> Params:
-    """float32 parameters on the mesh, streamed from the folder or drawn fresh."""
+    """float32 parameters on the mesh, streamed from the folder or drawn fresh.
+
+    Raises:
+      CheckpointError: the folder cannot be read, or a parameter holds a NaN or an infinity.
+    """
     if not run.cfg.model.random_init:
         sharding_of = functools.partial(sharding.param_sharding, run.mesh)
-        return hf.load_params(run.folder, run.model, sharding_of, jnp.float32)
+        params = hf.load_params(run.folder, run.model, sharding_of, jnp.float32)
+        check_finite(str(run.folder), params)
+        return params
     shardings = sharding.param_shardings(run.mesh, hf.abstract_params(run.model))
     init = jax.jit(lambda key: init_params(run.model, key), out_shardings=shardings)
     return init(jax.random.key(run.cfg.seed))
 
 
-class Start(NamedTuple):
-    """Where a run begins: fresh, or from the newest checkpoint of its workdir."""
-
-    state: TrainState
-    step: int
-    problems_seen: int  # position in the training stream
-    config: dict[str, Any] | None  # the checkpoint's; None where the run is fresh
-
-
-def initial_state(run: Run, checkpointer: Checkpointer) -> Start:
-    """The newest checkpoint of the workdir, else the initial model at step 0."""
-    step = checkpointer.newest()
-    if step is None:
-        return Start(init_state(run.learner, run.mesh, initial_params(run)), 0, 0, None)
+def abstract_state(run: Run) -> TrainState:
+    """Shapes, dtypes and shardings of the train state."""
     params = hf.abstract_params(run.model, jnp.float32)
     tx = make_optimizer(run.learner.optimizer, run.learner.total_updates)
-    abstract = TrainState(params, jax.eval_shape(tx.init, params))
-    shardings = state_shardings(run.learner, run.mesh, params)
-    parts = checkpointer.restore(step, **with_shardings(abstract, shardings)._asdict())
-    meta = parts.pop("meta")
-    return Start(TrainState(**parts), meta["step"], meta["problems_seen"], meta["config"])
-
-
-def checkpoint_meta(run: Run, step: int, problems_seen: int) -> dict[str, Any]:
-    """What a checkpoint holds beside the arrays. Randomness derives from seed and step: it has no state."""
-    return {"step": step, "problems_seen": problems_seen, "config": dataclasses.asdict(run.cfg)}
-
-
-def start_workdir(run: Run, start: Start, workdir: pathlib.Path, log) -> None:
-    """Writes `config.json` and the side files that an export needs; names what changed since the checkpoint."""
-    new = dataclasses.asdict(run.cfg)
-    if start.config is not None:
-        old = _flat(start.config)
-        changed = {key: value for key, value in _flat(new).items() if old.get(key) != value}
-        for key, value in changed.items():
-            log(f"changed since step {start.step}: {key} = {value!r} (was {old.get(key)!r})")
-        log(f"resuming after step {start.step}")
-    (workdir / "hf").mkdir(parents=True, exist_ok=True)
-    hf.copy_side_files(run.folder, workdir / "hf")
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(new, indent=2) + "\n")
-    partial.rename(workdir / "config.json")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    state = TrainState(params, jax.eval_shape(tx.init, params))
+    return with_shardings(state, state_shardings(run.learner, run.mesh, params))

@@ -35,9 +35,9 @@ def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
                 f"{folder}: no checkpoint{f' of step {step}' if steps else ''}; there: {steps or 'none'}"
             )
         chosen = steps[-1] if step is None else step
-        return restore_params(folder / "checkpoints" / str(chosen) / "params", sharding_of), folder / "hf"
+        return restore_params(folder / "checkpoints" / str(chosen), sharding_of), folder / "hf"
     if (folder / "params").is_dir():
-        return restore_params(folder / "params", sharding_of), folder / "hf"
+        return restore_params(folder, sharding_of), folder / "hf"
     folder = model_folder(source)
     return hf.load_params(folder, config_from_hf(folder), sharding_of), folder
 
@@ -62,7 +62,7 @@ def convert(
         (folder / "hf").mkdir()
         hf.copy_side_files(side, folder / "hf")
         cast = params if target is None else jax.tree.map(lambda x: x.astype(target), params)
-        save_params(folder / "params", cast)
+        save_params(folder, cast)
 
 
 def main() -> None:

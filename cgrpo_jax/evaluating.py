@@ -25,6 +25,7 @@ from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
 from cgrpo_jax.sampling.sampler import room_for
 from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.progress import Progress
 
 
@@ -104,7 +105,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
     prompt_tokens = lambda problem: len(run.tokenizer.encode_chat(problem.messages))
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
     compiled = compilation.watch()
-    with Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
+    with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
         if run.tokenizer.plain:
             progress.log("the model has no chat template: prompts are plain text")
         tasks = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 
 import jax
 import numpy as np
 
-from cgrpo_jax import build
+from cgrpo_jax import build, resuming
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
@@ -17,6 +18,7 @@ from cgrpo_jax.learning.packing import Bins, pack
 from cgrpo_jax.learning.update import make_update, put_bins
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
+from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -47,17 +49,22 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
         )
     run = build.open_run(cfg)
     cfg, steps, compiled = run.cfg, run.cfg.train.steps, compilation.watch()
-    workdir.mkdir(parents=True, exist_ok=True)
-    with Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer:
-        start = build.initial_state(run, checkpointer)
-        build.start_workdir(run, start, workdir, print)
-        state, first_step = start.state, start.step
-        del start  # the update donates the state it holds
+    with (
+        exclusive(workdir),
+        Progress(0, steps) as progress,
+        Checkpointer(workdir, cfg.checkpoint, progress.log) as checkpointer,
+    ):
+        past = resuming.look_back(run, checkpointer, progress.log)
+        if resuming.all_done(run, past, progress.log):
+            return
+        progress.resume_at(past.step)
+        state, past = resuming.initial_state(run, checkpointer, past)
+        resuming.start_workdir(run, past, workdir, progress.log)
         update = make_update(run.learner, run.mesh, state.params)
-        writer = Writer(workdir, first_step)
         nonfinite = 0
-        with Progress(first_step, steps) as progress:
-            for step in range(first_step, steps):
+        with contextlib.closing(Writer(workdir, past.step, progress.log)) as writer:
+            for step in range(past.step, steps):
+                checkpointer.check()  # a save that failed behind the last step
                 with progress.phase("update"):
                     bins = put_bins(run.mesh, _bins_of_step(run, step))
                     state, sums = update(state, {}, bins)
@@ -69,6 +76,5 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                 progress.step_done(step + 1, {"loss": values["loss/total"], "s": values["seconds/update"]})
                 if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == steps:
                     seen = (step + 1) * cfg.train.prompts
-                    checkpointer.save(step + 1, state, build.checkpoint_meta(run, step + 1, seen))
-        writer.close()
-        print(f"compiled {compiled}")
+                    checkpointer.save(step + 1, state, resuming.checkpoint_meta(run, past, step + 1, seen))
+        progress.log(f"compiled {compiled}")

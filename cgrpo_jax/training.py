@@ -3,151 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 
-from cgrpo_jax import build
-from cgrpo_jax.build import Run
+from cgrpo_jax import build, resuming
 from cgrpo_jax.config import Config
-from cgrpo_jax.data.sources import DataError, Problems, load_problems, prompt_fault
-from cgrpo_jax.data.tasks import load_task, parse_names
-from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
-from cgrpo_jax.grading import equivalence, rewards
-from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, BinSize, PackingError, Terms, pack
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
 from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
 from cgrpo_jax.options import SamplingConfig
-from cgrpo_jax.records import Group, Problem, Segment
-from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
-from cgrpo_jax.rollout.critics import CRITICS
-from cgrpo_jax.sampling.sampler import Sampler, Stats
+from cgrpo_jax.records import Group, Segment, Source
+from cgrpo_jax.sampling.sampler import Sampler
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
-from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
-from cgrpo_jax.workdir.progress import Progress
+from cgrpo_jax.workdir.lock import exclusive
+from cgrpo_jax.workdir.metrics import Writer
+from cgrpo_jax.workdir.progress import Progress, Silence
 
-
-@dataclasses.dataclass
-class Desk:
-    """What the leader alone has: data, graders, files and clocks."""
-
-    run: Run
-    progress: Progress
-    verifier: Verifier
-    writer: Writer
-    problems: Problems
-    evaluations: dict[str, list[Problem]]  # metric name -> problems; none without eval.every
-
-    def collect(self, step: int, problems_seen: int, sampler: Sampler, hosts: Hosts) -> list[Group]:
-        """The rollout of a step."""
-        cfg = self.run.cfg
-        score = functools.partial(rewards.score, verifier=self.verifier)
-        method = Method(
-            samples=cfg.train.samples,
-            scorer=by_rule(score, self.run.tokenizer),
-            critic=CRITICS[cfg.refine.critique],
-            tokenizer=self.run.tokenizer,
-            refine=cfg.refine,
-            seed=cfg.seed,
-            step=step,
-        )
-        problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
-
-        def sample(source: Any) -> None:
-            sampler.run(AgreedSource(hosts, source))
-
-        return collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers)
-
-    def evaluate(self, step: int, sampler: Sampler, hosts: Hosts) -> dict[str, float]:
-        """Accuracies on what is held out, written and shown."""
-        cfg, values = self.run.cfg, dict[str, float]()
-        score = functools.partial(rewards.score, verifier=self.verifier)
-
-        def sample(source: Any) -> None:
-            sampler.run(AgreedSource(hosts, source))
-
-        with self.progress.phase("evaluate"):
-            sets = list(self.evaluations.values())
-            graded = sample_and_grade(sets, cfg.eval.samples, sample, score, self.run.tokenizer)
-            for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
-                values |= accuracies(asked, attempts, name)
-        self.writer.scalars(step, values | {"seconds/evaluate": self.progress.take_seconds()["evaluate"]})
-        for name in [name for name in values if f"{name}/low" in values]:
-            low, high = values[f"{name}/low"], values[f"{name}/high"]
-            self.progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
-        return values
-
-    def log_step(self, step: int, groups: Sequence[Group], sums: Sequence[dict[str, float]], stats: Stats) -> None:
-        """Metrics and rollouts of a step that is done."""
-        seconds = self.progress.take_seconds()
-        values = group_metrics(groups) | update_metrics(sums)
-        values |= {f"seconds/{name}": value for name, value in seconds.items()}
-        values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
-        values["sampler/nonfinite"] = float(stats.nonfinite)
-        tokens = {"sample": stats.tokens, "update": sum(update["tokens"] for update in sums)}
-        values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
-        self.writer.rollout(step, groups)
-        self.writer.scalars(step, values)
-        shown = {
-            "reward": values["reward/responses"],
-            "refined": values["refine/rate"],
-            "fixed": values.get("refine/success", 0.0),
-            "tok/s": values["tokens_per_s/sample"],
-            "s": sum(seconds.values()),
-        }
-        self.progress.step_done(step, shown)
-
-
-def _load_data(run: Run, verifier: Verifier, log) -> tuple[Problems, dict[str, list[Problem]], int]:
-    """The training stream, what is evaluated, and the tokens of the longest prompt of training that was looked at."""
-    cfg, lengths = run.cfg, [1]
-
-    def prompt_tokens(problem: Problem) -> int:
-        return len(run.tokenizer.encode_chat(problem.messages))
-
-    def measured(problem: Problem) -> int:
-        count = prompt_tokens(problem)
-        lengths.append(count)
-        return count
-
-    load = functools.partial(
-        load_problems, seed=cfg.seed, parsable=functools.partial(equivalence.readable, verifier=verifier), log=log
-    )
-    load_training = functools.partial(load, cfg.data, prompt_tokens=measured)
-    if not cfg.eval.every:
-        problems = load_training()
-        return problems, {}, max(lengths)
-    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
-    tasks = {
-        f"eval/{name}": [named.problem for named in load_task(name, where, cfg.eval.problems, cfg.data, fault, log)]
-        for name, where in parse_names(cfg.eval.tasks)
-    }
-    if tasks and not cfg.eval.source:
-        problems = load_training()
-        return problems, tasks, max(lengths)
-    test = dataclasses.replace(cfg.data, split=cfg.eval.split)
-    if cfg.eval.source:
-        test = dataclasses.replace(test, source=cfg.eval.source, revision=cfg.eval.revision)
-        test = dataclasses.replace(test, question_column="", answer_column="")
-    opened, faults = [], []
-    for open_source in (load_training, functools.partial(load, test, prompt_tokens=prompt_tokens)):
-        try:
-            opened.append(open_source())
-        except DataError as error:
-            faults.append(str(error))
-    if faults:  # of both at once
-        raise DataError("\n".join(faults))
-    problems, held_out = opened
-    count = cfg.eval.problems if held_out.size is None else min(cfg.eval.problems or held_out.size, held_out.size)
-    return problems, {"eval": [held_out.get(index) for index in range(count)]} | tasks, max(lengths)
+T = TypeVar("T")
 
 
 def packed(segments: Sequence[Segment], sizes: Sequence[BinSize], terms: Terms) -> Bins:
@@ -166,42 +46,67 @@ def make_bins(groups: Sequence[Group], cfg: Config, sizes: Sequence[BinSize]) ->
     return [packed(credit.segments(part, cfg.objective, constant), sizes, build.terms(cfg)) for part in parts]
 
 
+def on_all(hosts: Hosts, sampler: Sampler, lead: Callable[[Callable[[Source], None]], T] | None) -> T:
+    """What `lead` makes of a sampler that runs on all hosts; the others sample what its source asks, and make nothing."""
+    if lead is None:
+        sampler.run(AgreedSource(hosts, None))
+        return None  # type: ignore[return-value]
+
+    def sample(source: Source) -> None:
+        sampler.run(AgreedSource(hosts, source))
+
+    return lead(sample)
+
+
 def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> None:
     """Trains from the newest checkpoint of `workdir` (or from the start) to `cfg.train.steps`.
 
     Order of a step, never changed: problems, rollout, update, log, evaluate, save.
+
+    Args:
+      hosts: of a run of several processes, each of which calls this function; None: there is but one.
     """
     # ---- Build: everything that can be refused is refused here ----
     hosts = hosts or OneHost()
     run = build.open_run(cfg)
     cfg, steps, compiled = run.cfg, cfg.train.steps, compilation.watch()
-    workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(Checkpointer(workdir, cfg.checkpoint.keep))
-        progress = stack.enter_context(Progress(checkpointer.newest() or 0, steps))
-        verifier = stack.enter_context(Verifier(cfg.verifier))
-        problems, evaluations, longest = _load_data(run, verifier, progress.log)
-        sizes = build.bin_sizes(run, longest)
+        if hosts.leader:
+            stack.enter_context(exclusive(workdir))
+        progress = stack.enter_context(Progress(0, steps) if hosts.leader else Silence())
+        checkpointer = stack.enter_context(Checkpointer(workdir, cfg.checkpoint, progress.log))
+        past = hosts.agree(lambda: resuming.look_back(run, checkpointer, progress.log))
+        if resuming.all_done(run, past, progress.log):
+            return
+        progress.resume_at(past.step)
+        desk = stack.enter_context(open_desk(run, progress)) if hosts.leader else None
+        sizes = hosts.agree(lambda: build.bin_sizes(run, desk.longest_prompt))
+        evaluates = hosts.agree(lambda: bool(desk.evaluations))
 
         # ---- Restore ----
-        start = build.initial_state(run, checkpointer)
-        build.start_workdir(run, start, workdir, progress.log)
-        state, first_step, problems_seen = start.state, start.step, start.problems_seen
-        del start  # the update donates the state it holds
-        reference = build.initial_params(run) if cfg.objective.kl_coef else None
+        state, past = resuming.initial_state(run, checkpointer, past)
+        reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
+        if desk is not None:
+            resuming.start_workdir(run, past, workdir, progress.log)
+            desk.writer = Writer(workdir, past.step, progress.log)
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)
-        desk = Desk(run, progress, verifier, Writer(workdir, first_step), problems, evaluations)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
+        problems_seen, nonfinite = past.problems_seen, 0  # of nonfinite steps: how many in a row
 
-        if first_step == 0 and evaluations:
-            desk.evaluate(0, run.sampler.bind(state.params, 0, eval_sampling), hosts)
-        nonfinite = 0  # steps in a row
-        for step in range(first_step, steps):
+        def evaluate(step: int) -> dict[str, float]:
+            with progress.phase("evaluate"):
+                sampler = run.sampler.bind(state.params, step, eval_sampling)
+                return on_all(hosts, sampler, desk and functools.partial(desk.evaluate, step))
+
+        if past.step == 0 and evaluates:
+            evaluate(0)
+        for step in range(past.step, steps):
+            checkpointer.check()  # a save that failed behind the last step
             # ---- Rollout ----
             with progress.phase("sample"):
                 sampler = run.sampler.bind(state.params, step, cfg.sampling)
-                groups = desk.collect(step, problems_seen, sampler, hosts)
+                groups = on_all(hosts, sampler, desk and functools.partial(desk.collect, step, problems_seen))
                 stats = sampler.stats
                 del sampler  # and its copy of the weights, before the update
 
@@ -217,19 +122,19 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
                 for bins in updates:
                     state, sums = update(state, {}, bins)
                     sums_of_updates.append({name: float(value) for name, value in jax.device_get(sums).items()})
-            found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)
-            nonfinite = nonfinite_steps(nonfinite, step + 1, found, cfg.train.max_nonfinite)
 
             # ---- Log, evaluate, save ----
-            done, problems_seen = step + 1, problems_seen + cfg.train.prompts
-            if step == first_step:
+            done, problems_seen, evaluated = step + 1, problems_seen + cfg.train.prompts, None
+            if step == past.step:
                 progress.log(f"compiled {compiled}")
-            desk.log_step(done, groups, sums_of_updates, stats)
-            if evaluations and (done % cfg.eval.every == 0 or done == steps):
-                desk.evaluate(done, run.sampler.bind(state.params, done, eval_sampling), hosts)
+            if desk is not None:
+                desk.log_step(done, groups, sums_of_updates, stats)
+            found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)
+            nonfinite = nonfinite_steps(nonfinite, done, found, cfg.train.max_nonfinite)
+            if evaluates and (done % cfg.eval.every == 0 or done == steps):
+                evaluated = evaluate(done)
             if done % cfg.checkpoint.every == 0 or done == steps:
-                checkpointer.save(done, state, build.checkpoint_meta(run, done, problems_seen))
-        desk.writer.close()
+                checkpointer.save(done, state, resuming.checkpoint_meta(run, past, done, problems_seen), evaluated)
         checkpointer.wait()
         progress.log(f"compiled {compiled}")
         progress.log(

@@ -266,6 +266,7 @@ def save_hf(
         dtype_on_file = ""  # of the first tensor, the embedding
         for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):
             save_file(shard, folder / f"{len(sizes)}.safetensors", metadata={"format": "pt"})
+            shutil.copymode(folder / "config.json", folder / f"{len(sizes)}.safetensors")  # by the umask, not 0600
             sizes.append({name: array.nbytes for name, array in shard.items()})
             dtype_on_file = dtype_on_file or str(next(iter(shard.values())).dtype)
         if len(sizes) == 1:
