@@ -1,0 +1,103 @@
+"""The parts of an evaluation: identity of problems and models, the store's clock, metrics of an evaluation in training."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from cgrpo_jax.evaluation import store
+from cgrpo_jax.evaluation.intervals import wilson
+from cgrpo_jax.evaluation.sample import accuracies, nonfinite_tokens
+from cgrpo_jax.grading.choices import choice_problem
+from cgrpo_jax.records import Attempt, Completion, Problem
+from cgrpo_jax.text.prompts import question_messages
+
+
+def problem(question, answer="1", tag=""):
+    return Problem(question, answer, question_messages(question), tag=tag)
+
+
+def attempt(correct, logp=(-0.5, -0.1)):
+    logp = np.array(logp, np.float32)
+    return Attempt(Completion(np.arange(len(logp), dtype=np.int32), logp, logp, True), "", float(correct), None, "ok")
+
+
+def test_a_problem_is_its_question_its_gold_and_its_options():
+    from cgrpo_jax.evaluation.identity import problem_digest
+
+    first = problem_digest(problem("What is 1?"))
+    assert first == problem_digest(problem(" What is 1?\n", tag="hard"))
+    assert len({first, problem_digest(problem("What is 2?")), problem_digest(problem("What is 1?", "2"))}) == 3
+
+
+def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown():
+    from cgrpo_jax.evaluation.identity import problem_digest
+
+    shown = [choice_problem("Which?", ["red", "blue", "green"], 1, str(row)) for row in range(12)]
+    assert len({one.question for one in shown}) > 1
+    assert len({problem_digest(one) for one in shown}) == 1
+    others = [
+        ("Which?", ["red", "blue", "green"], 2),
+        ("Which?", ["red", "blue", "grey"], 1),
+        ("Why?", ["red", "blue", "green"], 1),
+    ]
+    digests = {problem_digest(choice_problem(*other, "0")) for other in others} | {problem_digest(shown[0])}
+    assert len(digests) == 4
+
+
+def test_weights_are_all_safetensors_and_their_index(tmp_path):
+    from cgrpo_jax.evaluation.identity import files_digest, weights_digest
+
+    changes = [
+        ("a.safetensors", b"1"),
+        ("b.safetensors", b"1"),
+        ("b.safetensors", b"2"),
+        ("model.safetensors.index.json", b"{}"),
+    ]
+    seen = {weights_digest(tmp_path)}
+    for name, content in changes:
+        (tmp_path / name).write_bytes(content)
+        seen.add(weights_digest(tmp_path))
+    assert len(seen) == 5
+    before = weights_digest(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert weights_digest(tmp_path) == before
+    both = files_digest(tmp_path, ["config.json", "a.safetensors", "missing"])
+    assert both == files_digest(tmp_path, ["a.safetensors", "config.json"]) != files_digest(tmp_path, ["config.json"])
+
+
+def test_wall_times_of_processes_add_up(tmp_path, monkeypatch):
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(store.time, "perf_counter", lambda: float(next(clock)))
+    first = store.SamplingRuns(tmp_path / "runs.json")
+    first.begin(0, 6)
+    first.answered(100)
+    first.answered(60)
+    killed = store.SamplingRuns(tmp_path / "runs.json")
+    killed.begin(2, 6)  # ends before its first answer
+    last = store.SamplingRuns(tmp_path / "runs.json")
+    last.begin(2, 6)
+    last.answered(20)
+    got = store.SamplingRuns(tmp_path / "runs.json").summary()
+    assert (got["seconds"], got["tokens"], got["tokens_per_s"]) == (20 + 10, 180, 6)
+    assert last.resumed("bfloat16").startswith("Resumed after 2 of 6 answers. The last bits of bfloat16 logits")
+    assert first.resumed("float32") is None
+
+
+def test_accuracy_in_training_is_over_distinct_problems():
+    """The first of two problems stands in eight rows: its copies are no further evidence."""
+    problems = [problem("A", tag="hard")] * 8 + [problem("B")]
+    got = accuracies(problems, [[attempt(1), attempt(0)]] * 8 + [[attempt(0), attempt(0)]], "eval")
+    assert got["eval/pass@1"] == pytest.approx(0.25)
+    assert (got["eval/pass@1/low"], got["eval/pass@1/high"]) == pytest.approx(wilson(0.25, 2))
+    assert (got["eval/pass@1/hard/low"], got["eval/pass@1/hard/high"]) == pytest.approx(wilson(0.5, 1))
+    assert "eval/nonfinite" not in got
+
+
+def test_tokens_of_no_finite_log_probability_are_counted():
+    broken = [attempt(0, (np.nan, -1.0, np.inf)), attempt(0, (-np.inf,)), attempt(1)]
+    assert nonfinite_tokens([one.completion for one in broken]) == 3
+    assert nonfinite_tokens([broken[2].completion._replace(logp=np.zeros(0, np.float32))]) == 0
+    got = accuracies([problem("A")], [broken], "eval/gsm8k")
+    assert got["eval/gsm8k/nonfinite"] == 3 and json.dumps(got)
