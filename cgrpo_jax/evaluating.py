@@ -66,13 +66,18 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises ConfigError where `folder` holds responses that were sampled otherwise, or of nobody knows which model."""
+    """Raises ConfigError where `folder` holds responses that were sampled otherwise, or by nobody knows which model."""
     path = folder / "settings.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=1) + "\n")
+        partial.rename(path)
         return
-    old = json.loads(path.read_text())
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); take another workdir") from None
     if missing := [name for name in settings if name not in old]:
         raise ConfigError(
             f"{path}: no {', '.join(missing)} in it (an older version wrote it), so the stored answers may be another "

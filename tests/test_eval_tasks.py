@@ -178,6 +178,9 @@ def test_stored_answers_of_a_model_that_nobody_named_are_refused(done, tmp_path)
     path.write_text(json.dumps({name: value for name, value in old.items() if name not in ("weights", "files")}))
     with pytest.raises(ConfigError, match=r"settings.json: no weights, files in it \(an older version wrote it\)"):
         evaluate_tasks(settings(done), tmp_path / "w")
+    path.write_text('{"weights"')
+    with pytest.raises(ConfigError, match=r"settings.json: not valid JSON"):
+        evaluate_tasks(settings(done), tmp_path / "w")
 
 
 def test_a_model_of_nan_is_an_error_and_not_a_score(tmp_path):

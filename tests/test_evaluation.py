@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluation import store
+from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import wilson
 from cgrpo_jax.evaluation.sample import accuracies, nonfinite_tokens
 from cgrpo_jax.grading.choices import choice_problem
@@ -24,16 +26,12 @@ def attempt(correct, logp=(-0.5, -0.1)):
 
 
 def test_a_problem_is_its_question_its_gold_and_its_options():
-    from cgrpo_jax.evaluation.identity import problem_digest
-
     first = problem_digest(problem("What is 1?"))
     assert first == problem_digest(problem(" What is 1?\n", tag="hard"))
     assert len({first, problem_digest(problem("What is 2?")), problem_digest(problem("What is 1?", "2"))}) == 3
 
 
 def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown():
-    from cgrpo_jax.evaluation.identity import problem_digest
-
     shown = [choice_problem("Which?", ["red", "blue", "green"], 1, str(row)) for row in range(12)]
     assert len({one.question for one in shown}) > 1
     assert len({problem_digest(one) for one in shown}) == 1
@@ -47,8 +45,6 @@ def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown():
 
 
 def test_weights_are_all_safetensors_and_their_index(tmp_path):
-    from cgrpo_jax.evaluation.identity import files_digest, weights_digest
-
     changes = [
         ("a.safetensors", b"1"),
         ("b.safetensors", b"1"),
@@ -83,6 +79,9 @@ def test_wall_times_of_processes_add_up(tmp_path, monkeypatch):
     assert (got["seconds"], got["tokens"], got["tokens_per_s"]) == (20 + 10, 180, 6)
     assert last.resumed("bfloat16").startswith("Resumed after 2 of 6 answers. The last bits of bfloat16 logits")
     assert first.resumed("float32") is None
+    (tmp_path / "runs.json").write_text("[{")
+    with pytest.raises(DataError, match=r"runs.json: not valid JSON .*; remove it"):
+        store.SamplingRuns(tmp_path / "runs.json")
 
 
 def test_accuracy_in_training_is_over_distinct_problems():

@@ -106,11 +106,19 @@ class SamplingRuns:
 
     `runs` has an entry a process: {"stored": answers there were, "of": answers asked for, "seconds": wall time up to
     its last answer, loading and compiling included, "tokens": sampled}.
+
+    Raises:
+      DataError: the file is damaged.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.runs: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        self.runs: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                self.runs = json.loads(path.read_text())
+            except ValueError as error:
+                raise DataError(f"{path}: not valid JSON ({error}); remove it, and time is counted anew") from None
 
     def begin(self, stored: int, of: int) -> None:
         """The clock of this process starts."""

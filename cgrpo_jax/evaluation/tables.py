@@ -23,6 +23,7 @@ SAMPLED = ("max_new_tokens", "temperature", "top_p", "samples", "thinking", "dty
 # Okabe and Ito's colours: told apart by the colour-blind, and with a marker each.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
 ACROSS = 3  # panels side by side
+PERCENT = (-2, 102)  # of an axis: whole markers at both ends
 
 
 class ReportError(ValueError):
@@ -175,7 +176,7 @@ def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
             axis.plot(ks, _curve(of["pass@k"], ks), color=colour, marker=marker, markersize=4, label=name)
             low, high = _curve(of["pass@k/low"], ks), _curve(of["pass@k/high"], ks)
             axis.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.set(title=task, xscale="log", xlabel="k", ylabel="pass@k (%)", ylim=(0, 100))
+        axis.set(title=task, xscale="log", xlabel="k", ylabel="pass@k (%)", ylim=PERCENT)
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted(ticks), [str(k) for k in sorted(ticks)])
         axis.grid(alpha=0.3)
@@ -194,7 +195,7 @@ def plot_pass_at_1(runs: Mapping[str, Results], path: pathlib.Path) -> None:
         error = np.abs(np.stack([mean - low, high - mean]))
         axis.errorbar(place, mean, error, fmt=marker, color=colour, capsize=3, label=name)
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-    axis.set(ylabel="pass@1 (%)", ylim=(0, 100))
+    axis.set(ylabel="pass@1 (%)", xlim=(-0.5, len(tasks) - 0.5), ylim=PERCENT)
     axis.grid(axis="y", alpha=0.3)
     _finish(figure, [axis], len(runs), path)
 
