@@ -66,7 +66,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises ConfigError where `folder` holds responses that were sampled otherwise, or by nobody knows which model."""
+    """Raises ConfigError where `folder` holds responses of other settings, or of a model that is not named."""
     path = folder / "settings.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
