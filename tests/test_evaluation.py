@@ -2,16 +2,19 @@
 
 import itertools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.evaluation import store
 from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import wilson
 from cgrpo_jax.evaluation.sample import accuracies, nonfinite_tokens
 from cgrpo_jax.grading.choices import choice_problem
+from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Attempt, Completion, Problem
 from cgrpo_jax.text.prompts import question_messages
 
@@ -42,6 +45,14 @@ def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown():
     ]
     digests = {problem_digest(choice_problem(*other, "0")) for other in others} | {problem_digest(shown[0])}
     assert len(digests) == 4
+
+
+def test_the_authors_file_holds_1560_distinct_problems(shared_data):
+    """2,019 rows: AIME's 30 problems stand there eight times, AMC's 83 four times, all others once."""
+    path = shared_data / "benchmarks/critique_grpo_test.parquet"
+    task = load_task("validation", str(path), 0, DataConfig(), lambda problem: None, print)
+    rows = Counter(problem_digest(named.problem) for named in task)
+    assert Counter(rows.values()) == {1: 1447, 4: 83, 8: 30} and rows.total() == 2019
 
 
 def test_weights_are_all_safetensors_and_their_index(tmp_path):

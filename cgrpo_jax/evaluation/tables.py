@@ -89,8 +89,9 @@ def table(results: Results) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
     asked = ", ".join(f"{name} {shown(name, value)}" for name, value in results["settings"].items())
     meaning = (
-        "n: distinct problems, copies where a problem stands in several rows, samples a row. Intervals: Wilson over "
-        "distinct problems; of the mean, bootstrap over distinct problems within each task."
+        "n: distinct problems, copies where a problem stands in several rows, samples a row. Accuracies are means over "
+        "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, bootstrap over "
+        "distinct problems within each task."
     )
     notes = [meaning, "", _sampling(results["sampling"]), *(part for note in results["notes"] for part in ("", note))]
     return "\n".join([f"# {results['model']}", "", asked, "", *lines, "", *notes, ""])
