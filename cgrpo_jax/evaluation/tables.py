@@ -90,8 +90,8 @@ def table(results: Results) -> str:
     asked = ", ".join(f"{name} {shown(name, value)}" for name, value in results["settings"].items())
     meaning = (
         "n: distinct problems, copies where a problem stands in several rows, samples a row. Accuracies are means over "
-        "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, bootstrap over "
-        "distinct problems within each task."
+        "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, bootstrap "
+        "over distinct problems within each task."
     )
     notes = [meaning, "", _sampling(results["sampling"]), *(part for note in results["notes"] for part in ("", note))]
     return "\n".join([f"# {results['model']}", "", asked, "", *lines, "", *notes, ""])
