@@ -50,7 +50,17 @@ def own_model(tmp_path):
 
 def change_weights(model, change):
     tensors = load_file(model / "model.safetensors")
-    save_file({name: change(value) for name, value in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    changed = {name: change(name, value.astype(np.float32)) for name, value in tensors.items()}
+    save_file(changed, model / "model.safetensors", {"format": "pt"})
+
+
+def negated(name, value):
+    return -value
+
+
+def overflowing(name, value):
+    """Finite weights, of which the last norm's are so large that no logit is."""
+    return np.full_like(value, 3e38) if name == "model.norm.weight" else value
 
 
 def cut(workdir, lines):
@@ -140,7 +150,7 @@ def test_a_model_that_was_replaced_at_its_path_is_not_given_the_old_ones_answers
     cfg = settings(tmp_path, **{"model.path": str(model), "eval.problems": 2, "eval.samples": 1})
     evaluate_tasks(cfg, tmp_path / "w")
     stored = (tmp_path / "w/eval/settings.json").read_text()
-    change_weights(model, lambda value: -value)
+    change_weights(model, negated)
     with pytest.raises(ConfigError, match=r"other settings: weights = [0-9a-f]{12} \(was [0-9a-f]{12}\); take another"):
         evaluate_tasks(cfg, tmp_path / "w")
     shutil.copyfile(QUICKSTART / "model.safetensors", model / "model.safetensors")
@@ -162,7 +172,7 @@ def test_weights_that_are_replaced_while_they_are_read_are_refused(tmp_path, mon
     model, load = own_model(tmp_path), build.initial_params
 
     def replace_and_load(run):
-        change_weights(model, lambda value: -value)
+        change_weights(model, negated)
         return load(run)
 
     monkeypatch.setattr("cgrpo_jax.build.initial_params", replace_and_load)
@@ -183,9 +193,9 @@ def test_stored_answers_of_a_model_that_nobody_named_are_refused(done, tmp_path)
         evaluate_tasks(settings(done), tmp_path / "w")
 
 
-def test_a_model_of_nan_is_an_error_and_not_a_score(tmp_path):
+def test_a_model_that_computes_nan_is_an_error_and_not_a_score(tmp_path):
     model = own_model(tmp_path)
-    change_weights(model, lambda value: np.full_like(value, np.nan))
+    change_weights(model, overflowing)
     cfg = settings(tmp_path, **{"model.path": str(model), "eval.problems": 2})
     for _ in range(2):  # the second time from what is stored
         with pytest.raises(CheckpointError, match=r"responses.jsonl: \d+ of \d+ sampled tokens have .* not finite"):

@@ -13,9 +13,9 @@ from cgrpo_jax.evaluation import store
 from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import wilson
 from cgrpo_jax.evaluation.sample import accuracies, nonfinite_tokens
-from cgrpo_jax.grading.choices import choice_problem
+from cgrpo_jax.grading import rewards
 from cgrpo_jax.options import DataConfig
-from cgrpo_jax.records import Attempt, Completion, Problem
+from cgrpo_jax.records import Completion, Problem
 from cgrpo_jax.text.prompts import question_messages
 
 
@@ -25,7 +25,10 @@ def problem(question, answer="1", tag=""):
 
 def attempt(correct, logp=(-0.5, -0.1)):
     logp = np.array(logp, np.float32)
-    return Attempt(Completion(np.arange(len(logp), dtype=np.int32), logp, logp, True), "", float(correct), None, "ok")
+    completion = Completion(np.arange(len(logp), dtype=np.int32), logp, logp, True)
+    asked = Problem("?", "1", question_messages("?"), "exact")
+    (graded,) = rewards.score([(asked, completion, "\\boxed{1}" if correct else "\\boxed{2}")], verifier=None)
+    return graded
 
 
 def test_a_problem_is_its_question_its_gold_and_its_options():
@@ -34,17 +37,18 @@ def test_a_problem_is_its_question_its_gold_and_its_options():
     assert len({first, problem_digest(problem("What is 2?")), problem_digest(problem("What is 1?", "2"))}) == 3
 
 
-def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown():
-    shown = [choice_problem("Which?", ["red", "blue", "green"], 1, str(row)) for row in range(12)]
-    assert len({one.question for one in shown}) > 1
-    assert len({problem_digest(one) for one in shown}) == 1
-    others = [
-        ("Which?", ["red", "blue", "green"], 2),
-        ("Which?", ["red", "blue", "grey"], 1),
-        ("Why?", ["red", "blue", "green"], 1),
+def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown(tmp_path):
+    """The order depends on the row; another right option, other options and another question are other problems."""
+    same = {"question": "Which?", "choices": ["red", "blue", "green"], "answer": 1}
+    others = [same | {"answer": 2}, same | {"choices": ["red", "blue", "grey"]}, same | {"question": "Why?"}]
+    path = tmp_path / "choices.jsonl"
+    path.write_text("\n".join(map(json.dumps, [same] * 12 + others)))
+    problems = [
+        named.problem for named in load_task("mmlu_stem", str(path), 0, DataConfig(), lambda problem: None, print)
     ]
-    digests = {problem_digest(choice_problem(*other, "0")) for other in others} | {problem_digest(shown[0])}
-    assert len(digests) == 4
+    assert len({one.question for one in problems[:12]}) > 1
+    assert len({problem_digest(one) for one in problems[:12]}) == 1
+    assert len({problem_digest(one) for one in problems[11:]}) == 4
 
 
 def test_the_authors_file_holds_1560_distinct_problems(shared_data):
