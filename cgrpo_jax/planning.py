@@ -56,7 +56,7 @@ def abstract_params(run: Run) -> Any:
 
 def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
     """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
-    cfg, params, state = run.cfg, abstract_params(run), abstract_state(run)
+    cfg, params, state = run.cfg, abstract_params(run), build.abstract_state(run)
     yield Program("init", make_init(run.learner, run.mesh, params), (params,))
     several, kl = cfg.train.updates_per_rollout > 1, cfg.objective.kl_coef > 0
     for size in sizes:
@@ -96,7 +96,7 @@ def samplings(run: Run) -> list[SamplingConfig]:
 
 def _sampler_weights(run: Run, params: Any) -> tuple[Program | None, Any]:
     setup = run.sampler
-    layout = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
+    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
     stale = sampling.stale_weights(params, **layout)
     if not stale:
         return None, params

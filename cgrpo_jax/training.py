@@ -38,19 +38,20 @@ def packed(segments: Sequence[Segment], sizes: Sequence[BinSize], terms: Terms) 
     return pack(segments, sizes[-1], terms)
 
 
-def make_bins(groups: Sequence[Group], cfg: Config, sizes: Sequence[BinSize]) -> list[Bins]:
+def make_bins(groups: Sequence[Group] | None, cfg: Config, sizes: Sequence[BinSize]) -> list[Bins]:
     """The bins of each update of this rollout, which has its own share of the problems."""
+    assert groups is not None  # only the leader packs
     share = len(groups) // cfg.train.updates_per_rollout
     parts = [groups[first : first + share] for first in range(0, len(groups), share)]
     constant = float(cfg.sampling.max_new_tokens)
     return [packed(credit.segments(part, cfg.objective, constant), sizes, build.terms(cfg)) for part in parts]
 
 
-def on_all(hosts: Hosts, sampler: Sampler, lead: Callable[[Callable[[Source], None]], T] | None) -> T:
-    """What `lead` makes of a sampler that runs on all hosts; the others sample what its source asks, and make nothing."""
+def on_all(hosts: Hosts, sampler: Sampler, lead: Callable[[Callable[[Source], None]], T] | None) -> T | None:
+    """What `lead` makes of a sampler that runs on all hosts. The others sample what its source asks, and have none."""
     if lead is None:
         sampler.run(AgreedSource(hosts, None))
-        return None  # type: ignore[return-value]
+        return None
 
     def sample(source: Source) -> None:
         sampler.run(AgreedSource(hosts, source))
@@ -73,15 +74,14 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
     with contextlib.ExitStack() as stack:
         if hosts.leader:
             stack.enter_context(exclusive(workdir))
-        progress = stack.enter_context(Progress(0, steps) if hosts.leader else Silence())
+        progress: Progress | Silence = stack.enter_context(Progress(0, steps)) if hosts.leader else Silence()
         checkpointer = stack.enter_context(Checkpointer(workdir, cfg.checkpoint, progress.log))
         past = hosts.agree(lambda: resuming.look_back(run, checkpointer, progress.log))
         if resuming.all_done(run, past, progress.log):
             return
         progress.resume_at(past.step)
-        desk = stack.enter_context(open_desk(run, progress)) if hosts.leader else None
-        sizes = hosts.agree(lambda: build.bin_sizes(run, desk.longest_prompt))
-        evaluates = hosts.agree(lambda: bool(desk.evaluations))
+        desk = stack.enter_context(open_desk(run, progress)) if isinstance(progress, Progress) else None
+        sizes = hosts.agree(lambda: build.bin_sizes(run, desk.longest_prompt if desk else 0))
 
         # ---- Restore ----
         state, past = resuming.initial_state(run, checkpointer, past)
@@ -94,19 +94,19 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
         problems_seen, nonfinite = past.problems_seen, 0  # of nonfinite steps: how many in a row
 
-        def evaluate(step: int) -> dict[str, float]:
+        def evaluate(step: int) -> dict[str, float] | None:
             with progress.phase("evaluate"):
                 sampler = run.sampler.bind(state.params, step, eval_sampling)
-                return on_all(hosts, sampler, desk and functools.partial(desk.evaluate, step))
+                return on_all(hosts, sampler, functools.partial(desk.evaluate, step) if desk else None)
 
-        if past.step == 0 and evaluates:
+        if past.step == 0 and cfg.eval.every:
             evaluate(0)
         for step in range(past.step, steps):
             checkpointer.check()  # a save that failed behind the last step
             # ---- Rollout ----
             with progress.phase("sample"):
                 sampler = run.sampler.bind(state.params, step, cfg.sampling)
-                groups = on_all(hosts, sampler, desk and functools.partial(desk.collect, step, problems_seen))
+                groups = on_all(hosts, sampler, functools.partial(desk.collect, step, problems_seen) if desk else None)
                 stats = sampler.stats
                 del sampler  # and its copy of the weights, before the update
 
@@ -127,11 +127,11 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
             done, problems_seen, evaluated = step + 1, problems_seen + cfg.train.prompts, None
             if step == past.step:
                 progress.log(f"compiled {compiled}")
-            if desk is not None:
+            if desk is not None and groups is not None:
                 desk.log_step(done, groups, sums_of_updates, stats)
             found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)
             nonfinite = nonfinite_steps(nonfinite, done, found, cfg.train.max_nonfinite)
-            if evaluates and (done % cfg.eval.every == 0 or done == steps):
+            if cfg.eval.every and (done % cfg.eval.every == 0 or done == steps):
                 evaluated = evaluate(done)
             if done % cfg.checkpoint.every == 0 or done == steps:
                 checkpointer.save(done, state, resuming.checkpoint_meta(run, past, done, problems_seen), evaluated)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cgrpo_jax.learning.packing import Bins
-from cgrpo_jax.model.attention import KVCache, after_prompt, among_themselves, attend_to_own, follow, keep_own
+from cgrpo_jax.model.attention import (
+    Extend,
+    KVCache,
+    Seen,
+    after_prompt,
+    among_themselves,
+    attend_to_own,
+    follow,
+    keep_own,
+)
 from cgrpo_jax.model.decoder import ModelConfig, Params, logits, run_layers
 
 LOGIT_ENTRIES = 1 << 24  # of one chunk of logits [rows of one device, time, V]: 64 MB in float32
@@ -23,11 +30,12 @@ def time_chunk(rows: int, steps: int, vocab: int) -> int:
 
 def hidden_states(cfg: ModelConfig, params: Params, one: Bins, *, dtype: DTypeLike, remat: str) -> jax.Array:
     """Final hidden states `[B, T, D]` of one bin (arrays without their leading [A])."""
-    if one.prompt_AQS is None:
+    if one.prompt_AQS is None or one.prompt_length_AQ is None:
         seen = among_themselves(one.segment_ABT, one.position_ABT)
-        past, extend = None, attend_to_own
+        past: KVCache | None = None
+        extend: Extend = attend_to_own
     else:
-        past, seen = _after_shared_prompts(cfg, params, one, dtype, remat)
+        past, seen = _after_prompts(cfg, params, one.prompt_AQS, one.prompt_length_AQ, one, dtype=dtype, remat=remat)
         extend = follow
     hidden_BTD, _ = run_layers(
         cfg, params, one.token_ABT, one.position_ABT, seen, past, extend, dtype=dtype, remat=remat
@@ -35,9 +43,17 @@ def hidden_states(cfg: ModelConfig, params: Params, one: Bins, *, dtype: DTypeLi
     return hidden_BTD
 
 
-def _after_shared_prompts(cfg: ModelConfig, params: Params, one: Bins, dtype: DTypeLike, remat: str) -> tuple[Any, Any]:
+def _after_prompts(
+    cfg: ModelConfig,
+    params: Params,
+    prompt_QS: jax.Array,
+    length_Q: jax.Array,
+    one: Bins,
+    *,
+    dtype: DTypeLike,
+    remat: str,
+) -> tuple[KVCache, Seen]:
     """Keys and values of each row's prompt, which ran once for all rows behind it, and what the rows see."""
-    prompt_QS, length_Q = one.prompt_AQS, one.prompt_length_AQ
     (Q, S), B = prompt_QS.shape, len(one.token_ABT)
     slot_QS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (Q, S))
     among = among_themselves((slot_QS < length_Q[:, None]).astype(jnp.int32), slot_QS)

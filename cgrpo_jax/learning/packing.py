@@ -206,7 +206,7 @@ def pack(segments: Sequence[Segment], size: BinSize, terms: Terms) -> Bins:
         a, unit = divmod(placed, units)
         if a >= size.capacity:
             raise PackingError(f"the segments of an update do not fit {size.capacity} bins of {size.rows} rows")
-        if size.prompts:
+        if bins.prompt_AQS is not None and bins.prompt_length_AQ is not None:
             if len(prompt) - 1 > size.prompt_slots:
                 raise PackingError(f"a prompt of {len(prompt)} tokens does not fit {size.prompt_slots} slots")
             bins.prompt_AQS[a, unit, : len(prompt) - 1] = prompt[:-1]

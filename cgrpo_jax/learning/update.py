@@ -103,8 +103,15 @@ def _bin(bins: Bins, index: jax.Array) -> Bins:
 
 
 def _logps(cfg: Learner, params: Params, one: Bins) -> tuple[jax.Array, jax.Array]:
-    layout = {"dtype": cfg.dtype, "remat": cfg.remat, "row_devices": cfg.row_devices}
-    return token_logps(cfg.model, params, one, temperature=cfg.temperature, **layout)
+    return token_logps(
+        cfg.model,
+        params,
+        one,
+        temperature=cfg.temperature,
+        row_devices=cfg.row_devices,
+        dtype=cfg.dtype,
+        remat=cfg.remat,
+    )
 
 
 def _tokens(one: Bins) -> Tokens:

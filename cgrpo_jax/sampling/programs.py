@@ -91,14 +91,14 @@ def _on(mesh: Mesh, x: jax.Array, *axes: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _sharding(mesh, x.shape, *axes))
 
 
-def slot_shardings(mesh: Mesh, slots: Slots) -> Slots:
+def slot_shardings(mesh: Mesh, slots: Slots) -> Any:
     """Rows over the data axes, key/value heads over `tensor`; of arrays or abstract ones."""
     layers = (None,) if slots.stacked else ()
-    cache = jax.tree.map(lambda x: _sharding(mesh, x.shape, *layers, ROWS, "tensor"), slots.cache)
+    cache: Any = jax.tree.map(lambda x: _sharding(mesh, x.shape, *layers, ROWS, "tensor"), slots.cache)
     vectors = {
         name: _sharding(mesh, x.shape, ROWS) for name, x in slots._asdict().items() if name not in ("cache", "time")
     }
-    return Slots(cache, _sharding(mesh, ()), **vectors)
+    return slots._replace(cache=cache, time=_sharding(mesh, ()), **vectors)  # type: ignore[arg-type]
 
 
 def prompt_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -121,7 +121,7 @@ def unrolls(platform: str) -> bool:
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
     """Parameters in the dtype and layout of the sampler; what needs no change is handed on, not copied."""
-    layout = {"dtype": dtype, "mesh": mesh, "unrolled": unrolled}
+    layout: dict[str, Any] = {"dtype": dtype, "mesh": mesh, "unrolled": unrolled}
     stale = stale_weights(params, **layout)
     return params | synced(stale, **layout) if stale else params
 

@@ -316,9 +316,16 @@ class _Schedule:
             leave_at = live - [0, *row_sizes(len(self.rows), self.setup.least_rows)][-2]
         setup, stats = self.setup, self.owner.stats
         self.slots, out = programs.decode(
-            self.owner.weights, self.slots, np.asarray(setup.eos_ids, np.int32), np.int32(max(1, leave_at)),
-            cfg=setup.model, sampling=drawing_of(self.owner.sampling), dtype=setup.dtype, mesh=setup.mesh, chunk=setup.chunk,
-        )  # fmt: skip
+            self.owner.weights,
+            self.slots,
+            np.asarray(setup.eos_ids, np.int32),
+            np.int32(max(1, leave_at)),
+            cfg=setup.model,
+            sampling=drawing_of(self.owner.sampling),
+            dtype=setup.dtype,
+            mesh=setup.mesh,
+            chunk=setup.chunk,
+        )
         chunk = jax.device_get(out)
         stats.row_steps += int(chunk.steps) * len(self.rows)
         done = []
