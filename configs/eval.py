@@ -25,5 +25,5 @@ def get_config(decoding: str = "greedy"):
     elif decoding == "greedy":
         config.eval.samples, config.eval.temperature = 1, 0.0
     else:
-        raise ValueError(f"configs/eval.py:{decoding}: greedy or pass_at_k")
+        raise ValueError(f"decoding {decoding!r}: greedy or pass_at_k")
     return config
