@@ -102,7 +102,7 @@ FLOORS = [
     {"main", "bench", "api"},
     {"training", "supervised", "evaluating", "convert", "eval_report", "embedded_model"},
     {"build"},
-    {"checks"},
+    {"checks", "config_files"},
     {"evaluation"},
     {"rollout"},
     {"data"},
@@ -113,7 +113,8 @@ FLOORS = [
     {"config", "grading"},
     {"options", "records"},
 ]
-NO_JAX = ("config.py", "options.py", "records.py", "rollout", "data", "grading", "text", "evaluation")
+NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")
+NO_JAX += ("rollout", "data", "grading", "text", "evaluation")
 
 
 def imported(path):

@@ -24,7 +24,8 @@ LLAMA3 = {
 CASES = {
     "llama": ("llama", {"tie_word_embeddings": False}),
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
-    "llama3_rope": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": False}),
+    # in the form of transformers 5, and of 4
+    "llama3_rope": ("llama", {"rope_parameters": LLAMA3, "rope_scaling": LLAMA3, "tie_word_embeddings": False}),
     "qwen2": ("qwen2", {"tie_word_embeddings": False}),
     "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"tie_word_embeddings": False}),
