@@ -154,7 +154,7 @@ class Checkpointer:
 
     def _note_best(self) -> None:
         """Says in the log and in `WORKDIR/best.json` which checkpoint is best, where that has changed."""
-        step = self.best() if self.metric else None
+        step = self.best() if self.metric and jax.process_index() == 0 else None
         if step is None:
             return
         note = {"step": step, "metric": self.metric, "value": self.manager.metrics(step)[self.metric]}

@@ -38,9 +38,11 @@ def _bits(leaf: jax.Array) -> jax.Array:
 
 def _sum(bits: jax.Array, seed: int) -> jax.Array:
     """One sum of a leaf, a uint32 scalar. The position enters axis by axis: no index can overflow."""
-    key = jnp.full(bits.shape, seed, jnp.uint32)
-    for axis in range(bits.ndim):
-        key = _mix(key ^ jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)) + jnp.uint32(seed)
+    key = jnp.full((1,) * bits.ndim, seed, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        along = [1] * bits.ndim
+        along[axis] = size
+        key = _mix((key ^ jax.lax.broadcasted_iota(jnp.uint32, along, axis)) + jnp.uint32(seed))
     return jnp.sum(_mix(bits ^ key), dtype=jnp.uint32)
 
 
