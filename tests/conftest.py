@@ -28,6 +28,7 @@ from cgrpo_jax import build
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES
+from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
 
