@@ -199,7 +199,7 @@ class _Schedule:
                     "positions"
                 )
             if request.name in self.under_way:
-                raise RequestError(f"{who}: {tuple(request.name)} is asked for while it is under way")
+                raise RequestError(f"{who}: {tuple(map(int, request.name))} is asked for while it is under way")
             self.under_way.add(request.name)
             self.queue.append(_Row(request, min(limit, room)))
             self.waiting[tuple(request.prompt_ids)] += 1
