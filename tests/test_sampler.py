@@ -117,14 +117,17 @@ def test_the_sampler_and_the_trainer_agree_on_smollm2(smollm2, mesh):
 
 @pytest.mark.parametrize("share", [True, False])
 def test_the_sampler_and_the_trainer_agree_in_bfloat16(setup, params, share):
-    """In nats, measured on the CPU: 0.0065 apart in the mean, 0.087 at most, and to neither side (0.0003)."""
+    """In nats, measured on the CPU: 0.0065 apart in the mean, 0.087 at most, and to neither side (0.0003).
+
+    Log-probabilities that were rounded to bfloat16 would be 0.0097 apart.
+    """
     requests = [request([7, p, 3, 4], p, g, limit=40) for p in range(3) for g in range(4)]
     low = dataclasses.replace(setup, dtype=jnp.bfloat16)
     sampler = low.bind(params, 0, SAMPLING)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(sampler.weights))
     got = sampler.sample(requests)
     gaps = trainer_gaps(low, params, requests, got, SAMPLING.temperature, share)
-    assert 0 < np.abs(gaps).mean() < 0.01 and np.abs(gaps).max() < 0.2 and abs(gaps.mean()) < 0.002
+    assert 0 < np.abs(gaps).mean() < 0.008 and np.abs(gaps).max() < 0.2 and abs(gaps.mean()) < 0.002
 
 
 def test_greedy_is_the_argmax(setup, params):
