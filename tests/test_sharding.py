@@ -28,27 +28,29 @@ def on_eight_devices(folder, dtype):
 
 
 def test_the_same_on_every_mesh_and_schedule(tmp_path):
-    """float64: the tokens, under random numbers of rows, chunks and orders of admission; loss and gradients to 1e-10."""
+    """float64: tokens, under random rows, chunks, room and orders; loss and gradients to 1e-10, prompts shared or not."""
     found = on_eight_devices(tmp_path, "float64")
-    expected, gradient = found["tokens/1x1x1/0"], found["gradient/1x1x1"]
+    expected, gradient = found["tokens/1x1x1/0"], found["gradient/1x1x1/shared"]
     assert len({tuple(row) for row in expected}) == 20 and (expected >= 0).sum() > 100
     trials = [name for name in found if name.startswith("tokens/")]
     assert len(trials) == 7
     for name in trials:
         np.testing.assert_array_equal(found[name], expected, err_msg=name)
     assert np.linalg.norm(gradient) > 0
-    for mesh in MESHES:
-        tolerance = {"rtol": 1e-10, "atol": 1e-10 * np.abs(gradient).max(), "err_msg": mesh}
-        np.testing.assert_allclose(found[f"gradient/{mesh}"], gradient, **tolerance)
-        np.testing.assert_allclose(found[f"loss/{mesh}"], found["loss/1x1x1"], rtol=1e-10, err_msg=mesh)
+    updates = [f"{mesh}/{bins}" for mesh in ["1x1x1", *MESHES] for bins in ("shared", "own")]
+    for name in updates:
+        tolerance = {"rtol": 1e-10, "atol": 1e-10 * np.abs(gradient).max(), "err_msg": name}
+        np.testing.assert_allclose(found[f"gradient/{name}"], gradient, **tolerance)
+        np.testing.assert_allclose(found[f"loss/{name}"], found["loss/1x1x1/shared"], rtol=1e-10, err_msg=name)
 
 
 def test_float32_gradients_and_what_each_device_holds(tmp_path):
     """Within 1e-5 of the gradient's norm; no device holds more than its share (the norms are replicated)."""
     found = on_eight_devices(tmp_path, "float32")
-    gradient = found["gradient/1x1x1"]
+    gradient = found["gradient/1x1x1/shared"]
     for mesh in MESHES:
-        assert np.linalg.norm(found[f"gradient/{mesh}"] - gradient) < 1e-5 * np.linalg.norm(gradient), mesh
+        other = found[f"gradient/{mesh}/shared"]
+        assert np.linalg.norm(other - gradient) < 1e-5 * np.linalg.norm(gradient), mesh
     assert found["share/1x8x1"] < 0.14 and found["share/2x2x2"] < 0.27 and found["share/8x1x1"] == 1
 
 

@@ -97,7 +97,7 @@ def room_for(model: ModelConfig, mesh: Mesh, cfg: SamplerMemory, slots: int, pro
     heads = model.kv_heads // mesh.shape["tensor"] if model.kv_heads % mesh.shape["tensor"] == 0 else model.kv_heads
     token_bytes = 2 * model.layers * heads * model.head_dim * jnp.dtype(dtype).itemsize
     budget, sharing = cfg.kv_cache_mb * 2**20, row_devices(mesh)
-    longest = prefill_size(prompt)
+    longest = prefill_size(prompt) * sharing  # a prefill runs one on each device, see `_Schedule._prefill`
     parted = int(budget / PREFILL_SHARE * sharing // token_bytes)  # a prompt's tokens lie on all these devices
     prompt_tokens = max(longest, min(PREFILL_TOKENS, parted))
     left = budget - prompt_tokens * token_bytes / sharing
@@ -204,7 +204,7 @@ class _Schedule:
                     "positions"
                 )
             if request.name in self.under_way:
-                raise RequestError(f"{who}: {tuple(request.name)} is asked for while it is under way")
+                raise RequestError(f"{who}: {tuple(map(int, request.name))} is asked for while it is under way")
             self.under_way.add(request.name)
             self.queue.append(_Row(request, min(limit, room)))
             self.waiting[tuple(request.prompt_ids)] += 1
