@@ -95,7 +95,7 @@ def rope_angles(cfg: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, j
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotary embedding in the half-split convention of Hugging Face."""
-    first, second = jnp.split(x_BTNH.astype(cos.dtype), 2, axis=-1)
+    first, second = jnp.split(x_BTNH.astype(accumulator(x_BTNH.dtype)), 2, axis=-1)
     out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return out.astype(x_BTNH.dtype)
 
