@@ -8,13 +8,13 @@ python -m cgrpo_jax.convert --from=ORBAX_FOLDER --to=hf --out=FOLDER --dtype=bfl
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
 
 import absl.logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
 
 from cgrpo_jax.build import model_folder
 from cgrpo_jax.model import hf, sharding
@@ -25,11 +25,8 @@ from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     """Parameters in the dtype they have on file, and the folder with their configuration and tokenizer."""
-    mesh = sharding.make_mesh(sharding.MeshConfig())
-
-    def sharding_of(path: str, shape: tuple[int, ...] = ()) -> Sharding:
-        return sharding.param_sharding(mesh, path)
-
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices())
+    sharding_of = functools.partial(sharding.param_sharding, mesh)
     folder = pathlib.Path(source)
     if (folder / "checkpoints").is_dir():
         steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())

@@ -62,6 +62,8 @@ def write_folder(out: pathlib.Path) -> None:
         {
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD,
             "model_max_length": cfg.max_positions, "clean_up_tokenization_spaces": False,
+            # transformers 4 adds token types to this class otherwise, which no decoder takes
+            "model_input_names": ["input_ids", "attention_mask"],
         },
     )  # fmt: skip
 

@@ -1,28 +1,42 @@
 """Trains as a configuration file says; the same command on the same workdir resumes.
 
-    python -m cgrpo_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m cgrpo_jax.main --config=quickstart --workdir=runs/quickstart
 
-Any leaf of the configuration can be set: --config.train.steps=12. Some files take an argument:
---config=configs/quickstart.py:dr_grpo.
+--config is the name of a configuration that the package carries, or a file: --config=configs/quickstart.py. Any leaf
+of it can be set: --config.train.steps=12. Some take an argument: --config=quickstart:dr_grpo.
 """
 
 import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
+from cgrpo_jax import config_files
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.grading.verifier import VerifierError
+from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.supervised import sft
-from cgrpo_jax.training import TrainingError, train
+from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.", lock_config=True)
+
+class _ConfigParser(flags.ArgumentParser):
+    """A name or path, perhaps with an argument -> its `ConfigDict`. One line and the end where there is none."""
+
+    def parse(self, argument: str) -> config_dict.ConfigDict:
+        try:
+            return config_files.get_config(argument).lock()
+        except ConfigError as error:  # absl would wrap it into three lines
+            sys.exit(f"error: {error}")
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of a configuration, see configs/.")
+flags.FLAGS["config"].parser = _ConfigParser()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 

@@ -9,18 +9,15 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
 from cgrpo_jax.data.sources import FILE_SUFFIXES
-from cgrpo_jax.learning.update import TrainState, init_state, make_optimizer, state_shardings
+from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.workdir.changes import check_changes, files_digest, flat
-from cgrpo_jax.workdir.checkpoints import Checkpointer, with_shardings
+from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.digests import tree_digest
 
 Log = Callable[[str], None]
@@ -85,11 +82,7 @@ def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[Tra
         initial = build.initial_params(run)
         past = dataclasses.replace(past, initial=tree_digest(initial))
         return init_state(run.learner, run.mesh, initial), past
-    params = hf.abstract_params(run.model, jnp.float32)
-    tx = make_optimizer(run.learner.optimizer, run.learner.total_updates)
-    abstract = TrainState(params, jax.eval_shape(tx.init, params))
-    shardings = state_shardings(run.learner, run.mesh, params)
-    parts = checkpointer.restore(past.step, **with_shardings(abstract, shardings)._asdict())
+    parts = checkpointer.restore(past.step, **build.abstract_state(run)._asdict())
     return TrainState(**parts), past
 
 

@@ -1,10 +1,10 @@
 """A checkpoint on the paper's tasks: greedy pass@1, or pass@k with samples.
 
-    python -m cgrpo_jax.main --config=configs/eval.py --config.model.path=CHECKPOINT --workdir=runs/eval
+    python -m cgrpo_jax.main --config=eval --config.model.path=CHECKPOINT --workdir=runs/eval
     ... --config.eval.tasks=gsm8k=gsm8k/test.jsonl,aime24      # names, and NAME=FILE for a local .jsonl .parquet .csv
-    python -m cgrpo_jax.main --config=configs/eval.py:pass_at_k ...     # 32 samples at temperature 0.6, top-p 0.95
+    python -m cgrpo_jax.main --config=eval:pass_at_k ...     # 32 samples at temperature 0.6, top-p 0.95
 
-The same command again goes on where it was stopped, and grades anew what is stored. Tasks: cgrpo_jax/tasks.py.
+The same command again goes on where it was stopped, and grades anew what is stored. Tasks: cgrpo_jax/data/tasks.py.
 """
 
 from cgrpo_jax.config import default_config
@@ -25,5 +25,5 @@ def get_config(decoding: str = "greedy"):
     elif decoding == "greedy":
         config.eval.samples, config.eval.temperature = 1, 0.0
     else:
-        raise ValueError(f"configs/eval.py:{decoding}: greedy or pass_at_k")
+        raise ValueError(f"decoding {decoding!r}: greedy or pass_at_k")
     return config

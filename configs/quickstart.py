@@ -1,10 +1,10 @@
 """Critique-GRPO on the embedded model: the mechanism, on a laptop, in about two minutes.
 
-    python -m cgrpo_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m cgrpo_jax.main --config=configs/quickstart.py:dr_grpo --workdir=runs/quickstart_dr_grpo
+    python -m cgrpo_jax.main --config=quickstart --workdir=runs/quickstart
+    python -m cgrpo_jax.main --config=quickstart:dr_grpo --workdir=runs/quickstart_dr_grpo
 
-Task: column arithmetic (cgrpo_jax/arithmetic.py). The hard half is engineered: the warm start holds a habit that plain
-sampling never escapes. It shows how the method works and is no evidence about language models.
+Task: column arithmetic (cgrpo_jax/data/arithmetic.py). The hard half is engineered: the warm start holds a habit that
+plain sampling never escapes. It shows how the method works and is no evidence about language models.
 """
 
 from cgrpo_jax.config import default_config

@@ -1,6 +1,6 @@
 """The warm start of the embedded model, from random weights (about 10 minutes on 2 cores).
 
-python -m cgrpo_jax.main --config=configs/quickstart_sft.py --workdir=runs/quickstart_sft
+python -m cgrpo_jax.main --config=quickstart_sft --workdir=runs/quickstart_sft
 python -m cgrpo_jax.convert --from=runs/quickstart_sft --to=hf --out=runs/quickstart_model
 """
 

@@ -1,6 +1,6 @@
 """Critique-GRPO on a real 135 M-parameter chat model, on a laptop: ten steps, to see every part at work.
 
-    python -m cgrpo_jax.main --config=configs/smollm2_cpu.py --workdir=runs/smollm2 --config.model.path=CHECKPOINT
+    python -m cgrpo_jax.main --config=smollm2_cpu --workdir=runs/smollm2 --config.model.path=CHECKPOINT
     ... --config.data.source=gsm8k/train.jsonl     # a local file (.jsonl .parquet .csv) instead of letter counting
 
 CHECKPOINT is any Llama, Qwen2 or Qwen3 folder or hub id; the sizes suit HuggingFaceTB/SmolLM2-135M-Instruct.

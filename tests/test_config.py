@@ -103,18 +103,19 @@ FLOORS = [
     {"training", "supervised", "evaluating", "convert", "eval_report", "embedded_model"},
     {"resuming"},
     {"build"},
-    {"checks"},
+    {"checks", "config_files"},
     {"evaluation"},
     {"rollout"},
     {"data"},
     {"workdir"},
-    {"grading", "learning", "sampling"},
+    {"learning", "sampling"},
     {"text"},
     {"model"},
-    {"config"},
+    {"config", "grading"},
     {"options", "records"},
 ]
-NO_JAX = ("config.py", "options.py", "records.py", "rollout", "data", "grading", "text", "evaluation")
+NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")
+NO_JAX += ("rollout", "data", "grading", "text", "evaluation")
 
 
 def imported(path):

@@ -244,8 +244,13 @@ def save_params(folder: pathlib.Path, params: Params) -> None:
     (folder / "meta" / "metadata").write_text(json.dumps(digests))
 
 
-def restore_params(folder: pathlib.Path, sharding_of: Callable[[str], jax.sharding.Sharding]) -> Params:
+def restore_params(
+    folder: pathlib.Path, sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+) -> Params:
     """Parameters of `save_params` or of a step of a run, in the dtype they have on file.
+
+    Args:
+      sharding_of: (path, shape) -> sharding.
 
     Raises:
       CheckpointError: the folder cannot be read, or a parameter is not what was saved.
@@ -253,7 +258,7 @@ def restore_params(folder: pathlib.Path, sharding_of: Callable[[str], jax.shardi
     digests, source = read_meta(folder)["digests"], folder.absolute() / "params"
 
     def placed(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path_of(path)))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path_of(path), leaf.shape))
 
     try:
         tree = ocp.StandardCheckpointHandler().metadata(source).tree

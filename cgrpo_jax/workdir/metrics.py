@@ -52,32 +52,39 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the updates of a rollout from their sums; each sum is divided once, here.
+    """Means over the updates of a rollout from their sums over tokens; each sum is divided once, here.
 
-    Sampler and trainer are compared in the first update only: from the second on the policy has moved.
+    Losses are normalised already. Only tokens with a weight were trained on: a mean over none is left out. Sampler and
+    trainer are compared in the first update only: from the second on the policy has moved.
     """
     first, last = updates[0], updates[-1]
     sums = {name: sum(update[name] for update in updates) for name in first}
-
-    def per(name: str, count: str) -> float:
-        return sums[name] / max(sums[count], 1.0)
-
-    values = {
-        "loss/total": sums["loss"] / sums["denominator"],
-        "loss/responses": sums["response_loss"] / sums["denominator"],
-        "loss/refinements": sums["refined_loss"] / sums["denominator"],
-        "policy/entropy": per("entropy", "tokens"),
-        "policy/logp": per("logp", "tokens"),
-        "policy/clipped": per("clipped", "response_tokens"),
-        "policy/kl": per("kl", "tokens"),
+    values: dict[str, float | None] = {
+        "loss/total": sums["loss"] / len(updates),
+        "loss/responses": sums["response_loss"] / len(updates),
+        "loss/refinements": sums["refined_loss"] / len(updates),
         "policy/grad_norm": sums["grad_norm"] / len(updates),
         "policy/nonfinite_total": last["notfinite_total"],
-        "sampler/logp_diff_mean": first["logp_gap"] / max(first["response_tokens"], 1.0),
-        "sampler/logp_diff_max": first["logp_gap_max"],
+        "policy/nonfinite_tokens": sums["nonfinite_tokens"],
+        "tokens/trained": sums["tokens"],
     }
-    if sums["refined_tokens"]:
-        values["policy/refined_prob"] = per("refined_prob", "refined_tokens")
-    return values
+
+    def share(name: str, count: str) -> float | None:
+        return sums[name] / sums[count] if name in sums and sums[count] else None
+
+    values |= {
+        "policy/entropy": share("entropy", "tokens"),
+        "policy/logp": share("logp", "tokens"),
+        "policy/clipped": share("clipped", "response_tokens"),
+        "policy/clipped_refinements": share("refined_clipped", "refined_tokens"),
+        "policy/refined_prob": share("refined_prob", "refined_tokens"),
+        "policy/kl": share("kl", "tokens"),
+        "policy/kl_clamped": share("kl_clamped", "tokens"),
+    }
+    if "logp_gap" in first and first["response_tokens"]:
+        values["sampler/logp_diff_mean"] = first["logp_gap"] / first["response_tokens"]
+        values["sampler/logp_diff_max"] = first["logp_gap_max"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _attempt_record(attempt: Attempt) -> dict[str, Any]:

@@ -93,3 +93,22 @@ class Progress:
         """A line above the bar; markup and control characters in it mean nothing."""
         printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
         self.console.print(printable, markup=False)
+
+
+class Silence:
+    """The progress of a host that is not the leader: nothing is shown, and no clock is read."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        pass
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def log(self, text: str) -> None:
+        pass
+
+    def resume_at(self, step: int) -> None:
+        pass

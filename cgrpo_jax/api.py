@@ -1,0 +1,174 @@
+"""The calls for notebooks and scripts; `cgrpo_jax.train` and the like are these.
+
+Each imports what it needs when it is called, so that reading a configuration or a finished run waits for no jax. They
+raise the project's own errors and never end the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_collections import config_dict
+
+from cgrpo_jax.config import Config, ConfigError, from_config_dict
+from cgrpo_jax.config_files import get_config
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Graded", "RunError", "RunTables", "evaluate", "get_config", "grade", "load_run", "train"]
+
+ROLLOUT_COLUMNS = (
+    "step", "problem", "question", "gold", "tag", "kind", "attempt", "source", "text", "answer", "status", "reward",
+    "critique", "trained", "tokens", "finished",
+)  # fmt: skip
+
+
+class RunError(ValueError):
+    """A workdir that holds no run of training."""
+
+
+class Graded(NamedTuple):
+    """What is thought of a response. `status` is "ok", or why there is no verdict: timeout, memory, died, error."""
+
+    correct: bool
+    answer: str | None  # what was found in the text
+    status: str
+
+
+class RunTables(NamedTuple):
+    """A run as tables."""
+
+    metrics: pandas.DataFrame  # a row a step; what was not measured at a step is NaN
+    rollouts: pandas.DataFrame  # a row an attempt, ROLLOUT_COLUMNS
+
+
+def _settled(config: Config | Mapping[str, Any], methods: Sequence[str]) -> Config:
+    """The strict configuration. Raises ConfigError for an unknown key, and for a method that is not among `methods`."""
+    if isinstance(config, (config_dict.ConfigDict, Mapping)):
+        config = from_config_dict(config)
+    if not isinstance(config, Config):
+        raise ConfigError(f"config is of type {type(config).__name__}; get_config(NAME) makes one")
+    if config.method not in methods:
+        other = "evaluate" if config.method == "eval" else "train"
+        raise ConfigError(f"method = {config.method!r} is run by cgrpo_jax.{other}; here: {', '.join(methods)}")
+    return config
+
+
+@functools.cache
+def _keep_programs() -> None:
+    """Compiled programs go to disk, as from the command line; once a process."""
+    from cgrpo_jax.workdir import compilation
+
+    compilation.keep_on_disk()
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; what a kill left of a last line is none."""
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        raise RunError(f"{path}: no such file; give the workdir of a run of training")
+    return _rows(path)
+
+
+def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
+    """Trains as `config` says (method rl or sft) and returns the metrics of the end; resumes what `workdir` holds.
+
+    They are those of the last step, and those of the last evaluation where there is one (`eval/...`). What was not
+    finite is None.
+
+    Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError before anything is compiled;
+      TrainingError where training cannot go on.
+    """
+    cfg, folder = _settled(config, ("rl", "sft")), pathlib.Path(workdir)
+    from cgrpo_jax import supervised, training
+
+    _keep_programs()
+    run = {"rl": training.train, "sft": supervised.sft}[cfg.method]
+    run(cfg, folder)
+    last: dict[bool, dict[str, Any]] = {}
+    for row in _metrics(folder):
+        last[any(name.startswith("eval/") for name in row)] = row
+    return last.get(True, {}) | last[False]
+
+
+def evaluate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
+    """Asks a checkpoint the named tasks (method eval) and returns what `results.json` holds.
+
+    Its `tasks` have an entry each (pass@1 with its interval, pass@k, avg@k, maj@k, lengths), `mean` is over them. What
+    `workdir` holds of an earlier call is not sampled again.
+
+    Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError.
+    """
+    cfg, folder = _settled(config, ("eval",)), pathlib.Path(workdir)
+    from cgrpo_jax import eval_report, evaluating
+
+    _keep_programs()
+    evaluating.evaluate_tasks(cfg, folder)
+    return eval_report.read(folder)
+
+
+def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
+    """Whether each whole response gives its gold answer, by mathematical equivalence. Loads no jax.
+
+    Nothing of a text is evaluated in this process. Worker processes start with each call (seconds): grade many at once.
+
+    Raises: ValueError for lists of different lengths, or of anything but strings.
+    """
+    for name, given in (("golds", golds), ("texts", texts)):
+        if isinstance(given, str) or not all(isinstance(value, str) for value in given):
+            raise ValueError(f"{name}: a list of strings is needed")
+    if len(golds) != len(texts):
+        raise ValueError(f"{len(golds)} golds for {len(texts)} texts: one each is needed")
+    import numpy as np
+
+    from cgrpo_jax.grading import rewards
+    from cgrpo_jax.grading.verifier import Verifier
+    from cgrpo_jax.options import VerifierConfig
+    from cgrpo_jax.records import Completion, Problem
+
+    no_tokens = Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32), True)
+    asked = [(Problem("", gold, (), "math"), no_tokens, text) for gold, text in zip(golds, texts, strict=True)]
+    with Verifier(VerifierConfig()) as verifier:
+        attempts = rewards.score(asked, verifier)
+    return [Graded(attempt.correct, attempt.extracted, attempt.status) for attempt in attempts]
+
+
+def _attempts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """ROLLOUT_COLUMNS of each attempt of a step."""
+    for problem, group in enumerate(_rows(path)):
+        shared = {"step": int(path.stem), "problem": problem, "question": group["question"], "gold": group["answer"]}
+        for kind, trained in (("response", group["kept"]), ("refinement", group["selected"])):
+            for index, attempt in enumerate(group[f"{kind}s"]):
+                own = {"kind": kind, "attempt": index, "tag": group["tag"], "trained": index in trained}
+                yield shared | own | attempt
+
+
+def load_run(workdir: str | os.PathLike) -> RunTables:
+    """Metrics and rollouts of a run of training (one that still works, or was killed, too) as pandas tables.
+
+    A refinement's `source` is the `attempt` of the response it refines; the critique it was given is that response's
+    `critique`. `trained`: the attempt is a row of the update.
+
+    Raises: RunError where `workdir` holds no metrics.
+    """
+    folder = pathlib.Path(workdir)
+    steps: dict[int, dict[str, Any]] = {}
+    for row in _metrics(folder):  # training and evaluation of a step have a line each
+        steps.setdefault(row["step"], {}).update(row)
+    import pandas
+
+    files = sorted((folder / "rollouts").glob("[0-9]*.jsonl"))
+    rollouts = pandas.DataFrame([row for file in files for row in _attempts(file)], columns=list(ROLLOUT_COLUMNS))
+    rollouts["source"] = rollouts["source"].astype("Int64")
+    return RunTables(pandas.DataFrame([steps[step] for step in sorted(steps)]), rollouts)

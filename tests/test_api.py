@@ -1,0 +1,262 @@
+"""The calls of the package: what they return, what they refuse, what they load."""
+
+import json
+import os
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import cgrpo_jax
+from cgrpo_jax import config_files
+from cgrpo_jax.api import ROLLOUT_COLUMNS, Graded, RunError
+from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.data.sources import DataError
+
+ROOT = pathlib.Path(__file__).parent.parent
+HEAVY = ("jax", "flax", "transformers", "pandas", "datasets", "torch")
+
+
+def small(name="quickstart", **changes):
+    """Two problems, three responses, two steps, evaluated at the end."""
+    config = cgrpo_jax.get_config(name)
+    config.sampler.kv_cache_mb = 8.0
+    config.train.steps, config.train.prompts, config.train.samples, config.train.micro_batch = 2, 2, 3, 1
+    config.checkpoint.every, config.verifier.workers = 1, 1
+    config.eval.every, config.eval.problems, config.eval.samples = 2, 8, 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def small_sft():
+    return small("quickstart_sft", **{"eval.every": 0, "train.samples": 1, "model.random_init": False})
+
+
+def small_eval(folder):
+    """Four sums for the embedded model."""
+    rows = [{"question": f"What is {a}+{b}?", "answer": a + b} for a in (23, 46) for b in (16, 246)]
+    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = cgrpo_jax.get_config("eval")
+    config.model.path, config.eval.tasks = "package://quickstart", f"sums={folder}/sums.jsonl"
+    config.data.max_prompt_tokens, config.sampling.max_new_tokens, config.refine.max_prompt_tokens = 64, 48, 128
+    return config
+
+
+def python(code, cwd):
+    """Runs code in another process; what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps, and what `train` returned of it."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    with jax.numpy_rank_promotion("allow"):  # Orbax, optax: not ours to judge
+        metrics = cgrpo_jax.train(small(), str(workdir))
+    return workdir, metrics
+
+
+LOADS_LITTLE = [
+    "import cgrpo_jax; assert 'train' in dir(cgrpo_jax)",
+    "import cgrpo_jax; cgrpo_jax.get_config('quickstart:dr_grpo')",
+    "import cgrpo_jax; cgrpo_jax.grade(['1/2'], ['so it is $\\\\frac{1}{2}$'])",
+    f"import cgrpo_jax; cgrpo_jax.get_config({str(ROOT / 'configs/eval.py')!r})",
+]
+
+
+@pytest.mark.parametrize("code", LOADS_LITTLE)
+def test_what_computes_nothing_loads_nothing_heavy(tmp_path, code):
+    said = python(f"{code}; import sys; print([name for name in {HEAVY} if name in sys.modules])", tmp_path)
+    assert said == "[]\n"
+
+
+def test_no_module_has_the_name_of_a_call():
+    """`import cgrpo_jax.NAME` would put the module in the place of the function."""
+    modules = {module.name for module in pkgutil.iter_modules(cgrpo_jax.__path__)} | {"configs"}
+    assert not modules & set(cgrpo_jax.__all__)
+    assert set(cgrpo_jax.__all__) <= set(dir(cgrpo_jax))
+    with pytest.raises(AttributeError, match="module 'cgrpo_jax' has no attribute 'trian'"):
+        cgrpo_jax.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["import cgrpo_jax", "import cgrpo_jax.main, cgrpo_jax.api, cgrpo_jax.bench"])
+def test_every_call_twice(trained, tmp_path, first):
+    """In a process of its own; the runs are finished ones, so that little is computed."""
+    small_eval(tmp_path)
+    calls = {
+        "get_config": "cgrpo_jax.get_config('quickstart').train.steps",
+        "grade": "cgrpo_jax.grade(['2'], ['2'])",
+        "load_run": f"len(cgrpo_jax.load_run({str(trained[0])!r}).metrics)",
+        "train": f"cgrpo_jax.train(small(), {str(trained[0])!r})['step']",
+        "evaluate": f"cgrpo_jax.evaluate(small_eval(here), {str(trained[0].parent / 'eval')!r})['version']",
+    }
+    assert sorted(calls) == sorted(cgrpo_jax.__all__)
+    code = f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tests')!r}); here = pathlib.Path('.').resolve()\n"
+    code += f"{first}\nfrom test_api import small, small_eval\n"
+    code += "".join(f"print({call})\n" * 2 for call in calls.values())
+    said = python(code, tmp_path).splitlines()
+    graded = "[Graded(correct=True, answer='2', status='ok')]"
+    assert said == [value for value in ("50", graded, "3", "2", "1") for _ in range(2)]
+
+
+def test_configurations_by_name_and_by_path(monkeypatch, tmp_path):
+    by_path = cgrpo_jax.get_config(ROOT / "configs/quickstart.py")
+    monkeypatch.chdir(tmp_path)
+    assert cgrpo_jax.get_config("quickstart") == by_path
+    assert cgrpo_jax.get_config(f"{ROOT}/configs/quickstart.py:dr_grpo") == cgrpo_jax.get_config("quickstart:dr_grpo")
+    assert cgrpo_jax.get_config("quickstart:dr_grpo").refine.trigger == "never" != by_path.refine.trigger
+    (tmp_path / "own.py").write_text((ROOT / "configs/quickstart.py").read_text().replace("steps = 50", "steps = 7"))
+    assert cgrpo_jax.get_config("own.py").train.steps == 7
+    assert config_files.names() == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    for name in config_files.names():
+        from_config_dict(cgrpo_jax.get_config(name))
+
+
+REFUSED = [
+    ("quickstrat", r"no configuration 'quickstrat'; known: eval, quickstart, .*; or give the path of a .py file"),
+    ("quickstart:drgrpo", "quickstart:drgrpo: unknown method 'drgrpo'; did you mean 'dr_grpo'"),
+    ("eval:best", "eval:best: decoding 'best': greedy or pass_at_k"),
+    ("quickstart_sft:long", "quickstart_sft:long: get_config of .*quickstart_sft.py: too many"),
+    ("nowhere/quickstart.py", "nowhere/quickstart.py: no such configuration file"),
+    ("empty.py", "empty.py: defines no function get_config"),
+    ("odd.py", "odd.py: get_config returned dict"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), REFUSED)
+def test_configurations_that_are_not_there(monkeypatch, tmp_path, name, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "odd.py").write_text("def get_config():\n    return {}\n")
+    with pytest.raises(ConfigError, match=words) as error:
+        cgrpo_jax.get_config(name)
+    assert "\n" not in str(error.value)
+
+
+MAIN = [
+    (("--config=quickstrat",), "error: no configuration 'quickstrat'; known: eval, quickstart, quickstart_sft"),
+    (("--config=quickstart:dr_grpo", "--config.mesh.data=3"), "error: mesh.data = 3"),
+    (("--config", "quickstart", "--config.mesh.data=3"), "error: mesh.data = 3"),
+    ((f"--config={ROOT}/configs/quickstart.py:dr_grpo", "--config.mesh.data=3"), "error: mesh.data = 3"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MAIN)
+def test_the_command_takes_names_from_any_folder(tmp_path, arguments, words):
+    """One line of error each; the last ones have read the configuration and the embedded model."""
+    command = [sys.executable, "-m", "cgrpo_jax.main", "--workdir=w", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment())
+    assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_training_returns_the_last_metrics(trained):
+    workdir, metrics = trained
+    rows = lines(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+    assert metrics == rows[3] | rows[2]
+    assert metrics["step"] == 2 and 0 <= metrics["eval/pass@1"] <= 1 and metrics["policy/grad_norm"] > 0
+    with jax.numpy_rank_promotion("allow"):  # a finished run, and a `Config` instead of a `ConfigDict`
+        assert cgrpo_jax.train(from_config_dict(small()), workdir) == metrics
+
+
+def test_supervised_training_returns_the_last_metrics(tmp_path):
+    with jax.numpy_rank_promotion("allow"):
+        metrics = cgrpo_jax.train(small_sft(), tmp_path / "w")
+    assert metrics == lines(tmp_path / "w/metrics.jsonl")[-1] and metrics["step"] == 2
+    tables = cgrpo_jax.load_run(tmp_path / "w")
+    assert list(tables.metrics["step"]) == [1, 2]
+    assert len(tables.rollouts) == 0 and tuple(tables.rollouts.columns) == ROLLOUT_COLUMNS
+
+
+def test_evaluation_returns_the_results(tmp_path):
+    results = cgrpo_jax.evaluate(small_eval(tmp_path), tmp_path / "w")
+    assert results == json.loads((tmp_path / "w/results.json").read_text())
+    assert results["tasks"]["sums"]["problems"] == 4 and 0 <= results["tasks"]["sums"]["pass@1"] <= 1
+
+
+def test_the_projects_own_errors_come_out(tmp_path):
+    for call, config, error, words in (
+        (cgrpo_jax.train, small_eval(tmp_path), ConfigError, "method = 'eval' is run by cgrpo_jax.evaluate"),
+        (cgrpo_jax.evaluate, small(), ConfigError, "method = 'rl' is run by cgrpo_jax.train; here: eval"),
+        (cgrpo_jax.train, "quickstart", ConfigError, "config is of type str; get_config"),
+        (cgrpo_jax.train, small().to_dict() | {"sead": 1}, ConfigError, "config.sead; did you mean 'seed'"),
+        (cgrpo_jax.train, small(**{"data.source": "reasoning_gym:none", "eval.every": 0}), DataError, "not on the"),
+    ):
+        with pytest.raises(error, match=words):
+            call(config, tmp_path / "w")
+    assert not (tmp_path / "w/metrics.jsonl").exists()
+    with pytest.raises(RunError, match=r"w/metrics.jsonl: no such file; give the workdir of a run"):
+        cgrpo_jax.load_run(tmp_path / "w")
+
+
+def test_grading():
+    golds = ["1/2", "7", "12", "3"]
+    texts = ["so it is \\boxed{\\frac{1}{2}}.", "The answer is 8.", "I do not know", "first 4, then 3"]
+    assert cgrpo_jax.grade(golds, texts) == [
+        Graded(True, "\\frac{1}{2}", "ok"), Graded(False, "8", "ok"), Graded(False, None, "ok"), Graded(True, "3", "ok"),
+    ]  # fmt: skip
+    assert cgrpo_jax.grade([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("golds", "texts", "words"),
+    [
+        (["1", "2"], ["1"], "2 golds for 1 texts"),
+        ("12", ["1", "2"], "golds: a list of strings"),
+        (["1"], [1], "texts: a list of strings"),
+    ],
+)
+def test_grading_refuses_what_does_not_pair(golds, texts, words):
+    with pytest.raises(ValueError, match=words):
+        cgrpo_jax.grade(golds, texts)
+
+
+def test_a_run_as_tables(trained):
+    """Every number and every attempt of the files, each once."""
+    workdir, final = trained
+    metrics, rollouts = cgrpo_jax.load_run(str(workdir))
+    assert list(metrics["step"]) == [0, 1, 2]
+    last = metrics.iloc[-1].dropna().to_dict()
+    assert last == {name: value for name, value in final.items() if value is not None}
+    assert metrics["eval/pass@1"].isna().tolist() == [False, True, False]
+    assert tuple(rollouts.columns) == ROLLOUT_COLUMNS
+    attempts = 0
+    for step in (1, 2):
+        for problem, group in enumerate(lines(workdir / f"rollouts/{step:06d}.jsonl")):
+            own = rollouts[(rollouts["step"] == step) & (rollouts["problem"] == problem)]
+            assert set(own["question"]) == {group["question"]} and set(own["gold"]) == {group["answer"]}
+            responses, refinements = (own[own["kind"] == kind] for kind in ("response", "refinement"))
+            for table, records, trained_on in (
+                (responses, group["responses"], group["kept"]),
+                (refinements, group["refinements"], group["selected"]),
+            ):
+                assert table["attempt"].tolist() == list(range(len(records)))
+                assert table["text"].tolist() == [record["text"] for record in records]
+                assert table["reward"].tolist() == [record["reward"] for record in records]
+                assert table["attempt"][table["trained"]].tolist() == sorted(trained_on)
+            assert refinements["source"].tolist() == [record["source"] for record in group["refinements"]]
+            assert responses["source"].isna().all()
+            assert responses["critique"].dropna().tolist() == [
+                record["critique"] for record in group["responses"] if "critique" in record
+            ]
+            attempts += len(own)
+    assert attempts == len(rollouts) >= 12 and (rollouts["kind"] == "refinement").any()
+
+
+def test_tables_of_a_killed_run(trained, tmp_path):
+    """A last line that was cut short is no row."""
+    (tmp_path / "metrics.jsonl").write_text((trained[0] / "metrics.jsonl").read_text() + '{"step": 3, "loss/tot')
+    assert list(cgrpo_jax.load_run(tmp_path).metrics["step"]) == [0, 1, 2]
