@@ -101,6 +101,7 @@ def test_all_faults_in_one_message():
 FLOORS = [
     {"main", "bench", "api"},
     {"training", "supervised", "evaluating", "convert", "eval_report", "embedded_model"},
+    {"resuming"},
     {"build"},
     {"checks", "config_files"},
     {"evaluation"},
