@@ -31,14 +31,13 @@ from cgrpo_jax import build, config
 from cgrpo_jax.build import Run
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.learning import packing
-from cgrpo_jax.learning.update import init_state, make_update, put_batch
+from cgrpo_jax.learning.update import init_state, make_update, put_bins
 from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.records import Completion, Kind, Problem, Request
-from cgrpo_jax.rollout import collect
+from cgrpo_jax.records import Done, Kind, Name, Problem, Request, Segment
+from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.critics import CRITICS
 from cgrpo_jax.text.prompts import question_messages
-from cgrpo_jax.training import make_batches
+from cgrpo_jax.training import make_bins, packed
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.progress import Progress
 
@@ -75,15 +74,15 @@ Work = Callable[[int], Round]  # its argument is the number of the round
 def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """No row ends early."""
     params = build.initial_params(run)
-    endless = dataclasses.replace(run.generator, eos_ids=())
+    endless = dataclasses.replace(run.sampler, eos_ids=())
     P, G = run.cfg.train.prompts, run.cfg.train.samples
     prompts = [run.tokenizer.encode_chat(problem.messages) for problem in sums(P, 0)]
-    requests = [Request(prompts[p], Kind.RESPONSE, p, g) for p in range(P) for g in range(G)]
+    requests = [Request(Name(Kind.RESPONSE, p, g), prompts[p]) for p in range(P) for g in range(G)]
 
     def work(round_: int) -> Round:
-        bound = endless.bind(params, round_, run.cfg.sampling)
-        bound(requests)
-        return Round(bound.stats.tokens, bound.stats.row_steps, bound.stats.prefilled)
+        sampler = endless.bind(params, round_, run.cfg.sampling)
+        sampler.sample(requests)
+        return Round(sampler.stats.tokens, sampler.stats.row_steps, sampler.stats.prefilled)
 
     return work
 
@@ -92,17 +91,37 @@ def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request
     """Requests of each problem, of the recorded lengths; the prompts are random ids."""
     record, rng = json.loads(path.read_text()), np.random.default_rng(0)
     lengths_P = list(zip(record["prompt_tokens"], record["response_tokens"], strict=True))[:problems]
-    return [
-        [Request(prompt, Kind.RESPONSE, p, g, limit) for g, limit in enumerate(limits)]
-        for p, (count, limits) in enumerate(lengths_P)
-        for prompt in [rng.integers(0, vocab, count).tolist()]
-    ]
+    asked = []
+    for p, (count, limits) in enumerate(lengths_P):
+        prompt = rng.integers(0, vocab, count).tolist()
+        asked.append([Request(Name(Kind.RESPONSE, p, g), prompt, limit) for g, limit in enumerate(limits)])
+    return asked
+
+
+class Shown:
+    """A source of known requests that shows its progress; like training's, it may always ask for more."""
+
+    def __init__(self, requests: list[Request], progress: Progress):
+        self.requests, self.progress, self.left = requests, progress, len(requests)
+
+    def ended(self, done: Done) -> None:
+        self.left -= len(done)
+        for _ in done:
+            self.progress.answered()
+
+    def poll(self, idle: bool) -> list[Request]:
+        asked, self.requests = self.requests, []
+        return asked
+
+    def pending(self) -> bool:
+        return self.left > 0
 
 
 def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """Recorded lengths; static batches where the mode says so."""
     params = build.initial_params(run)
-    endless = dataclasses.replace(run.generator, eos_ids=(), max_rows=args.rows)
+    room = dataclasses.replace(run.sampler.room, rows=args.rows)
+    endless = dataclasses.replace(run.sampler, eos_ids=(), room=room)
     asked = [request for row in recorded(args.lengths, args.prompts, run.model.vocab) for request in row]
     useful = sum(request.limit or 0 for request in asked)
     batches = [asked]
@@ -111,16 +130,11 @@ def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
         batches = [[r._replace(limit=max(r.limit or 0 for r in batch)) for r in batch] for batch in batches]
 
     def work(round_: int) -> Round:
-        bound = endless.bind(params, round_, run.cfg.sampling)
+        sampler = endless.bind(params, round_, run.cfg.sampling)
         with Progress(0, len(asked), "answer") as progress:
-
-            def ended(number: int, completion: Completion) -> list[Request]:
-                progress.answered()
-                return []
-
             for requests in batches:
-                bound(requests, ended)
-        return Round(useful, bound.stats.row_steps, bound.stats.prefilled)
+                sampler.run(Shown(list(requests), progress))
+        return Round(useful, sampler.stats.row_steps, sampler.stats.prefilled)
 
     return work
 
@@ -131,18 +145,21 @@ def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     update = make_update(run.learner, run.mesh, state.params)
     cfg, rng = run.cfg, np.random.default_rng(0)
     prompt, new = run.tokenizer.encode_chat(sums(1, 0)[0].messages), cfg.sampling.max_new_tokens
-    count = cfg.train.prompts * cfg.train.samples
-    ids = rng.integers(0, run.model.vocab, (count, new)).astype(np.int32)
-    G, quiet = cfg.train.samples, np.zeros(new, np.float32)
-    row = lambda i: packing.Row(ids[i], quiet, (-1.0) ** i, 1 / G, False)
-    prompted = [packing.Prompted(prompt, [row(p * G + g) for g in range(G)]) for p in range(cfg.train.prompts)]
-    host = packing.make_batch(prompted, rows_per_prompt=G, micro_batch=cfg.train.micro_batch)
-    device_batch = put_batch(run.mesh, host)
+    P, G = cfg.train.prompts, cfg.train.samples
+    ids = rng.integers(0, run.model.vocab, (P * G, new)).astype(np.int32)
+    quiet, none_T = np.zeros(new, np.float32), np.zeros(new)
+
+    def segment(row: int) -> Segment:
+        pg_T = np.full(new, (-1.0) ** row / (G * P * new))
+        return Segment([*prompt[:-1], row // G, prompt[-1]], ids[row], False, pg_T, none_T, none_T, none_T, quiet)
+
+    sizes = build.bin_sizes(run, len(prompt) + 1)
+    bins = put_bins(run.mesh, packed([segment(row) for row in range(P * G)], sizes, build.terms(cfg)))
 
     def work(round_: int) -> Round:
         nonlocal state
-        state, _ = jax.block_until_ready(update(state, device_batch))
-        return Round(count * new)
+        state, _ = jax.block_until_ready(update(state, {}, bins))
+        return Round(P * G * new)
 
     return work
 
@@ -151,20 +168,21 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """A whole step: tokens sampled, scored and trained on."""
     state = init_state(run.learner, run.mesh, build.initial_params(run))
     update = make_update(run.learner, run.mesh, state.params)
-    cfg = run.cfg
-    score = functools.partial(rewards.score, verifier=verifier)
+    cfg, tokenizer = run.cfg, run.tokenizer
+    scorer = by_rule(functools.partial(rewards.score, verifier=verifier), tokenizer)
+    longest = max(len(tokenizer.encode_chat(problem.messages)) for problem in sums(64, 0))
+    sizes = build.bin_sizes(run, longest)
 
     def work(round_: int) -> Round:
         nonlocal state
-        generate = run.generator.bind(state.params, round_, cfg.sampling)
-        groups = collect.collect_groups(
-            sums(cfg.train.prompts, round_), cfg.train.samples, generate, score, CRITICS[cfg.refine.critique],
-            run.tokenizer, cfg.refine, seed=cfg.seed, step=round_,
-        )  # fmt: skip
-        stats = generate.stats
-        del generate
-        for host in make_batches(groups, cfg):
-            state, _ = jax.block_until_ready(update(state, put_batch(run.mesh, host)))
+        sampler = run.sampler.bind(state.params, round_, cfg.sampling)
+        critic = CRITICS[cfg.refine.critique]
+        method = Method(cfg.train.samples, scorer, critic, tokenizer, cfg.refine, cfg.seed, round_)
+        groups = collect_groups(sums(cfg.train.prompts, round_), method, sampler.run)
+        stats = sampler.stats
+        del sampler
+        for bins in make_bins(groups, cfg, sizes):
+            state, _ = jax.block_until_ready(update(state, {}, put_bins(run.mesh, bins)))
         return Round(stats.tokens, stats.row_steps, stats.prefilled)
 
     return work

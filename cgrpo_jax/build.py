@@ -1,11 +1,11 @@
-"""From a configuration to the parts of a run: model folder, tokenizer, mesh, train state (fresh or restored)."""
+"""From a configuration to the parts of a run: model folder, tokenizer, mesh, initial parameters."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import huggingface_hub
 import jax
@@ -14,15 +14,17 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from cgrpo_jax.checks import check
-from cgrpo_jax.config import Config, ConfigError, longest_prompt
-from cgrpo_jax.learning.update import LearnerConfig, TrainState, init_state, make_optimizer, state_shardings
+from cgrpo_jax.config import Config, ConfigError, longest_prompt, rows_per_group
+from cgrpo_jax.data.sources import GYM
+from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
+from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.sampling import programs
-from cgrpo_jax.sampling.queue import Generator, rows_that_fit
+from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
 from cgrpo_jax.text.tokenizer import Tokenizer
-from cgrpo_jax.workdir.checkpoints import Checkpointer, with_shardings
+from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
 
 PACKAGE = "package://"
 
@@ -36,8 +38,9 @@ class Run:
     model: ModelConfig
     tokenizer: Tokenizer
     mesh: Mesh
-    learner: LearnerConfig
-    generator: Generator
+    learner: Learner
+    sampler: SamplerSetup
+    share_prompts: bool  # in the update's bins, see packing.shares_prompts
 
 
 def model_folder(path: str, revision: str = "main") -> pathlib.Path:
@@ -59,11 +62,10 @@ def model_folder(path: str, revision: str = "main") -> pathlib.Path:
         ) from error
 
 
-def compute_dtype(name: str) -> DTypeLike:
+def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
     """bfloat16 where the device computes in it (TPU, GPU from compute capability 8.0), float32 elsewhere."""
     if name != "auto":
         return jnp.dtype(name)
-    device = jax.devices()[0]
     if device.platform == "gpu":
         native = float(getattr(device, "compute_capability", 0)) >= 8.0
     else:
@@ -71,108 +73,94 @@ def compute_dtype(name: str) -> DTypeLike:
     return jnp.dtype(jnp.bfloat16 if native else jnp.float32)
 
 
-def open_run(cfg: Config) -> Run:
-    """Reads model configuration and tokenizer and checks the whole configuration; loads no weights yet."""
+def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
+    """Reads model configuration and tokenizer and checks the whole configuration; loads no weights.
+
+    Args:
+      devices: real ones or those of a topology; None: all there are.
+    """
     folder = model_folder(cfg.model.path, cfg.model.revision)
     model = config_from_hf(folder)
-    mesh = sharding.make_mesh(cfg.mesh)
-    sharding.check_divides(mesh, hf.abstract_params(model))
-    if model.kv_heads % mesh.shape["tensor"]:
-        raise ConfigError(f"mesh.tensor = {mesh.shape['tensor']} does not divide the {model.kv_heads} key/value heads")
-    row_devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if cfg.train.micro_batch == 0:
-        cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch=row_devices))
+    devices = jax.devices() if devices is None else devices
+    mesh = sharding.make_mesh(cfg.mesh, devices)
     check(cfg, model)
     tokenizer = Tokenizer(folder, cfg.model.thinking)
     if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
-    dtype = compute_dtype(cfg.model.dtype)
-    longest = longest_prompt(cfg) + cfg.sampling.max_new_tokens
-    rows = rows_that_fit(model, mesh, cfg.sampler, longest, dtype)
-    if not rows:
-        budget = f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g}"
-        raise ConfigError(f"{budget} does not hold one row of {longest} tokens on each device")
-    return Run(
-        cfg=cfg,
-        folder=folder,
+    dtype = compute_dtype(cfg.model.dtype, devices[0])
+    prompt = longest_prompt(cfg)
+    room = room_for(model, mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
+    if not room.rows:
+        raise ConfigError(
+            f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g} does not hold one row of "
+            f"{prompt + cfg.sampling.max_new_tokens} tokens and a prompt of {prompt} on each device"
+        )
+    learner = Learner(
         model=model,
-        tokenizer=tokenizer,
-        mesh=mesh,
-        learner=LearnerConfig(
-            model=model,
-            objective=cfg.objective,
-            optimizer=cfg.optimizer,
-            temperature=cfg.sampling.temperature,
-            loss_constant=float(cfg.sampling.max_new_tokens),
-            total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
-            dtype=dtype,
-            remat=cfg.train.remat,
-        ),
-        generator=Generator(
-            model, mesh, tokenizer.eos_ids, cfg.seed, rows, dtype, programs.unrolls(jax.default_backend())
-        ),
+        objective=cfg.objective,
+        optimizer=cfg.optimizer,
+        temperature=cfg.sampling.temperature,
+        total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
+        dtype=dtype,
+        remat=cfg.train.remat,
+        row_devices=row_devices(mesh),
     )
+    unrolled = programs.unrolls(devices[0].platform)
+    setup = SamplerSetup(model, mesh, tokenizer.eos_ids, cfg.seed, room, dtype, unrolled)
+    return Run(cfg, folder, model, tokenizer, mesh, learner, setup, shares_prompts(devices[0].platform))
+
+
+def bin_sizes(run: Run, longest: int) -> tuple[BinSize, ...]:
+    """The bins of a run's updates, the smallest first; the last one holds every problem that the configuration allows.
+
+    Args:
+      longest: tokens of the longest prompt that was found in the data. A generated task may bring a longer one later.
+    """
+    cfg = run.cfg
+
+    def size(prompt: int) -> BinSize:
+        return bin_size(
+            share=run.share_prompts,
+            problems=cfg.train.prompts // cfg.train.updates_per_rollout,
+            group=rows_per_group(cfg),
+            at_once=cfg.train.micro_batch,
+            row_devices=row_devices(run.mesh),
+            longest_prompt=prompt,
+            longest_ids=cfg.sampling.max_new_tokens,
+        )
+
+    generated = cfg.data.source == "arithmetic" or cfg.data.source.startswith(GYM)
+    found = size(min(longest, cfg.data.max_prompt_tokens))
+    largest = size(cfg.data.max_prompt_tokens)
+    return (found, largest) if generated and found != largest else (found,)
+
+
+def terms(cfg: Config) -> Terms:
+    """What the loss of a run is made of."""
+    if cfg.method == "sft":
+        return Terms(ce=True, sampler=False)
+    return Terms(ent=cfg.objective.entropy_coef > 0, kl=cfg.objective.kl_coef > 0)
 
 
 def initial_params(run: Run) -> Params:
-    """float32 parameters on the mesh, streamed from the folder or drawn fresh."""
+    """float32 parameters on the mesh, streamed from the folder or drawn fresh.
+
+    Raises:
+      CheckpointError: the folder cannot be read, or a parameter holds a NaN or an infinity.
+    """
     if not run.cfg.model.random_init:
-        return hf.load_params(
-            run.folder, run.model, lambda path, _: sharding.param_sharding(run.mesh, path), jnp.float32
-        )
-    shardings = jax.tree_util.tree_map_with_path(
-        lambda path, _: sharding.param_sharding(run.mesh, sharding.path_of(path)), hf.abstract_params(run.model)
-    )
+        sharding_of = functools.partial(sharding.param_sharding, run.mesh)
+        params = hf.load_params(run.folder, run.model, sharding_of, jnp.float32)
+        check_finite(str(run.folder), params)
+        return params
+    shardings = sharding.param_shardings(run.mesh, hf.abstract_params(run.model))
     init = jax.jit(lambda key: init_params(run.model, key), out_shardings=shardings)
     return init(jax.random.key(run.cfg.seed))
 
 
-class Start(NamedTuple):
-    """Where a run begins: fresh, or from the newest checkpoint of its workdir."""
-
-    state: TrainState
-    step: int
-    problems_seen: int  # position in the training stream
-    config: dict[str, Any] | None  # the checkpoint's; None where the run is fresh
-
-
-def initial_state(run: Run, checkpointer: Checkpointer) -> Start:
-    """The newest checkpoint of the workdir, else the initial model at step 0."""
-    step = checkpointer.newest()
-    if step is None:
-        return Start(init_state(run.learner, run.mesh, initial_params(run)), 0, 0, None)
+def abstract_state(run: Run) -> TrainState:
+    """Shapes, dtypes and shardings of the train state."""
     params = hf.abstract_params(run.model, jnp.float32)
     tx = make_optimizer(run.learner.optimizer, run.learner.total_updates)
-    abstract = TrainState(params, jax.eval_shape(tx.init, params))
-    shardings = state_shardings(run.learner, run.mesh, params)
-    parts = checkpointer.restore(step, **with_shardings(abstract, shardings)._asdict())
-    meta = parts.pop("meta")
-    return Start(TrainState(**parts), meta["step"], meta["problems_seen"], meta["config"])
-
-
-def checkpoint_meta(run: Run, step: int, problems_seen: int) -> dict[str, Any]:
-    """What a checkpoint holds beside the arrays. Randomness derives from seed and step: it has no state."""
-    return {"step": step, "problems_seen": problems_seen, "config": dataclasses.asdict(run.cfg)}
-
-
-def start_workdir(run: Run, start: Start, workdir: pathlib.Path, log) -> None:
-    """Writes `config.json` and the side files that an export needs; names what changed since the checkpoint."""
-    new = dataclasses.asdict(run.cfg)
-    if start.config is not None:
-        old = _flat(start.config)
-        changed = {key: value for key, value in _flat(new).items() if old.get(key) != value}
-        for key, value in changed.items():
-            log(f"changed since step {start.step}: {key} = {value!r} (was {old.get(key)!r})")
-        log(f"resuming after step {start.step}")
-    (workdir / "hf").mkdir(parents=True, exist_ok=True)
-    hf.copy_side_files(run.folder, workdir / "hf")
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(new, indent=2) + "\n")
-    partial.rename(workdir / "config.json")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    state = TrainState(params, jax.eval_shape(tx.init, params))
+    return with_shardings(state, state_shardings(run.learner, run.mesh, params))

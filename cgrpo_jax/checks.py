@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data.sources import FILE_SUFFIXES
+from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.options import faults
 
@@ -20,8 +21,22 @@ def _evaluation_faults(cfg: Config) -> list[str]:
     return wrong
 
 
+def _best_faults(cfg: Config) -> list[str]:
+    best = cfg.checkpoint.best
+    if not best:
+        return []
+    if cfg.method != "rl" or not cfg.eval.every:
+        return [f"checkpoint.best = {best!r} needs evaluations in training: method=rl and eval.every > 0"]
+    tasks = [f"eval/{name}" for name, _ in parse_names(cfg.eval.tasks)]
+    known = [f"{name}/pass@1" for name in (["eval"] if cfg.eval.source or not tasks else []) + tasks]
+    if best in known:
+        return []
+    return [f"checkpoint.best = {best!r}: no evaluation ranks checkpoints by it; there is {', '.join(known)}"]
+
+
 def _refine_faults(cfg: Config) -> list[str]:
-    wrong, samples = [], cfg.train.samples
+    wrong: list[str] = []
+    samples = cfg.train.samples
     if cfg.refine.trigger == "never":
         return wrong
     if cfg.refine.k < 1:
@@ -54,7 +69,7 @@ def _model_faults(cfg: Config, model: ModelConfig) -> list[str]:
 def check(cfg: Config, model: ModelConfig) -> None:
     """Raises ConfigError for clashing or impossible values, all of them in one message."""
     wrong = faults(cfg)
-    wrong += _evaluation_faults(cfg) + _refine_faults(cfg) + _model_faults(cfg, model)
+    wrong += _evaluation_faults(cfg) + _best_faults(cfg) + _refine_faults(cfg) + _model_faults(cfg, model)
     updates = max(1, cfg.train.updates_per_rollout)
     if cfg.train.prompts % updates:
         wrong.append(f"train.updates_per_rollout = {updates} does not divide {cfg.train.prompts} prompts")

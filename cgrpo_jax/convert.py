@@ -8,13 +8,13 @@ python -m cgrpo_jax.convert --from=ORBAX_FOLDER --to=hf --out=FOLDER --dtype=bfl
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
 
 import absl.logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
 
 from cgrpo_jax.build import model_folder
 from cgrpo_jax.model import hf, sharding
@@ -25,11 +25,8 @@ from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     """Parameters in the dtype they have on file, and the folder with their configuration and tokenizer."""
-    mesh = sharding.make_mesh(sharding.MeshConfig())
-
-    def sharding_of(path: str, shape: tuple[int, ...] = ()) -> Sharding:
-        return sharding.param_sharding(mesh, path)
-
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices())
+    sharding_of = functools.partial(sharding.param_sharding, mesh)
     folder = pathlib.Path(source)
     if (folder / "checkpoints").is_dir():
         steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
@@ -38,9 +35,9 @@ def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
                 f"{folder}: no checkpoint{f' of step {step}' if steps else ''}; there: {steps or 'none'}"
             )
         chosen = steps[-1] if step is None else step
-        return restore_params(folder / "checkpoints" / str(chosen) / "params", sharding_of), folder / "hf"
+        return restore_params(folder / "checkpoints" / str(chosen), sharding_of), folder / "hf"
     if (folder / "params").is_dir():
-        return restore_params(folder / "params", sharding_of), folder / "hf"
+        return restore_params(folder, sharding_of), folder / "hf"
     folder = model_folder(source)
     return hf.load_params(folder, config_from_hf(folder), sharding_of), folder
 
@@ -65,7 +62,7 @@ def convert(
         (folder / "hf").mkdir()
         hf.copy_side_files(side, folder / "hf")
         cast = params if target is None else jax.tree.map(lambda x: x.astype(target), params)
-        save_params(folder / "params", cast)
+        save_params(folder, cast)
 
 
 def main() -> None:

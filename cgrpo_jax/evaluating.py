@@ -4,36 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from cgrpo_jax import build, eval_report
+from cgrpo_jax import build
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data.sources import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
+from cgrpo_jax.evaluation import tables
+from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import cluster_problems, mean_of_tasks, summarise
-from cgrpo_jax.evaluation.sample import Store, sample_and_grade
+from cgrpo_jax.evaluation.sample import sample_and_grade
+from cgrpo_jax.evaluation.store import Answers
 from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.options import SamplingConfig
-from cgrpo_jax.records import Attempt, Completion, Generate, Problem
-from cgrpo_jax.sampling.queue import rows_that_fit
+from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
+from cgrpo_jax.sampling.sampler import room_for
+from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.progress import Progress
 
 
+def _weights_of(run: Run) -> str:
+    """The digest of the weights' files; random weights follow from seed and configuration, which are settings too."""
+    return "drawn from the seed" if run.cfg.model.random_init else weights_digest(run.folder)
+
+
+def _prompt_digest(tokenizer: Tokenizer) -> str:
+    """SHA-256 of the text around a question: system prompt, instruction and chat template, as the model reads them."""
+    text = tokenizer.hf.decode(tokenizer.encode_chat(question_messages("?")))
+    return hashlib.sha256(str(text).encode()).hexdigest()
+
+
 def settings_of(run: Run) -> dict[str, Any]:
-    """What decides the responses: stored ones may be used again only where this agrees."""
+    """What decides the responses: stored ones may be used again only where this agrees.
+
+    The model is known by its content, not by its path: what lies there can be replaced.
+    """
     cfg = run.cfg
     return {
-        "model": cfg.model.path,
-        "revision": cfg.model.revision,
+        "weights": _weights_of(run),
+        "files": files_digest(run.folder, [*SIDE_FILES, *(path.name for path in run.folder.glob("*.jinja"))]),
+        "prompt": _prompt_digest(run.tokenizer),
         "dtype": str(run.learner.dtype),
         "thinking": cfg.model.thinking,
         "temperature": cfg.eval.temperature,
@@ -44,16 +67,29 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises ConfigError where `folder` holds responses that were sampled otherwise."""
+    """Raises ConfigError where `folder` holds responses of other settings, or of a model that is not named."""
     path = folder / "settings.json"
-    if path.exists():
-        old = json.loads(path.read_text())
-        changed = [f"{k} = {v!r} (was {old.get(k)!r})" for k, v in settings.items() if old.get(k) != v]
-        if changed:
-            raise ConfigError(f"{folder} holds responses of other settings: {', '.join(changed)}; take another workdir")
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=1) + "\n")
+        partial.rename(path)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); take another workdir") from None
+    if missing := [name for name in settings if name not in old]:
+        raise ConfigError(
+            f"{path}: no {', '.join(missing)} in it (an older version wrote it), so the stored answers may be another "
+            "model's; take another workdir"
+        )
+    changed = [name for name in settings if old[name] != settings[name]]
+    if changed:
+        told = [
+            f"{name} = {tables.shown(name, settings[name])} (was {tables.shown(name, old[name])})" for name in changed
+        ]
+        raise ConfigError(f"{folder} holds responses of other settings: {', '.join(told)}; take another workdir")
 
 
 def _write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]]) -> None:
@@ -77,78 +113,126 @@ def _vote(problem: Problem, attempt: Attempt) -> str | None:
 
 
 def entry(
-    task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]], verifier: Verifier, seconds: float, seed: int
-):
+    task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]], verifier: Verifier, seed: int
+) -> dict[str, Any]:
     """A task's figures for `results.json`; answers vote by equivalence (options by their letter)."""
-    of = lambda value: np.array([[value(attempt) for attempt in row] for row in attempts_PG])
-    same = lambda pairs: [verdict.correct for verdict in equivalence.compare(pairs, verifier)]
+
+    def same(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        return [verdict.correct for verdict in equivalence.compare(pairs, verifier)]
+
+    def of(value: Callable[[Attempt], Any]) -> np.ndarray:
+        return np.array([[value(attempt) for attempt in row] for row in attempts_PG])
+
     votes = [[_vote(named.problem, attempt) for attempt in row] for named, row in zip(task, attempts_PG, strict=True)]
-    clusters = cluster_problems(votes, same)
     return summarise(
         [named.id for named in task],
-        of(lambda a: a.correct),
-        clusters,
-        of(lambda a: len(a.completion.ids)),
-        of(lambda a: a.completion.finished),
-        of(lambda a: a.extracted is not None),
-        seconds,
-        seed,
+        [problem_digest(named.problem) for named in task],
+        correct_PG=of(lambda a: a.correct),
+        cluster_PG=cluster_problems(votes, same),
+        length_PG=of(lambda a: len(a.completion.ids)),
+        finished_PG=of(lambda a: a.completion.finished),
+        answered_PG=of(lambda a: a.extracted is not None),
+        seed=seed,
     )
 
 
+def _load_tasks(run: Run, log: Callable[[str], None]) -> dict[str, list[Named]]:
+    cfg = run.cfg
+
+    def prompt_tokens(problem: Problem) -> int:
+        return len(run.tokenizer.encode_chat(problem.messages))
+
+    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
+    names = parse_names(cfg.eval.tasks)
+    return {name: load_task(name, where, cfg.eval.problems, cfg.data, fault, log) for name, where in names}
+
+
 def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
-    """Samples what is not stored yet, grades everything, and writes results.json, results.md and the plots."""
+    """Samples what is not stored yet, grades everything, and writes results.json, results.md and the plots.
+
+    Raises:
+      ConfigError: the workdir holds answers of another model or of other settings.
+      DataError: a task cannot be read, or a stored answer is damaged or to another prompt.
+      CheckpointError: the model cannot be read, or what it computes is not finite.
+    """
     run = build.open_run(cfg)
     cfg, folder = run.cfg, workdir / "eval"
-    names = parse_names(cfg.eval.tasks)
-    prompt_tokens = lambda problem: len(run.tokenizer.encode_chat(problem.messages))
-    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
     compiled = compilation.watch()
-    with Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
+    with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
         if run.tokenizer.plain:
             progress.log("the model has no chat template: prompts are plain text")
-        tasks = {
-            name: load_task(name, where, cfg.eval.problems, cfg.data, fault, progress.log) for name, where in names
-        }
+        tasks = _load_tasks(run, progress.log)
         settings = settings_of(run)
         _check_settings(folder, settings)
-        stores = {name: Store(folder / name / "responses.jsonl") for name in tasks}
+        answers = Answers(folder, tasks)
         progress.expect(sum(len(task) for task in tasks.values()) * cfg.eval.samples)
         score = functools.partial(rewards.score, verifier=verifier)
-        generate = _generate_when_needed(run)
         with progress.phase("sample"):
             asked = [[named.problem for named in task] for task in tasks.values()]
-            whose = (run.tokenizer, list(stores.values()), progress.answered)
-            graded = sample_and_grade(asked, cfg.eval.samples, generate, score, *whose)
+            sample = _run_when_needed(run, settings["weights"])
+            graded = sample_and_grade(asked, cfg.eval.samples, sample, score, run.tokenizer, answers, progress.answered)
         entries: dict[str, Any] = {}
         for (name, task), attempts in zip(tasks.items(), graded, strict=True):
             with progress.phase(name):
                 _write_grades(folder / name / "graded.jsonl", task, attempts)
-                entries[name] = entry(task, attempts, verifier, stores[name].seconds, cfg.seed)
-            low, high = entries[name]["pass@1/low"], entries[name]["pass@1/high"]
-            progress.log(f"{name}  pass@1 {entries[name]['pass@1']:.3f}  [{low:.3f}, {high:.3f}]  of {len(task)}")
-        settings |= {"samples": cfg.eval.samples}
-        results = {"version": 1, "model": cfg.model.path, "settings": settings, "tasks": entries}
-        results["mean"] = mean_of_tasks(entries, cfg.seed)
+                entries[name] = of = entry(task, attempts, verifier, cfg.seed)
+            interval = f"[{of['pass@1/low']:.3f}, {of['pass@1/high']:.3f}]"
+            progress.log(f"{name}  pass@1 {of['pass@1']:.3f}  {interval}  of {of['problems']}")
+        resumed = answers.runs.resumed(settings["dtype"])
+        if resumed:
+            progress.log(resumed)
+        results = {
+            "version": tables.VERSION,
+            "model": cfg.model.path,
+            "settings": settings | {"samples": cfg.eval.samples},
+            "sampling": answers.summary(),
+            "notes": [resumed] if resumed else [],
+            "tasks": entries,
+            "mean": mean_of_tasks(entries, cfg.seed),
+        }
         partial = workdir / "results.json.partial"
         partial.write_text(json.dumps(results) + "\n")
         partial.rename(workdir / "results.json")
-        eval_report.write(workdir)
+        tables.write(workdir)
         progress.log(f"compiled {compiled}")
         progress.log(f"done: results.json, results.md and plots are in {workdir}; answers and verdicts in {folder}")
 
 
-def _generate_when_needed(run: Run) -> Generate:
-    """Loads the weights only where there is something to ask, with as many rows as fit the prompts that are asked."""
-    cfg = run.cfg
+def _run_when_needed(run: Run, weights: str) -> Callable[[Source], None]:
+    """Loads the weights only where there is something to ask, with as many rows as fit the prompts that are asked.
 
-    def generate(requests, then=None) -> list[Completion]:
+    Args:
+      weights: `_weights_of` the run. Raises ConfigError where the files are others once they are loaded.
+    """
+    cfg, setup = run.cfg, run.sampler
+
+    def sample(source: Source) -> None:
+        requests = source.poll(idle=True)
         if not requests:
-            return []
+            return
         sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
-        longest = max(len(request.prompt_ids) for request in requests) + sampling.max_new_tokens
-        rows = rows_that_fit(run.model, run.mesh, cfg.sampler, longest, run.generator.dtype)
-        generator = dataclasses.replace(run.generator, max_rows=rows)
-        return generator.bind(build.initial_params(run), 0, sampling)(requests, then)
+        longest = max(len(request.prompt_ids) for request in requests)
+        room = room_for(run.model, run.mesh, cfg.sampler, longest + sampling.max_new_tokens, longest, setup.dtype)
+        sampler = dataclasses.replace(setup, room=room).bind(build.initial_params(run), 0, sampling)
+        if _weights_of(run) != weights:
+            raise ConfigError(f"{run.folder}: the weights were replaced while they were read; give the command again")
+        sampler.run(Polled(requests, source))
 
-    return generate
+    return sample
+
+
+class Polled:
+    """A source whose first requests were asked for already."""
+
+    def __init__(self, requests: Sequence[Request], source: Source):
+        self.requests, self.source = requests, source
+
+    def ended(self, done: Done) -> None:
+        self.source.ended(done)
+
+    def poll(self, idle: bool) -> Sequence[Request]:
+        asked, self.requests = self.requests, []
+        return asked or self.source.poll(idle)
+
+    def pending(self) -> bool:
+        return self.source.pending()

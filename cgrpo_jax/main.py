@@ -17,10 +17,11 @@ from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.grading.verifier import VerifierError
+from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.supervised import sft
-from cgrpo_jax.training import TrainingError, train
+from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
 
 

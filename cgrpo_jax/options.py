@@ -133,6 +133,8 @@ class TrainConfig:
     micro_batch: int = option(0, at_least=0)
     remat: str = option("dots", choices=("dots", "full"))  # full: less memory, more time
     max_nonfinite: int = option(3, at_least=1)  # stop after so many non-finite steps in a row
+    # Keys, with commas between them, that may differ from those of the checkpoint that is resumed (workdir/changes.py).
+    accept_changes: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +158,8 @@ class CheckpointConfig:
 
     every: int = option(50, at_least=1)  # steps
     keep: int = option(2, at_least=1)  # newest ones
+    # Beside them, the best by this metric of the evaluation, higher is better: eval/pass@1, eval/TASK/pass@1; "": none.
+    best: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

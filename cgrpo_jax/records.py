@@ -1,11 +1,11 @@
-"""Records of the host side, one per stage: Problem -> Attempt -> Group."""
+"""Records of the host side, one per stage: Problem -> Attempt -> Group -> Segment."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -26,7 +26,21 @@ class Problem:
     messages: tuple[Message, ...]  # the task prompt, as chat turns
     grader: str = "math"  # key of rewards.GRADERS
     tag: str = ""  # evaluation reports each tag on its own, e.g. "hard"
-    entry: Mapping | None = None  # what the grader of a generated task needs
+    entry: Mapping[str, Any] | None = None  # what its grader needs beside the answer
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the row's other values, as JSON has them
+
+
+class Verdict(NamedTuple):
+    """What a grader finds of one answer."""
+
+    reward: float
+    correct: bool
+    status: str  # "ok", or why there is no verdict: "timeout", "memory", "died", "error"
+
+    @classmethod
+    def of(cls, correct: bool, status: str = "ok") -> Verdict:
+        """Reward 1 for a correct answer, 0 for any other."""
+        return cls(float(correct), correct, status)
 
 
 class Kind(enum.IntEnum):
@@ -38,13 +52,24 @@ class Kind(enum.IntEnum):
     EVALUATION = 3
 
 
-class Request(NamedTuple):
-    """One sequence to sample. (kind, problem, sample) name it within a step."""
+class Name(NamedTuple):
+    """Names a sequence within a step; its first four parts name its random numbers, with seed and step.
 
-    prompt_ids: Sequence[int]
+    Round 0 folds nothing into the key. `task` tells the sequences of several tasks of one queue apart.
+    """
+
     kind: Kind
     problem: int
     sample: int
+    round: int = 0
+    task: int = 0
+
+
+class Request(NamedTuple):
+    """One sequence to sample."""
+
+    name: Name
+    prompt_ids: Sequence[int]
     limit: int | None = None  # tokens to draw at most; None: sampling.max_new_tokens
 
 
@@ -57,13 +82,47 @@ class Completion(NamedTuple):
     finished: bool  # ended by an end-of-sequence id, not by the length limit
 
 
-FollowUp = Callable[[int, Completion], Sequence[Request]]  # (number of a request, its completion) -> further requests
+Done = Sequence[tuple[Request, Completion]]
 
 
-class Generate(Protocol):
-    """Samples requests, and those that `then` asks for as they end; completions in the order asked."""
+class Source(Protocol):
+    """Where the sampler's requests come from, and where its completions go."""
 
-    def __call__(self, requests: Sequence[Request], then: FollowUp | None = None) -> list[Completion]: ...
+    def ended(self, done: Done) -> None:
+        """All that ended in this chunk, in the order of their names; called for each chunk, also with nothing."""
+
+    def poll(self, idle: bool) -> Sequence[Request]:
+        """What to sample next. Where `idle` there is nothing else to do, so waiting is right."""
+
+    def pending(self) -> bool:
+        """Whether more may be asked later, though the queue may be empty now."""
+
+
+class Critique(NamedTuple):
+    """What a critic made of an attempt; no text: nothing usable, and the attempt is not refined."""
+
+    text: str | None
+
+
+class Segment(NamedTuple):
+    """One sequence to train on under a prompt, with plain numbers per token `[T]`: every normaliser is in them.
+
+    loss = - sum_t [ surrogate(x_t, pg_t) + ce_t log p_t + ent_t H_t - kl_t k3_t ],  x_t the token's ratio or shape
+    """
+
+    prompt_ids: Sequence[int]
+    ids: np.ndarray  # int32
+    refined: bool  # x_t is the shaped probability, not the importance ratio
+    pg_T: np.ndarray  # float64: weight x advantage over the normaliser, signed
+    ce_T: np.ndarray  # float64: of the log-likelihood (supervised)
+    ent_T: np.ndarray  # float64: of the entropy
+    kl_T: np.ndarray  # float64: of the k3 estimate against the reference
+    sampler_logp_T: np.ndarray | None = None  # float32; compared with the trainer's own, never in the loss
+
+    @property
+    def silent(self) -> bool:
+        """Without any weight its gradient is exactly zero."""
+        return not any(weight_T.any() for weight_T in (self.pg_T, self.ce_T, self.ent_T, self.kl_T))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +132,11 @@ class Attempt:
     completion: Completion
     text: str
     reward: float
+    correct: bool
     extracted: str | None  # the answer found in the text
-    status: str  # "ok", or why there is no verdict: "timeout", "memory", "died", "error"
+    status: str  # of its verdict
     critique: str | None = None  # of this attempt, where it was criticised
     source: int | None = None  # refinements: index of the response it refines
-
-    @property
-    def correct(self) -> bool:
-        return self.reward >= 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,69 +1,80 @@
-"""The supervised warm start of the embedded model, through the same update, checkpoints and metrics.
-
-A row of advantage 1 whose ratio is taken against `stop_gradient` of itself has the gradient of its log-likelihood, so
-supervised training is the RL update on given answers.
-"""
+"""The supervised warm start of the embedded model, through the same update, checkpoints and metrics."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import pathlib
 
 import jax
 import numpy as np
 
-from cgrpo_jax import build
+from cgrpo_jax import build, resuming
+from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.learning import packing
-from cgrpo_jax.learning.update import make_update, put_batch
+from cgrpo_jax.learning import credit
+from cgrpo_jax.learning.finite import nonfinite_counts, nonfinite_steps
+from cgrpo_jax.learning.packing import Bins, pack
+from cgrpo_jax.learning.update import make_update, put_bins
+from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
+from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
+PLAIN_PROMPT = 64  # tokens of a question without a refinement's context, at most
+
+
+def _bins_of_step(run: Run, step: int) -> Bins:
+    """Plain rows and refinements, which are much longer, take turns, so that neither is padded to the other."""
+    cfg, refinements = run.cfg, step % 2 == 1
+    end = run.tokenizer.hf.eos_token_id
+    assert isinstance(end, int)
+    rows = []
+    for index in range(step * cfg.train.prompts, (step + 1) * cfg.train.prompts):
+        messages, text = arithmetic.warm_start_row(cfg.seed, index, refinements)
+        rows.append(
+            (run.tokenizer.encode_chat(messages), np.asarray([*run.tokenizer.encode_text(text), end], np.int32))
+        )
+    longest = max(len(prompt) for prompt, _ in rows)
+    short, long = build.bin_sizes(run, PLAIN_PROMPT)
+    return pack(credit.supervised(rows), long if longest > PLAIN_PROMPT else short, build.terms(cfg))
+
 
 def sft(cfg: Config, workdir: pathlib.Path) -> None:
-    """Trains on `train.prompts` (chat, answer) rows a step, mean loss per token; resumes by default.
-
-    Plain rows and refinements, which are much longer, take turns, so that neither is padded to the other.
-    """
+    """Trains on `train.prompts` (chat, answer) rows a step, mean loss per token; resumes by default."""
     if cfg.data.source != "arithmetic":
         raise ConfigError(
             f"method=sft trains on the warm-start rows of data.source=arithmetic, not {cfg.data.source!r}"
         )
-    mean = dataclasses.replace(cfg.objective, aggregation="token_mean", weights="uniform")
-    cfg = dataclasses.replace(cfg, objective=mean)
     run = build.open_run(cfg)
-    cfg = run.cfg
-    workdir.mkdir(parents=True, exist_ok=True)
-    rows_a_step, steps = cfg.train.prompts, cfg.train.steps
-    encode = run.tokenizer.encode_chat
-    end = run.tokenizer.hf.eos_token_id
-    assert isinstance(end, int)
-
-    def prompted(messages, text: str) -> packing.Prompted:
-        ids = np.asarray([*run.tokenizer.encode_text(text), end], np.int32)
-        return packing.Prompted(encode(messages), [packing.Row(ids, np.zeros(len(ids), np.float32), 1.0, 1.0, False)])
-
-    with Checkpointer(workdir, cfg.checkpoint.keep) as checkpointer:
-        start = build.initial_state(run, checkpointer)
-        build.start_workdir(run, start, workdir, print)
-        state, first_step = start.state, start.step
-        del start  # the update donates the state it holds
+    cfg, steps, compiled = run.cfg, run.cfg.train.steps, compilation.watch()
+    with (
+        exclusive(workdir),
+        Progress(0, steps) as progress,
+        Checkpointer(workdir, cfg.checkpoint, progress.log) as checkpointer,
+    ):
+        past = resuming.look_back(run, checkpointer, progress.log)
+        if resuming.all_done(run, past, progress.log):
+            return
+        progress.resume_at(past.step)
+        state, past = resuming.initial_state(run, checkpointer, past)
+        resuming.start_workdir(run, past, workdir, progress.log)
         update = make_update(run.learner, run.mesh, state.params)
-        writer = Writer(workdir, first_step)
-        with Progress(first_step, steps) as progress:
-            for step in range(first_step, steps):
-                indices = range(step * rows_a_step, (step + 1) * rows_a_step)
-                rows = [prompted(*arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1)) for index in indices]
-                host = packing.make_batch(rows, rows_per_prompt=1, micro_batch=cfg.train.micro_batch)
+        nonfinite = 0
+        with contextlib.closing(Writer(workdir, past.step, progress.log)) as writer:
+            for step in range(past.step, steps):
+                checkpointer.check()  # a save that failed behind the last step
                 with progress.phase("update"):
-                    state, sums = update(state, put_batch(run.mesh, host))
+                    bins = put_bins(run.mesh, _bins_of_step(run, step))
+                    state, sums = update(state, {}, bins)
                     scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
+                nonfinite = nonfinite_steps(nonfinite, step + 1, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
                 values = update_metrics([scalars])
                 values["seconds/update"] = progress.take_seconds()["update"]
                 writer.scalars(step + 1, values)
-                progress.step_done(step + 1, {"logp": values["policy/logp"], "s": values["seconds/update"]})
+                progress.step_done(step + 1, {"loss": values["loss/total"], "s": values["seconds/update"]})
                 if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == steps:
-                    checkpointer.save(step + 1, state, build.checkpoint_meta(run, step + 1, (step + 1) * rows_a_step))
-        writer.close()
+                    seen = (step + 1) * cfg.train.prompts
+                    checkpointer.save(step + 1, state, resuming.checkpoint_meta(run, past, step + 1, seen))
+        progress.log(f"compiled {compiled}")

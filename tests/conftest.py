@@ -24,7 +24,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from cgrpo_jax import build
+from cgrpo_jax import build, options
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES
@@ -60,7 +60,7 @@ def tiny_config(family: str = "qwen3", **changes) -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def mesh():
-    return sharding.make_mesh(sharding.MeshConfig())
+    return sharding.make_mesh(options.MeshConfig(), jax.devices())
 
 
 @pytest.fixture(scope="session")

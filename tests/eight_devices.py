@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cgrpo_jax.learning.packing import Prompted, Row, make_batch
-from cgrpo_jax.learning.update import LearnerConfig, init_state, make_update, put_batch
+from cgrpo_jax.learning.packing import Terms, bin_size, pack
+from cgrpo_jax.learning.update import Learner, init_state, make_update, put_bins
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig, init_params
 from cgrpo_jax.model.hf_config import FAMILIES
-from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig, SamplingConfig
-from cgrpo_jax.records import Kind, Request
-from cgrpo_jax.sampling.queue import Generator
+from cgrpo_jax.options import MeshConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig
+from cgrpo_jax.records import Kind, Name, Request, Segment
+from cgrpo_jax.sampling.sampler import Room, SamplerSetup, row_devices
 
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x1": (1, 2, 1)}
 # Random schedules, each with its layers unrolled or in a loop.
@@ -35,39 +35,46 @@ def make_params(mesh, dtype):
 
 
 def tokens(mesh, params, dtype, rng, unrolled):
-    """Ids of 20 requests under a random schedule: rows, chunk and order of admission."""
+    """Ids of 20 requests under a random schedule: rows, room for prompts, chunk and order of admission."""
     requests = [
-        Request(list(range(3, 3 + [1, 9, 120][p % 3])), Kind.RESPONSE, p, g, [None, 3, 25][g % 3])
+        Request(Name(Kind.RESPONSE, p, g), list(range(3, 3 + [1, 9, 120][p % 3])), [None, 3, 25][g % 3])
         for p in range(4)
         for g in range(5)
     ]
-    least = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows, chunk = least * int(rng.choice([1, 2, 4])), int(rng.choice([3, 8, 32]))
-    order = rng.permutation(len(requests))
-    generator = Generator(MODEL, mesh, (7,), 0, rows, dtype, unrolled, chunk)
-    got = generator.bind(params, 0, SamplingConfig(0.9, 0, 0.95, 12))([requests[i] for i in order])
+    least = row_devices(mesh)
+    room = Room(least * int(rng.choice([1, 2, 4])), least * int(rng.choice([128, 512])))
+    chunk, order = int(rng.choice([3, 8, 32])), rng.permutation(len(requests))
+    setup = SamplerSetup(MODEL, mesh, (7,), 0, room, dtype, unrolled, chunk)
+    got = setup.bind(params, 0, SamplingConfig(0.9, 0, 0.95, 12)).sample([requests[i] for i in order])
     ids = np.full((len(requests), 32), -1)
     for place, i in enumerate(order):
         ids[i, : len(got[place].ids)] = got[place].ids
     return ids
 
 
-def update(mesh, params, dtype):
+def update(mesh, params, dtype, share):
     """Loss, and gradients as Adam's first moment of the first update (a tenth of them), of 8 problems of 2 rows."""
     rng = np.random.default_rng(0)
 
-    def row(g):
+    def segment(prompt, refined):
         ids = rng.integers(0, MODEL.vocab, rng.integers(2, 9)).astype(np.int32)
-        return Row(ids, np.zeros(len(ids), np.float32), float(rng.normal()), 0.5, g == 1)
+        weight_T = np.full(len(ids), 1.0 / (8 * 8))
+        pg_T = rng.normal() * weight_T
+        return Segment(prompt, ids, refined, pg_T, 0 * weight_T, 0 * weight_T, 0 * weight_T, np.zeros(len(ids)))
 
-    data = [Prompted(rng.integers(0, MODEL.vocab, 3 + p).tolist(), [row(0), row(1)]) for p in range(8)]
-    batch = put_batch(mesh, make_batch(data, rows_per_prompt=2, micro_batch=8))
+    prompts = [rng.integers(0, MODEL.vocab, 3 + p).tolist() for p in range(8)]
+    segments = [segment(prompt, refined) for prompt in prompts for refined in (False, True)]
+    devices = row_devices(mesh)
+    size = bin_size(share=share, problems=8, group=2, at_once=8, row_devices=devices, longest_prompt=10, longest_ids=8)
+    bins = put_bins(mesh, pack(segments, size, Terms()))
     optimizer = OptimizerConfig(clip_norm=1e9)
-    cfg = LearnerConfig(MODEL, ObjectiveConfig(), optimizer, 0.9, 8.0, 10, dtype, "dots")
+    cfg = Learner(MODEL, ObjectiveConfig(), optimizer, 0.9, 10, dtype, "dots", devices)
+    params = jax.tree.map(jnp.copy, params)  # the update takes them away
     state = init_state(cfg, mesh, params)
     moments = state.opt_state.inner_state[1][0].mu
     assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, moments, params))
-    state, sums = make_update(cfg, mesh, params)(state, batch)
+    state, sums = make_update(cfg, mesh, params)(state, {}, bins)
+    assert sums["tokens"] == sum(len(segment.ids) for segment in segments)
     gradients = jax.tree.leaves(state.opt_state.inner_state[1][0].mu)
     return float(sums["loss"]), np.concatenate([np.asarray(x, np.float64).ravel() for x in gradients])
 
@@ -87,12 +94,14 @@ if __name__ == "__main__":
     jax.config.update("jax_enable_x64", dtype == jnp.float64)
     found, rng = {}, np.random.default_rng(0)
     for name, shape in MESHES.items():
-        mesh = sharding.make_mesh(sharding.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+        mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
         params = make_params(mesh, dtype)
         found[f"share/{name}"] = largest_share(params)
         if dtype == jnp.float64:
             for trial, unrolled in enumerate(TRIALS[name]):
                 found[f"tokens/{name}/{trial}"] = tokens(mesh, params, dtype, rng, unrolled)
         if name != "1x2x1":  # two devices for the tokens only
-            found[f"loss/{name}"], found[f"gradient/{name}"] = update(mesh, params, dtype)
+            for bins in ("shared", "own") if dtype == jnp.float64 else ("shared",):
+                loss, gradient = update(mesh, params, dtype, share=bins == "shared")
+                found[f"loss/{name}/{bins}"], found[f"gradient/{name}/{bins}"] = loss, gradient
     np.savez(out, **found)

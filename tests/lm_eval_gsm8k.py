@@ -8,20 +8,21 @@ python tests/lm_eval_gsm8k.py --model=CHECKPOINT --source=gsm8k/test.jsonl --wor
 Where a text differs, the first token that does must be a near tie: the two largest logits there less than 1e-3 apart.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import pathlib
 import sys
 import tempfile
-
-import lm_eval
-import torch
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
+from typing import TYPE_CHECKING
 
 from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
 
 TASK = """
 task: theirs
@@ -38,6 +39,9 @@ metric_list: [{{metric: exact_match}}]
 
 def theirs(model: HFLM, prompts: list[tuple[str, str]], tokens: int) -> list[str]:
     """The answers of lm-eval to (prompt, gold)."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     with tempfile.TemporaryDirectory() as folder:
         rows = pathlib.Path(folder, "rows.jsonl")
         rows.write_text("".join(json.dumps({"prompt": p, "gold": g}) + "\n" for p, g in prompts))
@@ -50,6 +54,8 @@ def theirs(model: HFLM, prompts: list[tuple[str, str]], tokens: int) -> list[str
 
 def gap_where_they_part(model: HFLM, tokenizer: Tokenizer, prompt: list[int], ids: list[int], text: str):
     """(place of the first token of ours that does not lead to `text`, difference of the two largest logits there)."""
+    import torch
+
     place = next(n for n in range(len(ids) + 1) if n == len(ids) or not text.startswith(tokenizer.decode(ids[: n + 1])))
     with torch.no_grad():
         logits = model.model(torch.tensor([prompt + ids[:place]])).logits[0, -1]
@@ -62,6 +68,8 @@ def main() -> None:
     for name in ("model", "source", "workdir"):
         parser.add_argument(f"--{name}", required=True)
     args = parser.parse_args()
+    from lm_eval.models.huggingface import HFLM
+
     eval_dir = pathlib.Path(args.workdir, "eval")
     settings = json.loads((eval_dir / "settings.json").read_text())
     lines = (eval_dir / "gsm8k" / "responses.jsonl").read_text().splitlines()

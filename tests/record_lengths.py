@@ -8,7 +8,7 @@ import json
 import pathlib
 
 from cgrpo_jax import build, config
-from cgrpo_jax.records import Kind, Request
+from cgrpo_jax.records import Kind, Name, Request
 from cgrpo_jax.workdir import compilation
 
 # The training prompt ("step by step") makes SmolLM2-135M run on: mean 352 of a cap of 512. This one is answered in
@@ -30,9 +30,9 @@ def main() -> None:
     lines = pathlib.Path(args.source).read_text().splitlines()[: args.problems]
     texts = [f"{json.loads(line)['question']}\n{INSTRUCTION}" for line in lines]
     prompts = [run.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
-    asked = [Request(ids, Kind.RESPONSE, p, g) for p, ids in enumerate(prompts) for g in range(args.samples)]
-    generator = run.generator.bind(build.initial_params(run), 0, run.cfg.sampling)
-    made = [len(done.ids) for done in generator(asked)]
+    asked = [Request(Name(Kind.RESPONSE, p, g), ids) for p, ids in enumerate(prompts) for g in range(args.samples)]
+    sampler = run.sampler.bind(build.initial_params(run), 0, run.cfg.sampling)
+    made = [len(done.ids) for done in sampler.sample(asked)]
     mean, capped = sum(made) / len(made), sum(count >= args.cap for count in made) / len(made)
     about = (
         f"{pathlib.Path(args.model).name} at temperature 1 on the first {args.problems} questions of GSM8K x {args.samples}, "

@@ -107,10 +107,10 @@ FLOORS = [
     {"rollout"},
     {"data"},
     {"workdir"},
-    {"grading", "learning", "sampling"},
+    {"learning", "sampling"},
     {"text"},
     {"model"},
-    {"config"},
+    {"config", "grading"},
     {"options", "records"},
 ]
 NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
+from cgrpo_jax.data import sources
 from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
 from cgrpo_jax.data.sources import DataError, load_problems
-from cgrpo_jax.grading.verifier import Verdict, Verifier
+from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.options import DataConfig, VerifierConfig
-from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM
+from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM, question_messages
 from cgrpo_jax.text.tokenizer import PromptError
 
 
@@ -25,7 +26,7 @@ class Parsable:
 
     def __call__(self, golds):
         self.calls += 1
-        return [Verdict(gold not in ("bad", "slow"), "timeout" if gold == "slow" else "ok") for gold in golds]
+        return [Reading(gold not in ("bad", "slow"), "timeout" if gold == "slow" else "ok") for gold in golds]
 
 
 def load(source, parsable=None, log=print, **changes):
@@ -107,10 +108,10 @@ def test_every_bad_row_is_listed_at_once(tmp_path):
 
 
 def test_dropping_bad_rows_says_so(tmp_path):
-    said = []
-    problems = load(write_jsonl(tmp_path / "a.jsonl", BAD), log=said.append, max_prompt_tokens=50, on_bad_row="drop")
+    logged = []
+    problems = load(write_jsonl(tmp_path / "a.jsonl", BAD), log=logged.append, max_prompt_tokens=50, on_bad_row="drop")
     assert problems.size == 1 and problems.get(0).question == "ok?"
-    assert said[0].startswith("dropped 8 bad rows")
+    assert logged[0].startswith("dropped 8 bad rows")
 
 
 def test_nothing_usable_is_an_error(tmp_path):
@@ -120,6 +121,59 @@ def test_nothing_usable_is_an_error(tmp_path):
         load(tmp_path / "missing.jsonl")
     with pytest.raises(DataError, match="hub id or a task"):
         load("")
+
+
+def test_the_first_line_of_a_solution_may_be_a_heading(tmp_path):
+    """#### marks the answer of GSM8K, and a heading in markdown."""
+    row = {"problem": "q", "solution": "#### Step 1\nSo it is \\boxed{5}."}
+    assert load(write_jsonl(tmp_path / "a.jsonl", [row])).get(0).answer == "5"
+
+
+def test_cells_out_of_place_are_bad_rows(tmp_path):
+    """A comma without quotes shifts the cells of a csv row; a table writes a missing number as NaN."""
+    (tmp_path / "a.csv").write_text("\ufeffquestion,answer\nWhy, so?,5\n", encoding="utf-8")
+    with pytest.raises(DataError, match="row 1, column '-': more cells than the header names"):
+        load(tmp_path / "a.csv")
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": float("nan")}])
+    with pytest.raises(DataError, match="row 1, column 'answer': nan is no number"):
+        load(path)
+
+
+ROW = {"question": "Why?", "answer": "5", "level": 3, "tests": ["a", {"b": None}], "source": "a book"}
+
+
+def test_problems_keep_the_other_columns(tmp_path):
+    """As JSON has them, from every kind of file; they are in no prompt."""
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    others = {"level": 3, "tests": ["a", {"b": None}], "source": "a book"}
+    problem = load(write_jsonl(tmp_path / "a.jsonl", [ROW])).get(0)
+    assert problem.columns == others
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["level", "answer", "source", "question"], [3, 5, "a book", "Why?"]])
+    from_csv = load(tmp_path / "a.csv").get(0)
+    assert from_csv.columns == {"level": "3", "source": "a book"}
+    day = datetime.date(2026, 1, 2)
+    table = {"question": ["Why?"], "answer": [5], "tests": [[1.5, 2.0]], "day": [day], "image": [b"\x89"]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    from_parquet = load(tmp_path / "a.parquet").get(0)
+    assert from_parquet.columns == {"tests": [1.5, 2.0], "day": "2026-01-02"}
+    assert problem.messages == from_csv.messages == from_parquet.messages == question_messages("Why?")
+    assert load("arithmetic").get(0).columns == {}
+
+
+def test_the_answer_is_in_no_other_column(tmp_path):
+    """Wherever the question and the answer of a row came from."""
+    model = {"ground_truth": "5", "question": "Bare?", "style": "rule"}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": CHAT, "reward_model": model, "ability": "math"}])
+    assert load(path).get(0).columns == {"ability": "math", "reward_model": {"style": "rule"}}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": CHAT, "question": "Bare?", "answer": "5", "level": 1}])
+    assert load(path).get(0).columns == {"level": 1}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"q": "Why?", "a": "5", "answer": "work"}])
+    assert load(path, question_column="q", answer_column="a").get(0).columns == {"answer": "work"}
 
 
 def test_golds_are_checked_once_per_content(tmp_path):
@@ -133,6 +187,38 @@ def test_golds_are_checked_once_per_content(tmp_path):
     with pytest.raises(DataError, match="cannot read"):  # the bad verdict is remembered too
         load(path, parsable)
     assert parsable.calls == 2
+
+
+def test_golds_are_checked_anew_where_anything_that_reads_them_changed(tmp_path, monkeypatch):
+    """Another column of the same file, another reader; and the same golds elsewhere need no second check."""
+    path, parsable = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1", "other": "bad"}]), Parsable()
+    load(path, parsable)
+    load(write_jsonl(tmp_path / "b.jsonl", [{"problem": "another", "target": 1}]), parsable)
+    assert parsable.calls == 1
+    with pytest.raises(DataError, match="cannot read 'bad'"):
+        load(path, parsable, answer_column="other")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
+    load(path, parsable)
+    assert parsable.calls == 3
+    (tmp_path / "equivalence.py").write_text("# rewritten")
+    monkeypatch.setattr("cgrpo_jax.grading.__file__", str(tmp_path / "__init__.py"))
+    load(path, parsable)
+    assert parsable.calls == 4
+
+
+def test_a_file_that_is_replaced_as_soon_as_it_is_read(tmp_path, monkeypatch):
+    """The verdict on its old golds is not kept for the new ones."""
+    path, open_rows = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1"}]), sources.open_rows
+
+    def replacing(cfg):
+        rows = open_rows(cfg)
+        write_jsonl(path, [{"question": "q", "answer": "bad"}])
+        return rows
+
+    monkeypatch.setattr(sources, "open_rows", replacing)
+    assert load(path).get(0).answer == "1"
+    with pytest.raises(DataError, match="cannot read 'bad'"):
+        load(path)
 
 
 def test_a_gold_that_times_out_is_bad_today_only(tmp_path):
@@ -169,10 +255,10 @@ def test_generated_problems_that_are_too_long():
         DataError, match=f"{len(long)} of the first 128 problems of arithmetic are bad, problem {long[0]}"
     ):
         load("arithmetic", max_prompt_tokens=14)
-    said = []
-    short = load("arithmetic", max_prompt_tokens=14, on_bad_row="drop", log=said.append)
+    logged = []
+    short = load("arithmetic", max_prompt_tokens=14, on_bad_row="drop", log=logged.append)
     kept = [i for i in range(128) if i not in long]
-    assert all(short.get(i) == whole.get(i) for i in kept) and f"{len(long)} of the first" in said[0]
+    assert all(short.get(i) == whole.get(i) for i in kept) and f"{len(long)} of the first" in logged[0]
     easy = [i for i in long if i % 2 == 0]  # products never fit
     assert easy and all(len(short.get(i).question) <= 14 and short.get(i) == short.get(i) for i in easy)
     with pytest.raises(DataError, match="so are the 63 tried"):
@@ -183,7 +269,10 @@ def test_generated_problems_that_are_too_long():
 
 def test_order_is_seeded_complete_and_seekable(tmp_path):
     problems = load(write_jsonl(tmp_path / "a.jsonl", [{"question": f"q{i}", "answer": "1"} for i in range(10)]))
-    ask = lambda seed, first, count: [p.question for p in problems.batch(seed, first, count)]
+
+    def ask(seed, first, count):
+        return [problem.question for problem in problems.batch(seed, first, count)]
+
     epochs = [ask(0, 10 * epoch, 10) for epoch in range(3)]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and ask(1, 0, 10) != epochs[0]
@@ -243,7 +332,7 @@ def test_a_scorer_that_fails_gives_no_reward_and_is_counted(monkeypatch):
 def test_gsm8k_whole(shared_data):
     """Every gold answer of the test file is readable by math-verify."""
     with Verifier(VerifierConfig()) as verifier:
-        problems = load(shared_data / "gsm8k/test.jsonl", verifier.parsable, max_prompt_tokens=10_000)
+        problems = load(shared_data / "gsm8k/test.jsonl", verifier.readable, max_prompt_tokens=10_000)
     assert problems.size == 1319
     assert problems.get(0).answer == "18"
 

@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from cgrpo_jax.data import sources
+from cgrpo_jax.data.choice_rows import choice_problem
+from cgrpo_jax.data.rows import parse_row
+from cgrpo_jax.data.theoremqa_rows import theoremqa_problem
 from cgrpo_jax.grading import choices, equivalence, theoremqa
 from cgrpo_jax.grading.normalise import clean, number
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.options import DataConfig, VerifierConfig
 
 HERE = pathlib.Path(__file__).parent
 PAIRS = [json.loads(line) for line in (HERE / "tricky_pairs.jsonl").read_text().splitlines()]
@@ -58,10 +60,13 @@ def test_the_listed_differences_from_math_verify(verifier):
     assert listed == lines
 
 
+def cell(text):
+    return f"`{text}`".replace("|", "\\|").replace("\n", " ")
+
+
 def difference(pair):
-    cell = lambda text: f"`{text}`".replace("|", "\\|").replace("\n", " ")
-    said = ("unequal", "equal") if pair["equal"] else ("equal", "unequal")
-    return f"| {cell(pair['gold'])} | {cell(pair['answer'])} | {said[0]} | {said[1]} | {pair['why']} |"
+    theirs, ours = ("unequal", "equal") if pair["equal"] else ("equal", "unequal")
+    return f"| {cell(pair['gold'])} | {cell(pair['answer'])} | {theirs} | {ours} | {pair['why']} |"
 
 
 def rows(path):
@@ -83,16 +88,14 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def golds(shared_data):
-    cfg = sources.DataConfig()
-    return {
-        name: sorted({sources.parse_row(row, cfg).problem.answer for row in rows(shared_data / name)}) for name in FILES
-    }
+    cfg = DataConfig()
+    return {name: sorted({parse_row(row, cfg).problem.answer for row in rows(shared_data / name)}) for name in FILES}
 
 
 def test_every_gold_is_read_and_equals_itself(golds, verifier):
     """Written in a box with other spacing, and readable as a gold of training."""
     for name, answers in golds.items():
-        assert all(verdict.correct for verdict in equivalence.readable(answers, verifier)), name
+        assert all(reading.readable for reading in equivalence.readable(answers, verifier)), name
         verdicts = same(verifier, *((gold, "\\displaystyle " + gold.replace("\\frac", "\\dfrac")) for gold in answers))
         assert {g for g, ok in zip(answers, verdicts, strict=True) if not ok} == UNREAD.get(name, set()), name
 
@@ -125,10 +128,10 @@ def test_spellings_of_a_fraction(verifier, top, bottom):
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=5, unique=True), st.randoms())
 def test_sets_have_no_order_and_tuples_have(verifier, numbers, rng):
     shuffled = rng.sample(numbers, len(numbers))
-    write = lambda items, brackets: brackets[0] + ", ".join(map(str, items)) + brackets[1]
-    assert same(verifier, (write(numbers, ("\\{", "\\}")), write(shuffled, ("\\{", "\\}")))) == [True]
-    assert same(verifier, (write(numbers, "()"), write(shuffled, "()"))) == [shuffled == numbers]
-    assert same(verifier, (write(numbers, ("\\{", "\\}")), write([*numbers[1:], 77], ("\\{", "\\}")))) == [False]
+    listed, mixed, other = (", ".join(map(str, items)) for items in (numbers, shuffled, [*numbers[1:], 77]))
+    assert same(verifier, (f"\\{{{listed}\\}}", f"\\{{{mixed}\\}}")) == [True]
+    assert same(verifier, (f"({listed})", f"({mixed})")) == [shuffled == numbers]
+    assert same(verifier, (f"\\{{{listed}\\}}", f"\\{{{other}\\}}")) == [False]
 
 
 @FEW
@@ -151,22 +154,16 @@ def test_options():
         ("(C) RNase only", "(C) RNase only"), ("D. Plasma membrane\n", "D. Plasma membrane"), ("no\n(A) is wrong", None),
     ]:  # fmt: skip
         assert choices.extract_choice(text) == found, text
-    many = choices.choice_problem("Which?", [str(i) for i in range(26)], 25, "row")
-    assert many.entry["options"][ord(many.answer) - 65] == "25"
-    with pytest.raises(ValueError, match="27 options"):
-        choices.choice_problem("Which?", ["x"] * 27, 0, "row")
-    orders = {tuple(choices.order(4, f"{i}")) for i in range(200)}
-    assert len(orders) == 24 and choices.order(4, "7") == choices.order(4, "7")
 
 
 def test_every_gold_option_and_theorem_equals_itself(shared_data):
     for number_, row in enumerate(rows(shared_data / "benchmarks/mmlu_stem.jsonl")):
-        problem = choices.choice_problem(row["question"], row["choices"], row["answer"], str(number_))
+        problem = choice_problem(row["question"], row["choices"], row["answer"], str(number_))
         shown = problem.entry["options"]
         assert choices.chosen(problem.answer, shown) == problem.answer
         assert choices.chosen(f"({problem.answer}) {row['choices'][row['answer']]}", shown) == problem.answer
     for row in rows(shared_data / "benchmarks/theoremqa.jsonl"):
-        problem = theoremqa.theoremqa_problem(row)
+        problem = theoremqa_problem(row)
         gold = row["answer"]
         assert theoremqa.judge(row["answer_type"], gold, problem.answer) is True, row
 

@@ -1,5 +1,6 @@
 """Hugging Face folders in and out: bit-equal round trips, total mapping, errors that name the tensor."""
 
+import functools
 import json
 import shutil
 
@@ -19,7 +20,7 @@ from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, config_to
 
 def load(folder, mesh, dtype=None):
     cfg = config_from_hf(folder)
-    return cfg, hf.load_params(folder, cfg, lambda path, _: sharding.param_sharding(mesh, path), dtype)
+    return cfg, hf.load_params(folder, cfg, functools.partial(sharding.param_sharding, mesh), dtype)
 
 
 @pytest.fixture(params=["llama", "qwen2", "qwen3"])
@@ -37,13 +38,13 @@ def tensors(folder):
     return {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in load_file(file).items()}
 
 
-def assert_same_folder(one, other):
-    first, second = tensors(one), tensors(other)
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        assert array.dtype == second[name].dtype and array.tobytes() == second[name].tobytes(), name
+def assert_same_folder(original, copy):
+    expected, found = tensors(original), tensors(copy)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        assert array.dtype == found[name].dtype and array.tobytes() == found[name].tobytes(), name
     for side in ("config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
-        assert (one / side).read_bytes() == (other / side).read_bytes()
+        assert (original / side).read_bytes() == (copy / side).read_bytes()
 
 
 def test_round_trip_is_bit_equal(folder, tmp_path):
@@ -171,12 +172,11 @@ def test_real_checkpoint_round_trip(smollm2, tmp_path):
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-def test_each_parameter_has_one_row_and_one_sharding_rule():
+def test_each_parameter_has_one_row_and_one_sharding_rule(mesh):
     for family in ("llama", "qwen2", "qwen3"):
         cfg = tiny_config(family)
         names = [name for source in hf.sources(cfg).values() for name in source.names]
         assert len(names) == len(set(names))
-        for path in hf.sources(cfg):
-            sharding.param_spec(path)
+        sharding.param_shardings(mesh, hf.abstract_params(cfg))
     with pytest.raises(ValueError, match="0 sharding rules"):
-        sharding.param_spec("layers/attn/w/kernel")
+        sharding.param_spec("layers/attn/w/kernel", (2, 8, 8), mesh)

@@ -1,5 +1,6 @@
 """The decoder against `transformers` on torch, and its own invariances."""
 
+import functools
 import json
 import os
 
@@ -9,12 +10,39 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cgrpo_jax.model import hf, sharding
-from cgrpo_jax.model.decoder import decoder as model_module
-from cgrpo_jax.model.decoder import init_cache, init_params, logits, unstack
+from cgrpo_jax.model import decoder, hf, sharding
+from cgrpo_jax.model.attention import (
+    KVCache,
+    after_prompt,
+    among_themselves,
+    follow,
+    in_ring,
+    keep_own,
+    write_ring,
+    write_ring_of_layer,
+)
+from cgrpo_jax.model.decoder import init_params, logits, run_layers, scanned_in_place, unrolled, unstack
 from cgrpo_jax.model.hf_config import config_from_hf, config_to_hf
 
-forward = jax.jit(model_module.forward, static_argnums=0, static_argnames=("dtype", "remat"))
+forward = jax.jit(decoder.forward, static_argnums=0, static_argnames=("dtype", "remat"))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def packed_forward(cfg, params, tokens_BT, positions_BT, segment_BT):
+    """Hidden states of rows that hold several segments."""
+    seen = among_themselves(segment_BT, positions_BT)
+    return run_layers(cfg, params, tokens_BT, positions_BT, seen)[0]
+
+
+def ids(values):
+    return jnp.asarray(values, jnp.int32)
+
+
+def counted(lengths):
+    """Positions and segments (from 1) of a row that holds segments of these lengths one after another."""
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return ids(positions[None]), ids(np.repeat(np.arange(1, len(lengths) + 1), lengths)[None])
+
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -34,7 +62,7 @@ CASES = {
 
 def load(folder, mesh):
     cfg = config_from_hf(folder)
-    return cfg, hf.load_params(folder, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32)
+    return cfg, hf.load_params(folder, cfg, functools.partial(sharding.param_sharding, mesh), jnp.float32)
 
 
 @pytest.fixture(params=CASES)
@@ -56,56 +84,48 @@ def random_checkpoint(request, tmp_path):
     return tmp_path / "model", model.eval()
 
 
-def reference_logits(model, tokens_BT, start_B):
-    """Logits of `transformers`, with its own attention mask and positions."""
+def reference_logits(model, tokens_T):
+    """Logits `[T, V]` of `transformers` for one sequence alone."""
     import torch
 
-    slots = np.arange(tokens_BT.shape[1])
-    mask = torch.tensor((slots[None] >= start_B[:, None]).astype(np.int64))
-    positions = torch.tensor(np.maximum(slots[None] - start_B[:, None], 0))
     with torch.no_grad():
-        out = model(input_ids=torch.tensor(tokens_BT, dtype=torch.long), attention_mask=mask, position_ids=positions)
-    return out.logits.float().numpy()
+        return model(input_ids=torch.tensor(tokens_T[None], dtype=torch.long)).logits[0].float().numpy()
 
 
-def our_logits(cfg, params, tokens_BT, start_B):
-    hidden, _ = forward(cfg, params, jnp.asarray(tokens_BT, jnp.int32), jnp.asarray(start_B, jnp.int32))
-    return np.asarray(jax.jit(logits, static_argnums=0)(cfg, params, hidden))
-
-
-def assert_parity(ours, theirs, real_BT):
-    gap = np.abs(ours - theirs)[real_BT]
+def assert_parity(ours, theirs):
+    gap = np.abs(ours - theirs)
     assert gap.max() < 5e-4 and gap.mean() < 2e-5, (gap.max(), gap.mean())
-    ours, theirs = ours[real_BT], theirs[real_BT]
     best = ours.argmax(-1)
     chosen = np.take_along_axis(theirs, best[:, None], -1)[:, 0]
     assert (theirs.max(-1) - chosen < 1e-3).all()  # equal up to ties
 
 
-def padded_batch(rng, vocab, length):
-    """Left padding in row 0, right padding in row 1, none in row 2."""
-    tokens_BT = rng.integers(0, vocab, (3, length))
-    start_B = np.array([length // 5, 0, 0])
-    slots = np.arange(length)
-    real_BT = (slots[None] >= start_B[:, None]) & (slots[None] < np.array([length, length * 4 // 5, length])[:, None])
-    return tokens_BT, start_B, real_BT
+def check_parity(cfg, params, model, rng, length):
+    """A row with right padding, one without, and one of three segments; each sequence against itself alone."""
+    head = jax.jit(logits, static_argnums=0)
+    tokens_BT = rng.integers(0, cfg.vocab, (3, length))
+    hidden_BTD = forward(cfg, params, ids(tokens_BT[:2]))
+    lengths = [length // 5, length // 2, length - length // 5 - length // 2]
+    packed_1TD = packed_forward(cfg, params, ids(tokens_BT[2:]), *counted(lengths))
+    ours_BTV = np.asarray(head(cfg, params, jnp.concatenate([hidden_BTD, packed_1TD])))
+    ends = np.cumsum(lengths)
+    pieces = [(0, 0, length * 4 // 5), (1, 0, length)]
+    pieces += [(2, end - own, end) for end, own in zip(ends, lengths, strict=True)]
+    theirs = [reference_logits(model, tokens_BT[row, first:last]) for row, first, last in pieces]
+    ours = [ours_BTV[row, first:last] for row, first, last in pieces]
+    assert_parity(np.concatenate(ours), np.concatenate(theirs))
 
 
 def test_logits_equal_transformers(random_checkpoint, mesh, rng):
     folder, model = random_checkpoint
-    cfg, params = load(folder, mesh)
-    tokens_BT, start_B, real_BT = padded_batch(rng, cfg.vocab, 520)
-    assert_parity(our_logits(cfg, params, tokens_BT, start_B), reference_logits(model, tokens_BT, start_B), real_BT)
+    check_parity(*load(folder, mesh), model, rng, 520)
 
 
 def test_smollm2_logits_equal_transformers(smollm2, mesh, rng):
     pytest.importorskip("torch", reason="torch is not installed")
     from transformers import AutoModelForCausalLM
 
-    cfg, params = load(smollm2, mesh)
-    tokens_BT, start_B, real_BT = padded_batch(rng, cfg.vocab, 512)
-    theirs = reference_logits(AutoModelForCausalLM.from_pretrained(smollm2).eval(), tokens_BT, start_B)
-    assert_parity(our_logits(cfg, params, tokens_BT, start_B), theirs, real_BT)
+    check_parity(*load(smollm2, mesh), AutoModelForCausalLM.from_pretrained(smollm2).eval(), rng, 512)
 
 
 @pytest.fixture(scope="module")
@@ -114,39 +134,104 @@ def tiny():
     return cfg, init_params(cfg, jax.random.key(0))
 
 
-@pytest.mark.parametrize("form", ["scanned", "unrolled"])
+def prefilled(cfg, params, tokens_BT):
+    """Keys and values that a prompt leaves, stacked."""
+    positions_BT, segment_BT = counted([tokens_BT.shape[1]])
+    positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
+    segment_BT = jnp.broadcast_to(segment_BT, tokens_BT.shape)
+    return run_layers(cfg, params, tokens_BT, positions_BT, among_themselves(segment_BT, positions_BT), None, keep_own)[
+        1
+    ]
+
+
+@pytest.mark.parametrize("form", ["scanned_in_place", "unrolled"])
 def test_cached_decode_equals_full_forward(tiny, rng, form):
+    """Two rows of unlike length, token by token, in a ring that turns over."""
     cfg, params = tiny
-    tokens_BT = jnp.asarray(rng.integers(0, cfg.vocab, (2, 20)), jnp.int32)
-    start_B = jnp.array([3, 0], jnp.int32)
-    full, _ = forward(cfg, params, tokens_BT, start_B)
-    cache, parts = init_cache(cfg, 2, 24, jnp.float32), []
+    tokens_BT = ids(rng.integers(0, cfg.vocab, (2, 20)))
+    full_BTD = forward(cfg, params, tokens_BT)
+    S, time, length_B = 24, 20, np.array([8, 11])
+    noise = jnp.full((cfg.layers, 2, cfg.kv_heads, S, cfg.head_dim), 7.0)  # of rows that ended: never seen
+
+    def ring(x_LBKTH):
+        rows = [
+            jnp.roll(noise[:, row].at[:, :, :length].set(x_LBKTH[:, row, :, :length]), time - length, axis=2)
+            for row, length in enumerate(length_B)
+        ]
+        return jnp.stack(rows, axis=1)
+
+    cache = jax.tree.map(ring, prefilled(cfg, params, tokens_BT[:, :11]))
+    loop, write = (unrolled, write_ring) if form == "unrolled" else (scanned_in_place, write_ring_of_layer)
     if form == "unrolled":
         params, cache = params | {"layers": unstack(params["layers"])}, unstack(cache)
-    for first, last in [(0, 11), (11, 12), (12, 13), (13, 20)]:
-        hidden, cache = forward(cfg, params, tokens_BT[:, first:last], start_B, cache, first)
-        parts.append(hidden)
-    np.testing.assert_allclose(np.concatenate(parts, 1)[0, 3:], full[0, 3:], atol=2e-5)
-    np.testing.assert_allclose(np.concatenate(parts, 1)[1], full[1], atol=2e-5)
+
+    @jax.jit
+    def step(cache, token_B1, length_B, time):
+        seen = in_ring(time, length_B, S)
+        place = (token_B1, length_B[:, None], seen, cache, write(time % S))
+        return run_layers(cfg, params, *place, loop=loop)
+
+    for _ in range(9):
+        token_B1 = jnp.take_along_axis(tokens_BT, ids(length_B)[:, None], axis=1)
+        hidden_B1D, cache = step(cache, token_B1, ids(length_B), jnp.int32(time))
+        np.testing.assert_allclose(hidden_B1D[:, 0], full_BTD[np.arange(2), length_B], atol=2e-5)
+        time, length_B = time + 1, length_B + 1
+    assert time % S < 20  # the ring turned over
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_behind_a_prompt_equals_the_whole_row(tiny, rng, remat):
+    """Two segments behind one prompt, whose slots are not all used, give what each whole text gives."""
+    cfg, params = tiny
+    prompt, slots = rng.integers(0, cfg.vocab, 6), 9
+    tails = [rng.integers(0, cfg.vocab, length) for length in (5, 3)]
+    padded = np.concatenate([prompt, rng.integers(0, cfg.vocab, slots - 6)])
+    past = prefilled(cfg, params, ids(padded[None]))
+    assert isinstance(past, KVCache)
+    positions_BT, segment_BT = counted([len(tail) for tail in tails])
+    positions_BT += 6
+    seen = after_prompt(segment_BT, positions_BT, ids([6]), slots)
+    tail_BT = ids(np.concatenate(tails)[None])
+    hidden_BTD, left = run_layers(cfg, params, tail_BT, positions_BT, seen, past, follow, remat=remat)
+    assert left is None
+    whole = [forward(cfg, params, ids(np.concatenate([prompt, tail])[None]))[0, 6:] for tail in tails]
+    np.testing.assert_allclose(hidden_BTD[0], np.concatenate(whole), atol=1e-5)
 
 
 def test_stacked_and_unstacked_layers_agree(tiny, rng):
     cfg, params = tiny
-    tokens_BT, start_B = jnp.asarray(rng.integers(0, cfg.vocab, (2, 9)), jnp.int32), jnp.zeros(2, jnp.int32)
-    one, _ = forward(cfg, params, tokens_BT, start_B)
-    other, _ = forward(cfg, params | {"layers": unstack(params["layers"])}, tokens_BT, start_B)
+    tokens_BT = ids(rng.integers(0, cfg.vocab, (2, 9)))
+    positions_BT = jnp.broadcast_to(jnp.arange(9, dtype=jnp.int32)[None], (2, 9))
+    place = (tokens_BT, positions_BT, among_themselves(jnp.zeros_like(tokens_BT), positions_BT))
+    one, cache = run_layers(cfg, params, *place, None, keep_own)
+    apart = params | {"layers": unstack(params["layers"])}
+    other, caches = run_layers(cfg, apart, *place, (None,) * cfg.layers, keep_own, loop=unrolled)
     np.testing.assert_allclose(one, other, atol=1e-5)
+    for own, theirs in zip(unstack(cache), caches, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), own, theirs)
 
 
 def test_padding_content_and_amount_change_nothing(tiny, rng):
+    """Neither what stands to the right of a row, nor other segments to both sides."""
     cfg, params = tiny
-    ids = rng.integers(0, cfg.vocab, 10)
-    expected, _ = forward(cfg, params, jnp.asarray(ids[None], jnp.int32), jnp.zeros(1, jnp.int32))
+    own = rng.integers(0, cfg.vocab, 10)
+    expected = forward(cfg, params, ids(own[None]))[0]
     for left, right in [(1, 0), (7, 3), (30, 5)]:
-        noise = rng.integers(0, cfg.vocab, left), rng.integers(0, cfg.vocab, right)
-        padded = jnp.asarray(np.concatenate([noise[0], ids, noise[1]])[None], jnp.int32)
-        hidden, _ = forward(cfg, params, padded, jnp.array([left], jnp.int32))
-        np.testing.assert_allclose(hidden[0, left : left + 10], expected[0], atol=1e-5)
+        before, after = rng.integers(0, cfg.vocab, left), rng.integers(0, cfg.vocab, right)
+        hidden = forward(cfg, params, ids(np.concatenate([own, after])[None]))
+        np.testing.assert_allclose(hidden[0, :10], expected, atol=1e-5)
+        row = ids(np.concatenate([before, own, after])[None])
+        hidden = packed_forward(cfg, params, row, *counted([left, 10, right]))
+        np.testing.assert_allclose(hidden[0, left : left + 10], expected, atol=1e-5)
+
+
+def test_several_segments_in_a_row_are_as_alone(tiny, rng):
+    cfg, params = tiny
+    lengths = [4, 1, 9, 6]
+    pieces = [rng.integers(0, cfg.vocab, length) for length in lengths]
+    hidden = packed_forward(cfg, params, ids(np.concatenate(pieces)[None]), *counted(lengths))
+    alone = [forward(cfg, params, ids(piece[None]))[0] for piece in pieces]
+    np.testing.assert_allclose(hidden[0], np.concatenate(alone), atol=1e-5)
 
 
 def test_no_token_sees_the_future(tiny, rng):
@@ -155,7 +240,7 @@ def test_no_token_sees_the_future(tiny, rng):
     tokens_BT = jnp.arange(12, dtype=jnp.int32)[None]  # distinct ids: a row of the embedding is one position
 
     def output(embedding, position):
-        hidden, _ = forward(cfg, params | {"embed": {"embedding": embedding}}, tokens_BT, jnp.zeros(1, jnp.int32))
+        hidden = forward(cfg, params | {"embed": {"embedding": embedding}}, tokens_BT)
         return (hidden[0, position] ** 3).sum()
 
     for position in (0, 5, 11):
@@ -167,8 +252,8 @@ def test_no_token_sees_the_future(tiny, rng):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(tiny, rng, remat):
     cfg, params = tiny
-    tokens_BT, start_B = jnp.asarray(rng.integers(0, cfg.vocab, (2, 9)), jnp.int32), jnp.zeros(2, jnp.int32)
-    loss = lambda params, remat: (forward(cfg, params, tokens_BT, start_B, remat=remat)[0] ** 3).sum()
+    tokens_BT = ids(rng.integers(0, cfg.vocab, (2, 9)))
+    loss = lambda params, remat: (forward(cfg, params, tokens_BT, remat=remat) ** 3).sum()
     slope = jax.jit(jax.grad(loss), static_argnums=1)
     plain, other = slope(params, "none"), slope(params, remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, other)
@@ -180,9 +265,9 @@ def test_compile_size_is_flat_in_depth():
     def program(layers):
         cfg = tiny_config("llama", layers=layers)
         params = hf.abstract_params(cfg)
-        tokens, start = jax.ShapeDtypeStruct((2, 8), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.int32)
-        grad = jax.grad(lambda p, t, s: forward(cfg, p, t, s)[0].sum())
-        return len(jax.jit(grad).lower(params, tokens, start).as_text().splitlines())
+        tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+        grad = jax.grad(lambda p, t: forward(cfg, p, t).sum())
+        return len(jax.jit(grad).lower(params, tokens).as_text().splitlines())
 
     assert program(12) == program(3)
 

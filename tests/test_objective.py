@@ -1,15 +1,19 @@
-"""The objective against hand-worked golden numbers and an independent float64 transcription in numpy."""
+"""Credit and objective against hand-worked golden numbers and an independent float64 transcription."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cgrpo_jax.learning import objective
-from cgrpo_jax.learning.objective import group_advantages, group_weights, policy_loss, shaped_probability
+from cgrpo_jax.learning import credit, objective
+from cgrpo_jax.learning.credit import group_advantages, group_weights
+from cgrpo_jax.learning.objective import Tokens, binds, k3, shaped_probability, token_loss
 from cgrpo_jax.options import ObjectiveConfig
+from cgrpo_jax.records import Attempt, Completion, Group, Problem
 
 P_VALUES = [0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.9, 1.0]
+PROBLEM = Problem("q", "1", ({"role": "user", "content": "q"},), "exact")
+CONSTANT = 6.0
 
 
 def test_golden_shaping_and_its_gradient():
@@ -20,37 +24,30 @@ def test_golden_shaping_and_its_gradient():
     np.testing.assert_allclose(psi, [0.0098, 0.0826, 0.2222, 0.25, 0.1875, 0.1389, 0.09, 0.0826], atol=5e-5)
 
 
-def advantages(rewards, **kwargs):
-    reward_PG = jnp.array([rewards], jnp.float32)
-    return np.asarray(group_advantages(reward_PG, jnp.ones(reward_PG.shape, bool), **kwargs))[0]
-
-
 def test_golden_advantages():
-    np.testing.assert_allclose(advantages([0] * 7 + [1]), [-0.125] * 7 + [0.875])
-    np.testing.assert_allclose(advantages([0] * 7 + [1], divide_by_std=True), [-0.35355] * 7 + [2.4749], atol=2e-4)
-    np.testing.assert_allclose(advantages([1] * 7 + [0]), [0.125] * 7 + [-0.875])
+    zeros_and_one = np.array([0.0] * 7 + [1.0])
+    np.testing.assert_allclose(group_advantages(zeros_and_one), [-0.125] * 7 + [0.875])
+    expected = [-0.35355] * 7 + [2.4749]
+    np.testing.assert_allclose(group_advantages(zeros_and_one, divide_by_std=True), expected, atol=2e-4)
+    np.testing.assert_allclose(group_advantages(1 - zeros_and_one), [0.125] * 7 + [-0.875])
     for same in (0.0, 1.0):
         for std in (False, True):
-            assert (advantages([same] * 8, divide_by_std=std) == 0).all()
-
-
-def test_advantages_of_a_smaller_group_ignore_what_does_not_exist():
-    reward_PG = jnp.array([[1.0, 0.0, 99.0], [1.0, 0.0, 0.5]])
-    mask_PG = jnp.array([[True, True, False], [True, True, True]])
-    np.testing.assert_allclose(group_advantages(reward_PG, mask_PG), [[0.5, -0.5, 0.0], [0.5, -0.5, 0.0]])
+            assert (group_advantages(np.full(8, same), divide_by_std=std) == 0).all()
 
 
 def test_weights():
-    refined_PG = jnp.array([[False] * 7 + [True], [False] * 7 + [False]])
-    mask_PG = jnp.array([[True] * 8, [True] * 7 + [False]])
-    np.testing.assert_allclose(group_weights(refined_PG, mask_PG)[0], [1 / 7] * 7 + [1.0], rtol=1e-6)
-    np.testing.assert_allclose(group_weights(refined_PG, mask_PG)[1], [1 / 7] * 7 + [0.0], rtol=1e-6)
-    np.testing.assert_allclose(group_weights(refined_PG, mask_PG, weights="uniform")[0], [1 / 8] * 8, rtol=1e-6)
+    refined = np.array([False] * 7 + [True])
+    np.testing.assert_allclose(group_weights(refined), [1 / 7] * 7 + [1.0])
+    np.testing.assert_allclose(group_weights(refined[:7]), [1 / 7] * 7)
+    np.testing.assert_allclose(group_weights(refined, weights="uniform"), [1 / 8] * 8)
 
 
 def test_literal_clip_on_the_refined_term():
     """For A < 0 the gradient is 0 below p = gamma (1-eps)/eps = 0.4 and not above (eps 0.2, gamma 0.1)."""
-    gain = lambda logp, adv: objective.surrogate(shaped_probability(logp, 0.1)[None, None], adv[None], 0.2).sum()
+
+    def gain(logp, adv):
+        return objective.surrogate(shaped_probability(logp, 0.1), adv, 0.2)
+
     slope = jax.grad(gain)
     for p in (0.05, 0.2, 0.39):
         assert slope(jnp.log(jnp.float32(p)), jnp.float32(-1.0)) == 0
@@ -59,126 +56,208 @@ def test_literal_clip_on_the_refined_term():
         assert slope(jnp.log(jnp.float32(p)), jnp.float32(-1.0)) < 0
 
 
-def make_rows(rng, rows=8, steps=6):
-    """Two groups of rows 0-3 and 4-7; the last of each is a refinement; lengths differ, one row is empty."""
-    length_B = np.array([6, 3, 5, 4, 1, 6, 2, 0])[:rows]
-    refined_B = np.array([False, False, False, True] * 2)[:rows]
-    return {
-        "logp_BT": rng.normal(-1.5, 0.8, (rows, steps)).clip(max=-1e-3),
-        "old_logp_BT": rng.normal(-1.5, 0.8, (rows, steps)).clip(max=-1e-3),
-        "ref_logp_BT": rng.normal(-1.5, 0.8, (rows, steps)).clip(max=-1e-3),
-        "entropy_BT": rng.uniform(0, 2, (rows, steps)),
-        "mask_BT": np.arange(steps)[None] < length_B[:, None],
-        "adv_B": rng.normal(size=rows),
-        "weight_B": np.where(refined_B, 1.0, 1 / 3),
-        "refined_B": refined_B,
-    }
+def test_the_clip_binds_exactly_where_it_takes_the_gradient():
+    ratio, pg = (
+        x.ravel() for x in jnp.meshgrid(jnp.array([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0]), jnp.array([-1.0, 0.5]))
+    )
+    slope = jax.vmap(jax.grad(lambda r, a: objective.surrogate(r, a, 0.2)))(ratio, pg)
+    np.testing.assert_array_equal(binds(ratio, pg, 0.2), slope == 0)
+    assert binds(ratio, pg, 0.2).sum() == 4 and not binds(ratio, pg, None).any()
+
+
+# ---- Two groups, with responses and a refinement each ----
+
+LENGTHS = [[6, 3, 5, 4], [1, 6, 2, 3]]
+REWARDS = [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.5]]
+REFINED = [False, False, False, True]
+
+
+def groups():
+    """The last of four attempts of a group is a refinement."""
+
+    def attempt(length, reward):
+        ones = np.ones(length, np.float32)
+        return Attempt(
+            Completion(np.arange(length, dtype=np.int32), -ones, ones, True), "", reward, reward == 1, None, "ok"
+        )
+
+    made = []
+    for lengths, rewards in zip(LENGTHS, REWARDS, strict=True):
+        attempts = tuple(map(attempt, lengths, rewards))
+        made.append(Group(PROBLEM, [1, 2], attempts[:3], attempts[3:], (0, 1, 2), (0,)))
+    return made
+
+
+def make_logps(rng):
+    """Ragged float64 log-probabilities of each row: current, old, reference, and entropies."""
+    rows = [length for lengths in LENGTHS for length in lengths]
+    draw = lambda: [rng.normal(-1.5, 0.8, n).clip(max=-1e-3) for n in rows]
+    return {"logp": draw(), "old": draw(), "ref": draw(), "entropy": [rng.uniform(0, 2, n) for n in rows]}
 
 
 def transcription(rows, cfg):
-    """The loss, token by token, in plain Python floats, written from the equations."""
-    total, tokens = 0.0, int(rows["mask_BT"].sum())
-    for b in range(len(rows["adv_B"])):
-        length = int(rows["mask_BT"][b].sum())
-        for t in range(length):
-            logp, adv = rows["logp_BT"][b, t], rows["adv_B"][b]
-            ratio = np.exp(logp - rows["old_logp_BT"][b, t])
-            if rows["refined_B"][b]:
-                p = np.exp(logp)
+    """The loss of the two groups, token by token, in plain Python floats, written from the paper's equations."""
+    total, tokens = 0.0, sum(map(sum, LENGTHS))
+    for index, (logps, olds, refs, entropies) in enumerate(
+        zip(rows["logp"], rows["old"], rows["ref"], rows["entropy"], strict=True)
+    ):
+        rewards, refined = REWARDS[index // 4], REFINED[index % 4]
+        adv = rewards[index % 4] - sum(rewards) / 4
+        if cfg.divide_by_std:
+            mean = sum(rewards) / 4
+            adv /= (sum((r - mean) ** 2 for r in rewards) / 3) ** 0.5 + 1e-6
+        weight = {"per_kind": 1.0 if refined else 1 / 3, "uniform": 1 / 4}[cfg.weights]
+        for logp, old, ref, entropy in zip(logps, olds, refs, entropies, strict=True):
+            ratio, p = np.exp(logp - old), np.exp(logp)
+            value, clip = ratio, cfg.clip_responses
+            if refined:
                 value = {"shaped": p / (p + cfg.gamma), "probability": p, "ratio": ratio}[cfg.refined_shape]
                 clip = cfg.clip_refinements
-            else:
-                value, clip = ratio, cfg.clip_responses
             gain = value * adv
             if clip:
                 gain = min(gain, min(max(value, 1 - cfg.clip_eps), 1 + cfg.clip_eps) * adv)
-            d = rows["ref_logp_BT"][b, t] - logp
-            gain += cfg.entropy_coef * rows["entropy_BT"][b, t] - cfg.kl_coef * (np.exp(d) - d - 1)
-            weight = {"constant": rows["weight_B"][b], "token_mean": 1.0, "sequence_mean": rows["weight_B"][b] / length}
-            total -= gain * weight[cfg.aggregation]
-    return total / {"constant": 2 * 6.0, "token_mean": tokens, "sequence_mean": 2}[cfg.aggregation]
+            d = ref - logp
+            gain += cfg.entropy_coef * entropy - cfg.kl_coef * (np.exp(d) - d - 1)
+            row = {"constant": weight, "token_mean": 1.0, "sequence_mean": weight / len(logps)}[cfg.aggregation]
+            total -= gain * row
+    return total / {"constant": 2 * CONSTANT, "token_mean": tokens, "sequence_mean": 2}[cfg.aggregation]
+
+
+def padded(rows):
+    width = max(map(len, rows))
+    return np.stack([np.pad(row, (0, width - len(row))) for row in rows])
+
+
+def to_tokens(cfg, rows):
+    """What `credit` makes of the groups, as the arrays that the device sees: a row a segment."""
+    made = credit.segments(groups(), cfg, CONSTANT)
+    assert [len(s.ids) for s in made] == [n for lengths in LENGTHS for n in lengths]
+    return Tokens(
+        scored_BT=jnp.asarray(padded([np.ones(len(s.ids), bool) for s in made])),
+        refined_BT=jnp.asarray(padded([np.full(len(s.ids), s.refined) for s in made])),
+        pg_BT=jnp.asarray(padded([s.pg_T for s in made])),
+        ent_BT=jnp.asarray(padded([s.ent_T for s in made])),
+        kl_BT=jnp.asarray(padded([s.kl_T for s in made])),
+        old_logp_BT=jnp.asarray(padded(rows["old"])),
+        ref_logp_BT=jnp.asarray(padded(rows["ref"])),
+    )
 
 
 CONFIGS = [
     ObjectiveConfig(),
-    ObjectiveConfig(aggregation="token_mean", clip_responses=False, gamma=0.5),
-    ObjectiveConfig(aggregation="sequence_mean", refined_shape="ratio", kl_coef=0.1),
+    ObjectiveConfig(aggregation="token_mean", weights="uniform", clip_responses=False, gamma=0.5),
+    ObjectiveConfig(aggregation="sequence_mean", refined_shape="ratio", kl_coef=0.1, divide_by_std=True),
     ObjectiveConfig(refined_shape="probability", clip_refinements=False, entropy_coef=0.01, clip_eps=0.1),
 ]
 
 
 @pytest.mark.parametrize("cfg", CONFIGS)
-def test_loss_equals_the_transcription(rng, cfg):
+def test_loss_and_gradient_equal_the_transcription(rng, cfg):
+    """Host and device halves together; the gradient by central differences of code that knows no jax, at every token."""
+    rows = make_logps(rng)
     with jax.enable_x64(True):
-        rows = make_rows(rng)
-        arrays = {name: jnp.asarray(value) for name, value in rows.items()}
-        loss_sum, _ = policy_loss(**arrays, cfg=cfg)
-        denominator = objective.loss_denominator(arrays["mask_BT"], jnp.float64(2), 6.0, cfg)
-        np.testing.assert_allclose(loss_sum / denominator, transcription(rows, cfg), rtol=1e-7)
+        tokens, entropy_BT = to_tokens(cfg, rows), jnp.asarray(padded(rows["entropy"]))
 
+        def loss(logp_BT):
+            return token_loss(logp_BT, entropy_BT, tokens, cfg)[0]
 
-@pytest.mark.parametrize("cfg", CONFIGS)
-def test_gradient_equals_finite_differences_of_the_transcription(rng, cfg):
-    """Central differences in float64 of code that knows no jax, at every token."""
-    with jax.enable_x64(True):
-        rows = make_rows(rng)
-        arrays = {name: jnp.asarray(value) for name, value in rows.items()}
-        loss = lambda logp_BT: policy_loss(**(arrays | {"logp_BT": logp_BT}), cfg=cfg)[0]
-        denominator = float(objective.loss_denominator(arrays["mask_BT"], jnp.float64(2), 6.0, cfg))
-        slope_BT = np.asarray(jax.grad(loss)(arrays["logp_BT"])) / denominator
+        logp_BT = jnp.asarray(padded(rows["logp"]))
+        value, slope_BT = loss(logp_BT), np.asarray(jax.grad(loss)(logp_BT))
+    np.testing.assert_allclose(value, transcription(rows, cfg), rtol=1e-9)
     assert np.abs(slope_BT).max() > 1e-3
-    for b, t in np.ndindex(slope_BT.shape):
-        ends = []
-        for move in (1e-6, -1e-6):
-            moved = rows["logp_BT"].copy()
-            moved[b, t] += move
-            ends.append(transcription(rows | {"logp_BT": moved}, cfg))
-        np.testing.assert_allclose(slope_BT[b, t], (ends[0] - ends[1]) / 2e-6, atol=1e-8)
+    for b, logps in enumerate(rows["logp"]):
+        for t in range(len(logps)):
+            ends = []
+            for move in (1e-6, -1e-6):
+                moved = [row.copy() for row in rows["logp"]]
+                moved[b][t] += move
+                ends.append(transcription(rows | {"logp": moved}, cfg))
+            np.testing.assert_allclose(slope_BT[b, t], (ends[0] - ends[1]) / 2e-6, atol=1e-8)
+        assert (slope_BT[b, len(logps) :] == 0).all()
+
+
+def test_golden_group_of_seven_and_one():
+    """Spec 8.4: rewards 0 x 7 and a correct refinement; 1/7 and 1; divided by the questions and the constant."""
+    ids = np.zeros(3, np.int32)
+    attempt = [
+        Attempt(Completion(ids, ids - 1.0, ids + 1.0, True), "", r, r == 1, None, "ok") for r in [0.0] * 7 + [1.0]
+    ]
+    group = Group(PROBLEM, [1], tuple(attempt[:7]), (attempt[7],), tuple(range(7)), (0,))
+    made = credit.segments([group, group], ObjectiveConfig(), 100.0)
+    pg = [s.pg_T[0] * 2 * 100 for s in made[:8]]
+    np.testing.assert_allclose(pg, [-0.125 / 7] * 7 + [0.875])
+    assert [s.refined for s in made[:8]] == [False] * 7 + [True] and len(made) == 16
+    assert all(s.pg_T.dtype == np.float64 and (s.pg_T == s.pg_T[0]).all() for s in made)
 
 
 def test_what_each_row_depends_on(rng):
-    """Refined rows ignore old log-probs; the others ignore gamma."""
-    arrays = {
-        name: jnp.asarray(value, jnp.float32 if value.dtype == np.float64 else None)
-        for name, value in make_rows(rng).items()
-    }
-    other = arrays | {"old_logp_BT": arrays["old_logp_BT"] - 0.3}
-    only_refined = {"mask_BT": arrays["mask_BT"] & arrays["refined_B"][:, None]}
-    only_responses = {"mask_BT": arrays["mask_BT"] & ~arrays["refined_B"][:, None]}
-    cfg = ObjectiveConfig(kl_coef=0.0)
-    loss = lambda rows, cfg=cfg: float(policy_loss(**rows, cfg=cfg)[0])
-    assert loss(arrays | only_refined) == loss(other | only_refined)
-    assert loss(arrays | only_responses) != loss(other | only_responses)
-    assert loss(arrays | only_responses) == loss(arrays | only_responses, ObjectiveConfig(gamma=0.7))
-    assert loss(arrays | only_refined) != loss(arrays | only_refined, ObjectiveConfig(gamma=0.7))
+    """Refined tokens ignore old log-probs; the others ignore gamma."""
+    rows, cfg = make_logps(rng), ObjectiveConfig()
+    tokens, entropy_BT = to_tokens(cfg, rows), jnp.asarray(padded(rows["entropy"]), jnp.float32)
+    logp_BT = jnp.asarray(padded(rows["logp"]), jnp.float32)
+
+    def loss(kept_BT, cfg=cfg, shift=0.0):
+        chosen = tokens._replace(scored_BT=tokens.scored_BT & kept_BT, old_logp_BT=tokens.old_logp_BT - shift)
+        return float(token_loss(logp_BT, entropy_BT, chosen, cfg)[0])
+
+    refined_BT, other = tokens.refined_BT, ObjectiveConfig(gamma=0.7)
+    assert loss(refined_BT) == loss(refined_BT, shift=0.3) and loss(~refined_BT) != loss(~refined_BT, shift=0.3)
+    assert loss(~refined_BT) == loss(~refined_BT, other) and loss(refined_BT) != loss(refined_BT, other)
 
 
 def test_first_update_is_reinforce_with_baseline(rng):
-    """With no old log-probs the ratio is 1: loss = -A w per token, gradient -A w grad log p."""
-    arrays = {name: jnp.asarray(value) for name, value in make_rows(rng).items()}
-    arrays |= {"old_logp_BT": None, "ref_logp_BT": None, "refined_B": jnp.zeros(8, bool)}
-    loss = lambda logp_BT: policy_loss(**(arrays | {"logp_BT": logp_BT}), cfg=ObjectiveConfig())[0]
-    expected = -(arrays["adv_B"] * arrays["weight_B"])[:, None] * arrays["mask_BT"]
-    np.testing.assert_allclose(loss(arrays["logp_BT"]), expected.sum(), rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(loss)(arrays["logp_BT"]), expected, rtol=1e-5)
+    """With no old log-probs the ratio is 1: loss = -pg per token, gradient -pg grad log p."""
+    rows = make_logps(rng)
+    tokens = to_tokens(ObjectiveConfig(), rows)
+    tokens = tokens._replace(old_logp_BT=None, ref_logp_BT=None, refined_BT=jnp.zeros_like(tokens.refined_BT))
+
+    def loss(logp_BT):
+        return token_loss(logp_BT, jnp.zeros_like(logp_BT), tokens, ObjectiveConfig())[0]
+
+    logp_BT = jnp.asarray(padded(rows["logp"]), jnp.float32)
+    np.testing.assert_allclose(loss(logp_BT), -tokens.pg_BT.sum(), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(jax.grad(loss)(logp_BT), -tokens.pg_BT, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cfg", CONFIGS)
-def test_sums_add_up_over_any_split(rng, cfg):
-    arrays = {name: jnp.asarray(value) for name, value in make_rows(rng).items()}
-    whole, sums = policy_loss(**arrays, cfg=cfg)
-    for cut in (1, 3, 4):
-        parts = [policy_loss(**{k: v[s] for k, v in arrays.items()}, cfg=cfg) for s in (slice(0, cut), slice(cut, 8))]
-        np.testing.assert_allclose(parts[0][0] + parts[1][0], whole, rtol=1e-5)
-        for name, value in sums.items():
-            np.testing.assert_allclose(parts[0][1][name] + parts[1][1][name], value, rtol=1e-5)
+def test_supervised_segments_are_the_mean_negative_log_likelihood(rng):
+    made = credit.supervised([([1], np.arange(n, dtype=np.int32)) for n in (3, 5)])
+    logp = [rng.normal(size=n) for n in (3, 5)]
+    tokens = Tokens(
+        scored_BT=jnp.asarray(padded([np.ones(n, bool) for n in (3, 5)])), refined_BT=jnp.zeros((2, 5), bool),
+        pg_BT=jnp.zeros((2, 5)), ce_BT=jnp.asarray(padded([s.ce_T for s in made])),
+    )  # fmt: skip
+    loss, _ = token_loss(jnp.asarray(padded(logp), jnp.float32), jnp.zeros((2, 5)), tokens, ObjectiveConfig())
+    np.testing.assert_allclose(loss, -np.concatenate(logp).mean(), rtol=1e-5)
+    assert not any(s.silent for s in made)
+
+
+def test_k3_is_plain_up_to_its_limit_and_what_is_clamped_is_counted():
+    """At 19.9 the value and slope are those of the formula (a clamp at 10 gave gradient 0 without a word)."""
+    for d in (-19.9, -3.0, 0.0, 3.0, 12.0, 19.9):
+        value, slope = jax.value_and_grad(lambda logp, d=d: k3(logp, jnp.float32(d), 20.0))(jnp.float32(0.0))
+        np.testing.assert_allclose(value, np.exp(d) - d - 1, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(slope, 1 - np.exp(d), rtol=1e-5, atol=1e-6)
+    assert k3(jnp.float32(0.0), jnp.float32(15.0), 10.0) == k3(jnp.float32(0.0), jnp.float32(10.0), 10.0)
+    one = jnp.ones((1, 4))
+    tokens = Tokens(
+        scored_BT=jnp.array([[True, True, True, False]]), refined_BT=jnp.zeros((1, 4), bool), pg_BT=0 * one, kl_BT=one,
+        ref_logp_BT=jnp.array([[25.0, 5.0, -30.0, 50.0]]),
+    )  # fmt: skip
+    _, sums = token_loss(0 * one, one, tokens, ObjectiveConfig(kl_coef=1.0))
+    assert sums["kl_clamped"] == 2
+    _, sums = token_loss(0 * one, one, tokens, ObjectiveConfig(kl_coef=1.0, kl_limit=4.0))
+    assert sums["kl_clamped"] == 3
 
 
 def test_extreme_log_probs_give_finite_values():
-    rows = {name: jnp.asarray(value) for name, value in make_rows(np.random.default_rng(0)).items()}
-    rows |= {"logp_BT": jnp.full((8, 6), -200.0), "old_logp_BT": jnp.zeros((8, 6)), "ref_logp_BT": jnp.zeros((8, 6))}
     for cfg in CONFIGS:
-        value, slope = jax.value_and_grad(lambda x, cfg=cfg: policy_loss(**(rows | {"logp_BT": x}), cfg=cfg)[0])(
-            rows["logp_BT"]
-        )
-        assert np.isfinite(value) and np.isfinite(slope).all()
+        far = -200.0 * jnp.ones((1, 3))
+        tokens = Tokens(
+            scored_BT=jnp.ones((1, 3), bool), refined_BT=jnp.array([[False, True, True]]),
+            pg_BT=jnp.array([[1.0, -1.0, 1.0]]), kl_BT=0.1 * jnp.ones((1, 3)),
+            old_logp_BT=0 * far, ref_logp_BT=0 * far,
+        )  # fmt: skip
+        (value, sums), slope = jax.value_and_grad(lambda x, t=tokens, c=cfg: token_loss(x, -x, t, c), has_aux=True)(far)
+        assert np.isfinite(value) and np.isfinite(slope).all() and sums["nonfinite_tokens"] == 0
+        _, sums = token_loss(far * jnp.array([[1.0, np.nan, np.inf]]), far, tokens, cfg)
+        assert sums["nonfinite_tokens"] == 2

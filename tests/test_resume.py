@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,16 +21,16 @@ QUESTIONS = [
     ("What is 118+247?", 365),
     ("What is 92366*7?", 646562),
 ]
-# (phase, its how manieth entry in the process): each process starts from what the one before it left.
+# (phase, its how manieth entry in the process, newest checkpoint it leaves): each starts from what the last one left.
 KILLS = [
-    ("sample", 1),  # the first batch of an epoch, nothing saved yet
-    ("update", 2),  # the last batch of an epoch, nothing saved yet
-    ("save", 1),  # inside the first save: it never becomes a checkpoint
-    ("save", 2),  # inside the second: resume from step 2
-    ("score", 1),  # the first batch of an epoch, after a checkpoint
-    ("critique", 2),
-    ("update", 2),  # the last batch of an epoch, after a checkpoint
-    ("evaluate", 1),  # evaluation after step 3
+    ("sample", 1, 0),  # the first batch of an epoch, nothing saved yet
+    ("save", 1, 0),  # inside the first save: it never becomes a checkpoint
+    ("save/arrays", 2, 2),  # inside the second, with arrays on disk
+    ("score", 1, 2),  # the first batch of an epoch, after a checkpoint
+    ("evaluate", 1, 2),  # evaluation after step 3
+    ("save/named", 1, 4),  # the moment the second save has its name
+    ("update", 2, 4),  # the last batch of an epoch, after a checkpoint
+    ("save/arrays", 1, 4),  # inside the last save
 ]
 
 
@@ -65,28 +66,34 @@ def undisturbed(tmp_path_factory):
 def test_killed_anywhere_it_ends_the_same(undisturbed, tmp_path):
     """Also across the compilation cache: the undisturbed run compiled everything, the others load most of it."""
     folder, _ = undisturbed
-    started = []
-    for kill in KILLS:
-        run(tmp_path / "run", folder / "data.jsonl", folder / "cache", *kill)
-        saved = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit())
-        started.append(int(saved[-1]) if saved else 0)
-    assert started == [0, 0, 0, 2, 2, 2, 2, 2]
+    left = []
+    for phase, count, _ in KILLS:
+        run(tmp_path / "run", folder / "data.jsonl", folder / "cache", phase, count)
+        saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
+        left.append(max(saved, default=0))
+    assert left == [newest for _, _, newest in KILLS]
     said = run(tmp_path / "run", folder / "data.jsonl", folder / "cache")
-    assert "resuming after step 2" in said
+    assert "resuming after step 4" in said
     assert metrics(tmp_path / "run") == metrics(folder / "run") and len(metrics(folder / "run")) == 9
     for step in range(1, 7):
         name = f"rollouts/{step:06d}.jsonl"
         assert (tmp_path / "run" / name).read_bytes() == (folder / "run" / name).read_bytes()
     one, other = arrays(tmp_path / "run"), arrays(folder / "run")
     assert len(one) == len(other) > 20 and all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+    for name in ("best.json", "config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (folder / "run" / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["4", "6"]  # and nothing half written
     again = run(tmp_path / "run", folder / "data.jsonl", folder / "cache")
-    assert "step 6 is in" in again and metrics(tmp_path / "run") == metrics(folder / "run")
+    assert "step 6 is done already" in again and metrics(tmp_path / "run") == metrics(folder / "run")
 
 
 def test_compilation_is_kept_on_disk_and_mended(undisturbed, tmp_path):
     """The second start compiles next to nothing; broken entries are removed and made again."""
     folder, said = undisturbed
-    counts = lambda text: [int(n) for n in text.split("compiled ")[-1].split() if n.isdigit()][:2]
+
+    def counts(text):
+        return [int(n) for n in text.split("compiled ")[-1].split() if n.isdigit()][:2]
+
     programs, from_disk = counts(said)
     assert programs > 5 and from_disk == 0
     warm = counts(run(tmp_path / "warm", folder / "data.jsonl", folder / "cache"))
@@ -102,17 +109,17 @@ def test_compilation_is_kept_on_disk_and_mended(undisturbed, tmp_path):
 
 
 def test_an_unreadable_checkpoint_stops_the_run(undisturbed, tmp_path):
-    import shutil
-
+    """In one line, with nothing touched; before it, the other configuration has to be asked for, as the message says."""
     folder, _ = undisturbed
     shutil.copytree(folder / "run", tmp_path / "run")
     broken = [p for p in (tmp_path / "run/checkpoints/6/params").rglob("*") if p.is_file() and p.stat().st_size > 1000]
     for file in broken:
         file.write_bytes(file.read_bytes()[:50])
     before = (tmp_path / "run/metrics.jsonl").read_text()
-    command = [
-        sys.executable, "-m", "cgrpo_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
-    assert done.returncode == 1 and "checkpoints/6: cannot be read" in done.stderr and "Traceback" not in done.stderr
-    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    command = [sys.executable, "-m", "cgrpo_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]
+    for words in ("data.content = 'arithmetic at main'", "checkpoints/6: cannot be read"):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 1 and len(errors) == 1 and words in errors[0], done.stderr
+        assert "Traceback" not in done.stderr and (tmp_path / "run/metrics.jsonl").read_text() == before
+        command.append(errors[0].split(" or ")[-1])  # --config.train.accept_changes=...

@@ -1,14 +1,22 @@
 """Critique, refinement, selection and group assembly, with a generator that is a table instead of a model."""
 
+import contextlib
+import dataclasses
+import threading
+import time
+
 import numpy as np
 import pytest
 
 from cgrpo_jax.data.arithmetic import solution, worked_critique
-from cgrpo_jax.learning.packing import group_rows, make_batch
+from cgrpo_jax.learning import credit
+from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.options import ObjectiveConfig, RefineConfig
-from cgrpo_jax.records import Attempt, Completion, Kind, Problem
+from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request
 from cgrpo_jax.rollout import critics
-from cgrpo_jax.rollout.collect import CUT, collect_groups, refined_responses, refinement_prompt, select
+from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
+from cgrpo_jax.rollout.stories import Sample, Stories, Work
 from cgrpo_jax.text import prompts
 
 QUESTION = "What is 23+46?"
@@ -23,35 +31,50 @@ def completion(tokenizer, text, finished=True):
 
 
 def score(items):
-    return [Attempt(c, text, float(RIGHT in text), None, "ok") for _, c, text in items]
+    return [Attempt(c, text, float(RIGHT in text), RIGHT in text, None, "ok") for _, c, text in items]
 
 
-def collect(tokenizer, answers, cfg=None, samples=3, **kwargs):
-    """`answers(kind, sample) -> text`; remembers the prompts it was asked."""
+def sampler_of(answer, asked):
+    """Ends requests one a chunk, the last asked first, and writes down what it was asked."""
+
+    def run(source):
+        queue = []
+        while True:
+            new = source.poll(idle=not queue)
+            asked.extend(new)
+            queue.extend(new)
+            if queue:
+                request = queue.pop()
+                source.ended([(request, answer(request))])
+            elif not source.pending():
+                return
+
+    return run
+
+
+def method_of(tokenizer, cfg, samples, critic=None, scorer=None):
+    critic, scorer = critic or critics.CRITICS[cfg.critique], scorer or by_rule(score, tokenizer)
+    return Method(samples, scorer, critic, tokenizer, cfg, seed=0, step=0)
+
+
+def collect(tokenizer, answers, cfg=None, samples=3, **parts):
+    """`answers(kind, sample) -> text`; also the requests in the order in which they were asked."""
     asked = []
 
-    def generate(requests, then):
-        """Rows end in reverse order; what is asked for in between is answered at the end."""
-        asked.extend(requests)
-        answer = lambda r: completion(tokenizer, answers(r.kind, r.sample))
-        for number in reversed(range(len(requests))):
-            asked.extend(then(number, answer(requests[number])))
-        for number in range(len(requests), len(asked)):
-            assert then(number, answer(asked[number])) == []
+    def answer(request):
+        return completion(tokenizer, answers(request.name.kind, request.name.sample))
 
-    cfg = cfg or RefineConfig()
-    (group,) = collect_groups(
-        [PROBLEM], samples, generate, score, critics.CRITICS[cfg.critique], tokenizer, cfg, seed=0, step=0, **kwargs
-    )
+    method = method_of(tokenizer, cfg or RefineConfig(), samples, **parts)
+    (group,) = collect_groups([PROBLEM], method, sampler_of(answer, asked))
     return group, asked
 
 
 def test_golden_critiques():
     """The exact texts of the paper's indicative critiques."""
-    attempts = [Attempt(None, "", reward, None, "ok") for reward in (1.0, 0.0)]
-    items = [(PROBLEM, attempt) for attempt in attempts]
-    assert critics.indicative(items) == ["The generated solution is correct.", "The generated solution is incorrect."]
-    assert critics.indicative_gt(items) == [
+    attempts = [Attempt(None, "", reward, reward == 1, None, "ok") for reward in (1.0, 0.0)]
+    texts = [critics.indicative(PROBLEM, attempt) for attempt in attempts]
+    assert texts == ["The generated solution is correct.", "The generated solution is incorrect."]
+    assert [critics.indicative_gt(PROBLEM, attempt) for attempt in attempts] == [
         "The generated solution is correct, the ground truth is 69.",
         "The generated solution is incorrect, the ground truth is 69.",
     ]
@@ -93,7 +116,7 @@ def test_paper_default_refines_only_where_nothing_was_right(tokenizer):
     group, asked = collect(tokenizer, lambda kind, g: RIGHT if g == 1 else WRONG)
     assert len(asked) == 3 and group.refinements == () and group.kept == (0, 1, 2) and group.selected == ()
     group, asked = collect(tokenizer, lambda kind, g: RIGHT if kind == Kind.REFINEMENT and g == 2 else WRONG)
-    assert [r.kind for r in asked] == [Kind.RESPONSE] * 3 + [Kind.REFINEMENT] * 3
+    assert [r.name.kind for r in asked] == [Kind.RESPONSE] * 3 + [Kind.REFINEMENT] * 3
     assert [a.correct for a in group.refinements] == [False, False, True] and group.selected == (2,)
     assert [(a.text, refined) for a, refined in group.rows()] == [(WRONG, False)] * 3 + [(RIGHT, True)]
     assert [a.source for a in group.refinements] == [0, 1, 2]
@@ -108,7 +131,7 @@ def test_paper_default_refines_only_where_nothing_was_right(tokenizer):
     ],
 )  # fmt: skip
 def test_triggers(trigger, correct, expected):
-    attempts = [Attempt(None, "", float(c), None, "ok") for c in correct]
+    attempts = [Attempt(None, "", float(c), bool(c), None, "ok") for c in correct]
     assert refined_responses(attempts, trigger) == expected
 
 
@@ -139,35 +162,29 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     ids, ones = np.array([5, 400, 401, 7], np.int32), np.ones(4, np.float32)  # ids no text encodes to
     cut = Completion(ids, -ones, ones, False)
 
-    def generate(requests, then):
-        later = [r for number in range(3) for r in then(number, completion(tokenizer, WRONG))]
-        for number in range(len(later)):
-            then(3 + number, cut)
+    def answer(request):
+        return cut if request.name.kind == Kind.REFINEMENT else completion(tokenizer, WRONG)
 
-    groups = collect_groups(
-        [PROBLEM], 3, generate, score, critics.indicative_gt, tokenizer, RefineConfig(), seed=0, step=0
-    )
-    (item,) = group_rows(groups, ObjectiveConfig())
-    assert [row.refined for row in item.rows] == [False] * 3 + [True]
-    assert list(item.prompt_ids) == tokenizer.encode_chat(PROBLEM.messages)
-    batch = make_batch([item], rows_per_prompt=4, micro_batch=1)
-    refined = np.flatnonzero(batch.refined_AB.ravel())[0]
-    response = batch.response_ABT[0, refined]
-    assert list(batch.prompt_AQT[0, 0, batch.start_AQ[0, 0] :]) == list(item.prompt_ids)
-    assert list(response[:4]) == [5, 400, 401, 7] and not response[4:].any()
-    assert batch.length_AB.ravel()[refined] == 4
+    groups = collect_groups([PROBLEM], method_of(tokenizer, RefineConfig(), 3), sampler_of(answer, []))
+    groups = [dataclasses.replace(groups[0], refinements=tuple(
+        dataclasses.replace(attempt, reward=1.0) for attempt in groups[0].refinements))]  # fmt: skip
+    made = credit.segments(groups, ObjectiveConfig(), 64.0)
+    assert [s.refined for s in made] == [False] * 3 + [True]
+    plain = tokenizer.encode_chat(PROBLEM.messages)
+    assert all(list(s.prompt_ids) == plain for s in made) and list(made[3].ids) == list(ids)
+    size = bin_size(
+        share=True, problems=1, group=4, at_once=1, row_devices=1, longest_prompt=len(plain), longest_ids=16
+    )  # fmt: skip
+    bins = pack(made, size, Terms())
+    (refined,) = [row for row in range(4) if bins.refined_ABT[0, row].any()]
+    assert list(bins.prompt_AQS[0, 0, : len(plain) - 1]) == plain[:-1]
+    (where,) = np.nonzero(bins.refined_ABT[0, refined])
+    assert list(bins.token_ABT[0, refined, where]) == [plain[-1], 5, 400, 401]
+    assert list(bins.target_ABT[0, refined, where]) == list(ids) and bins.scored_ABT[0, refined, where].all()
     needle = tokenizer.encode_text(" ground")
-    assert len(needle) == 1 and not any((x == needle[0]).any() for x in (batch.prompt_AQT, batch.response_ABT))
-    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, WRONG, critics.indicative_gt(
-        [(PROBLEM, groups[0].responses[0])])[0])).count(needle[0]) >= 1  # fmt: skip
-
-
-def test_golden_group_of_seven_and_one(tokenizer):
-    group, _ = collect(tokenizer, lambda kind, g: RIGHT if kind == Kind.REFINEMENT else WRONG, samples=7)
-    (item,) = group_rows([group], ObjectiveConfig())
-    rows = item.rows
-    np.testing.assert_allclose([row.advantage for row in rows], [-0.125] * 7 + [0.875])
-    np.testing.assert_allclose([row.weight for row in rows], [1 / 7] * 7 + [1.0], rtol=1e-6)
+    assert len(needle) == 1 and not any((x == needle[0]).any() for x in (bins.prompt_AQS, bins.token_ABT))
+    critique = critics.indicative_gt(PROBLEM, groups[0].responses[0])
+    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, WRONG, critique)).count(needle[0]) >= 1
 
 
 def test_refinement_prompt_cuts_the_solution_only(tokenizer):
@@ -193,9 +210,117 @@ def test_a_solution_without_room_is_left_out_and_counted(tokenizer):
     assert group_metrics([group])["refine/no_room"] == 3
 
 
-def test_batches_refuse_what_does_not_fit(tokenizer):
-    group, _ = collect(tokenizer, lambda kind, g: RIGHT)
-    prompted = group_rows([group], ObjectiveConfig())
-    for rows_per_prompt, micro_batch in [(2, 1), (3, 2)]:
-        with pytest.raises(ValueError, match="1 problems of at most"):
-            make_batch(prompted, rows_per_prompt=rows_per_prompt, micro_batch=micro_batch)
+# ---- Stories: what waits for what, and when it is told ----
+
+
+def told(stories, script):
+    """Polls and ends as the script says; what each poll returned."""
+    polls = []
+    for done in script:
+        polls.append([request.name.sample for request in stories.poll(idle=done is None)])
+        if done is not None:
+            stories.ended([(Request(Name(Kind.RESPONSE, 0, g), [1]), g) for g in done])
+    return polls
+
+
+def asking(*samples):
+    return Sample([Request(Name(Kind.RESPONSE, 0, g), [1]) for g in samples])
+
+
+def no_phase(name):
+    return contextlib.nullcontext()
+
+
+def test_work_is_told_at_the_poll_after_the_next_chunk():
+    """However fast it is: the schedule is a function of chunks, not of clocks."""
+
+    def story():
+        yield asking(0)
+        value = yield Work(lambda: 7, "score")
+        yield asking(value)
+
+    def other():
+        yield asking(1, 2)
+
+    with Stories([story(), other()], no_phase) as stories:
+        #       chunk 1 ends 0   chunk 2 ends 1   chunk 3 ends nothing   chunk 4 ends 7 and 2
+        assert told(stories, [[0], [1], [], [7, 2], None]) == [[0, 1, 2], [], [7], [], []]
+        assert not stories.pending()
+
+
+def test_late_work_is_waited_for_and_idle_waits():
+    release = threading.Event()
+
+    def story():
+        yield asking(0)
+        yield Work(release.wait, "score")
+        yield asking(1)
+
+    with Stories([story()], no_phase) as stories:
+        assert told(stories, [[0]]) == [[0]]
+        threading.Timer(0.05, release.set).start()
+        assert told(stories, [None]) == [[1]]  # nothing else to do
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_remote_work_is_told_by_arrival_or_in_order(ordered):
+    first, second = threading.Event(), threading.Event()
+
+    def story(event, sample):
+        yield Work(event.wait, "critique", remote=True)
+        yield asking(sample)
+
+    with Stories([story(first, 0), story(second, 1)], no_phase, ordered=ordered) as stories:
+        assert list(stories.poll(idle=False)) == []
+        second.set()
+        while not stories.jobs[1].future.done():
+            time.sleep(0.001)
+        assert [r.name.sample for r in stories.poll(idle=False)] == ([] if ordered else [1])
+        first.set()
+        if ordered:
+            assert [r.name.sample for r in stories.poll(idle=True)] == [0]
+            assert [r.name.sample for r in stories.poll(idle=True)] == [1]
+
+
+def test_work_that_raises_ends_the_run(tokenizer):
+    def broken(items):
+        raise ValueError("no grader")
+
+    with pytest.raises(ValueError, match="no grader"):
+        collect(tokenizer, lambda kind, g: WRONG, scorer=by_rule(broken, tokenizer))
+
+
+def test_a_verdict_may_come_from_the_policy_itself(tokenizer):
+    """Scoring asks the sampler: a critique of each attempt, in a round of its own, gives reward and text."""
+
+    def scorer(problem, completions):
+        number = sum(len(ids.ids) for ids in completions) > 0  # any name that is free will do
+        round_ = scorer.rounds = getattr(scorer, "rounds", 0) + number
+        requests = [Request(Name(Kind.CRITIQUE, 0, g, round_), [1, 2]) for g in range(len(completions))]
+        verdicts = yield Sample(requests)
+        texts = [tokenizer.decode(completion.ids) for completion in completions]
+        said = [tokenizer.decode(verdict.ids) for verdict in verdicts]
+        return [
+            Attempt(completion, text, float("right" in word), "right" in word, None, "ok")
+            for completion, text, word in zip(completions, texts, said, strict=True)
+        ]
+
+    def answers(kind, g):
+        return {Kind.CRITIQUE: "right" if g == 2 else "wrong"}.get(kind, WRONG)
+
+    group, asked = collect(tokenizer, answers, RefineConfig(trigger="any_wrong"), scorer=scorer)
+    assert [a.reward for a in group.responses] == [0.0, 0.0, 1.0]
+    assert [a.source for a in group.refinements] == [0, 1]
+    rounds = [r.name.round for r in asked if r.name.kind == Kind.CRITIQUE]
+    assert rounds == [1, 1, 1, 2, 2]
+
+
+def test_an_attempt_without_a_usable_critique_is_not_refined(tokenizer):
+    def critic(problem, attempts):
+        yield from ()
+        return [Critique(None if g == 1 else "Look again.") for g in range(len(attempts))]
+
+    group, asked = collect(tokenizer, lambda kind, g: WRONG, critic=critic)
+    assert [r.name.sample for r in asked if r.name.kind == Kind.REFINEMENT] == [0, 2]
+    assert [a.source for a in group.refinements] == [0, 2]
+    assert [a.critique for a in group.responses] == ["Look again.", None, "Look again."]

@@ -4,15 +4,15 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import QUICKSTART, tiny_config
+from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax.model import hf, sharding
-from cgrpo_jax.model.sharding import MeshError, make_mesh, param_spec
+from cgrpo_jax.model.sharding import MeshError, make_mesh, param_spec, sampler_spec
 from cgrpo_jax.options import MeshConfig
 
 HERE = pathlib.Path(__file__).parent
@@ -28,39 +28,73 @@ def on_eight_devices(folder, dtype):
 
 
 def test_the_same_on_every_mesh_and_schedule(tmp_path):
-    """float64: the tokens, under random numbers of rows, chunks and orders of admission; loss and gradients to 1e-10."""
+    """float64: tokens, under random rows, chunks, room and orders; loss and gradients to 1e-10, prompts shared or not."""
     found = on_eight_devices(tmp_path, "float64")
-    expected, gradient = found["tokens/1x1x1/0"], found["gradient/1x1x1"]
+    expected, gradient = found["tokens/1x1x1/0"], found["gradient/1x1x1/shared"]
     assert len({tuple(row) for row in expected}) == 20 and (expected >= 0).sum() > 100
     trials = [name for name in found if name.startswith("tokens/")]
     assert len(trials) == 7
     for name in trials:
         np.testing.assert_array_equal(found[name], expected, err_msg=name)
     assert np.linalg.norm(gradient) > 0
-    for mesh in MESHES:
-        tolerance = {"rtol": 1e-10, "atol": 1e-10 * np.abs(gradient).max(), "err_msg": mesh}
-        np.testing.assert_allclose(found[f"gradient/{mesh}"], gradient, **tolerance)
-        np.testing.assert_allclose(found[f"loss/{mesh}"], found["loss/1x1x1"], rtol=1e-10, err_msg=mesh)
+    updates = [f"{mesh}/{bins}" for mesh in ["1x1x1", *MESHES] for bins in ("shared", "own")]
+    for name in updates:
+        tolerance = {"rtol": 1e-10, "atol": 1e-10 * np.abs(gradient).max(), "err_msg": name}
+        np.testing.assert_allclose(found[f"gradient/{name}"], gradient, **tolerance)
+        np.testing.assert_allclose(found[f"loss/{name}"], found["loss/1x1x1/shared"], rtol=1e-10, err_msg=name)
 
 
 def test_float32_gradients_and_what_each_device_holds(tmp_path):
     """Within 1e-5 of the gradient's norm; no device holds more than its share (the norms are replicated)."""
     found = on_eight_devices(tmp_path, "float32")
-    gradient = found["gradient/1x1x1"]
+    gradient = found["gradient/1x1x1/shared"]
     for mesh in MESHES:
-        assert np.linalg.norm(found[f"gradient/{mesh}"] - gradient) < 1e-5 * np.linalg.norm(gradient), mesh
+        other = found[f"gradient/{mesh}/shared"]
+        assert np.linalg.norm(other - gradient) < 1e-5 * np.linalg.norm(gradient), mesh
     assert found["share/1x8x1"] < 0.14 and found["share/2x2x2"] < 0.27 and found["share/8x1x1"] == 1
+
+
+def axes_of(data=1, fsdp=1, tensor=1):
+    """A mesh without devices."""
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
 
 
 def test_every_parameter_has_exactly_one_rule(monkeypatch):
     for family in ("llama", "qwen2", "qwen3"):
-        for path, _ in jax.tree_util.tree_leaves_with_path(hf.abstract_params(tiny_config(family))):
-            param_spec(sharding.path_of(path))
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(hf.abstract_params(tiny_config(family))):
+            param_spec(sharding.path_of(key_path), leaf.shape, axes_of())
     with pytest.raises(ValueError, match="matches 0 sharding rules"):
-        param_spec("layers/attn/q/scale")
+        param_spec("layers/attn/q/scale", (2, 8), axes_of())
     monkeypatch.setattr(sharding, "PARAM_RULES", sharding.PARAM_RULES * 2)
     with pytest.raises(ValueError, match="matches 2 sharding rules"):
-        param_spec("norm/scale")
+        param_spec("norm/scale", (8,), axes_of())
+
+
+def test_an_axis_that_does_not_divide_is_replicated():
+    """Along that axis only; the sampler's layout follows."""
+    embedding = "embed/embedding", (211, 48)
+    assert param_spec(*embedding, axes_of(fsdp=8)) == P("tensor", "fsdp")
+    assert param_spec(*embedding, axes_of(fsdp=8, tensor=2)) == P(None, "fsdp")
+    assert param_spec(*embedding, axes_of(fsdp=5, tensor=2)) == P(None, None)
+    assert sampler_spec(*embedding, axes_of(fsdp=8)) == P("tensor", None)
+    assert sampler_spec(*embedding, axes_of(fsdp=8, tensor=2)) == P(None, None)
+    stacked = "layers/mlp/down/kernel", (2, 48, 80)
+    assert param_spec(*stacked, axes_of(fsdp=32, tensor=16)) == P(None, None, "tensor")
+    assert param_spec("layers/attn_norm/scale", (2, 48), axes_of(fsdp=5)) == P()
+
+
+@pytest.mark.parametrize(("devices", "meshes"), [(8, ["1x8x1", "1x1x2", "1x3x2"]), (3, ["1x3x1"])])
+def test_the_embedded_model_on_meshes_that_do_not_divide_it(devices, meshes):
+    """Its 485 tokens are odd, its width is 128: it loads, and its logits are those of one device."""
+    command = [sys.executable, str(HERE / "uneven_meshes.py"), str(devices), *meshes]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, *_ in lines] == meshes
+    for name, difference, share in lines:
+        assert float(difference) < 1e-5, name
+        assert float(share) < {"1x8x1": 0.14, "1x1x2": 0.7}.get(name, 1.01), name
 
 
 def test_meshes_that_cannot_be():
@@ -68,28 +102,36 @@ def test_meshes_that_cannot_be():
         (MeshConfig(3, -1, 1), "mesh.data = 3"), (MeshConfig(-1, -1, 1), "-1 on one axis"), (MeshConfig(0, 1, 1), "positive"),
     ]:  # fmt: skip
         with pytest.raises(MeshError, match=words):
-            make_mesh(cfg)
-
-    four = types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 4})
-    with pytest.raises(MeshError, match=r"mesh.tensor = 4 does not divide the 211 of embed/embedding \(211, 48\)"):
-        sharding.check_divides(four, hf.abstract_params(tiny_config("qwen3")))
+            make_mesh(cfg, jax.devices()[:1])
 
 
-def test_loading_reads_only_what_a_device_keeps(tmp_path, monkeypatch):
+READS = """
+import functools, sys
+import jax, jax.numpy as jnp
+from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.hf_config import config_from_hf
+
+sizes, read = [], hf.TensorFiles.read
+
+def counted(self, name, index):
+    part = read(self, name, index)
+    sizes.append(part.size if "embed" in name else 0)
+    return part
+
+hf.TensorFiles.read = counted
+mesh = sharding.make_mesh(sharding.MeshConfig(1, 8, 1), jax.devices())
+cfg = config_from_hf(sys.argv[1])
+params = hf.load_params(sys.argv[1], cfg, functools.partial(sharding.param_sharding, mesh), jnp.float32)
+print(max(sizes), params["embed"]["embedding"].size)
+"""
+
+
+def test_loading_reads_only_what_a_device_keeps():
     """Each read of a file is one device's part, never a whole parameter of a sharded model."""
-    code = (
-        "import jax, jax.numpy as jnp, numpy as np, sys; from cgrpo_jax import hf, sharding;"
-        "from cgrpo_jax.model.hf_config import config_from_hf;"
-        "folder = sys.argv[1]; cfg = config_from_hf(folder); mesh = sharding.make_mesh(sharding.MeshConfig(1, 8, 1));"
-        "sizes = []; read = hf.TensorFiles.read;"
-        "hf.TensorFiles.read = lambda self, name, index: sizes.append((name, (part := read(self, name, index)).size)) or part;"
-        "params = hf.load_params(folder, cfg, lambda path, _: sharding.param_sharding(mesh, path), jnp.float32);"
-        "print(max(size for name, size in sizes if 'embed' in name), params['embed']['embedding'].size)"
-    )
-    from cgrpo_jax.build import model_folder
-
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-c", code, str(model_folder("package://quickstart"))]
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(HERE.parent)
+    }  # fmt: skip
+    command = [sys.executable, "-c", READS, str(QUICKSTART)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     largest, whole = map(int, done.stdout.split())
     assert largest == whole // 8

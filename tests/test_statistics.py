@@ -260,12 +260,12 @@ def test_values_that_cannot_be_averaged_are_refused():
 def entry(**changes):
     values = {
         "ids": ["a", "b", "c"],
+        "content_P": ["A", "B", "C"],
         "correct_PG": np.array([[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool),
         "cluster_PG": np.array([[0, 1, 0, 2, 0], [0, 1, 1, -1, 2], [0, 0, 0, 0, 0]]),
         "length_PG": np.arange(15).reshape(3, 5),
         "finished_PG": np.array([[1, 1, 1, 1, 1], [1, 0, 0, 1, 1], [1, 1, 1, 1, 1]], bool),
         "answered_PG": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 1], [1, 1, 1, 1, 1]], bool),
-        "seconds": 5.0,
         "seed": 0,
     }  # fmt: skip
     return intervals.summarise(**values | changes)
@@ -273,7 +273,7 @@ def entry(**changes):
 
 def test_entry_of_a_task():
     got = entry()
-    assert (got["problems"], got["samples"], got["ids"]) == (3, 5, ["a", "b", "c"])
+    assert (got["problems"], got["rows"], got["samples"], got["ids"]) == (3, 3, 5, ["a", "b", "c"])
     assert list(got["pass@k"]) == list(got["first@k"]) == list(got["pass@k/low"]) == ["1", "2", "4", "5"]
     assert got["pass@1"] == pytest.approx(8 / 15) == got["pass@k"]["1"] and got["first@k"]["1"] == pytest.approx(2 / 3)
     assert got["pass@k"]["2"] == pytest.approx((0.9 + 0 + 1) / 3)  # 1 - C(2,2)/C(5,2) = 0.9
@@ -285,8 +285,35 @@ def test_entry_of_a_task():
     assert (
         got["length"] == 7 and got["truncated"] == pytest.approx(2 / 15) and got["no_answer"] == pytest.approx(1 / 15)
     )
-    assert got["seconds"] == 5 and got["tokens_per_s"] == 21 and got["correct"][0] == [1, 0, 1, 0, 1]
-    assert entry(seconds=0.0)["tokens_per_s"] is None
+    assert got["content"] == ["A", "B", "C"] and got["correct"][0] == [1, 0, 1, 0, 1]
+
+
+def test_copies_of_problems_are_averaged_before_anything_else():
+    """The third row copies the first: two problems, of which the first passes 4 of 5 samples on average."""
+    got, mean_D = entry(content_P=["A", "B", "A"]), np.array([0.8, 0])
+    assert (got["problems"], got["rows"], len(got["correct"])) == (2, 3, 3)
+    assert got["pass@1"] == pytest.approx(0.4) and got["maj@G"] == pytest.approx(0.5)
+    assert got["pass@k"]["2"] == pytest.approx((0.9 + 1) / 2 / 2) and got["first@k"]["2"] == pytest.approx(0.5)
+    assert got["runs"] == pytest.approx([0.5, 0.25, 0.5, 0.25, 0.5])
+    assert (got["pass@1/low"], got["pass@1/high"]) == pytest.approx(intervals.wilson(0.4, 2))
+    assert got["pass@1/bootstrap"] == pytest.approx(list(intervals.bootstrap(mean_D, 0)))
+    assert intervals.mean_of_tasks({"T": got}, 0)["pass@1/bootstrap"] == pytest.approx(got["pass@1/bootstrap"])
+    assert intervals.scores_by_content(got) == pytest.approx({"A": 0.8, "B": 0.0})
+
+
+@FEW
+@given(correct_arrays, st.integers(1, 5))
+def test_whole_copies_of_a_set_change_no_figure_and_no_interval(correct_PG, copies):
+    def of(times):
+        rows = np.tile(correct_PG, (times, 1))
+        P = len(rows)
+        same = dict.fromkeys(("cluster_PG", "length_PG", "finished_PG", "answered_PG"), rows)
+        content_P = [str(p % len(correct_PG)) for p in range(P)]
+        return entry(ids=[str(p) for p in range(P)], content_P=content_P, correct_PG=rows, **same)
+
+    once, often = of(1), of(copies)
+    for key in ("pass@1", "pass@1/low", "pass@1/high", "pass@1/bootstrap", "pass@k", "pass@k/low", "maj@G", "runs"):
+        assert often[key] == pytest.approx(once[key]), key
 
 
 def test_an_entry_survives_json():
@@ -300,15 +327,16 @@ def test_an_entry_of_clashing_arrays_is_refused():
         entry(length_PG=np.ones((3, 4)))
     with pytest.raises(ValueError, match="2 problems with arrays"):
         entry(ids=["a", "b"])
+    with pytest.raises(ValueError, match="3 problems with arrays"):
+        entry(content_P=["A", "B"])
     with pytest.raises(ValueError, match="used more than once, the first is 'a'"):
         entry(ids=["a", "b", "a"])
 
 
 def test_mean_over_tasks_is_plain_and_of_what_all_tasks_have():
-    small = entry(**{name: np.ones((1, 2), bool) for name in ("correct_PG", "finished_PG", "answered_PG")}, ids=["x"], cluster_PG=np.zeros((1, 2), int), length_PG=np.full((1, 2), 9))  # fmt: skip
+    small = entry(**{name: np.ones((1, 2), bool) for name in ("correct_PG", "finished_PG", "answered_PG")}, ids=["x"], content_P=["X"], cluster_PG=np.zeros((1, 2), int), length_PG=np.full((1, 2), 9))  # fmt: skip
     got = intervals.mean_of_tasks({"A": entry(), "B": small}, 0)
     assert got["pass@1"] == pytest.approx((8 / 15 + 1) / 2) and got["maj@G"] == pytest.approx(5 / 6)
     assert got["length"] == 8 and list(got["pass@k"]) == ["1", "2"] and "runs" not in got
     assert got["pass@1/bootstrap"][0] < got["pass@1"] < got["pass@1/bootstrap"][1]
-    assert "tokens_per_s" not in intervals.mean_of_tasks({"A": entry(), "B": entry(seconds=0.0)}, 0)
     assert intervals.mean_of_tasks({"A": entry(), "B": entry()}, 0)["runs"] == pytest.approx(entry()["runs"])

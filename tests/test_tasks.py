@@ -7,19 +7,23 @@ import json
 
 import pytest
 
+from cgrpo_jax.data.choice_rows import choice_problem, order
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.tasks import TASKS, load_task, parse_names
 from cgrpo_jax.options import DataConfig
 
-FINE = lambda problem: None
 CFG = DataConfig(max_prompt_tokens=512)
+
+
+def fine(problem):
+    return None
 
 
 def rows_of(name, rows, tmp_path, **changes):
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     limit = changes.pop("limit", 0)
     return load_task(
-        name, str(tmp_path / "rows.jsonl"), limit, DataConfig(**changes), changes.get("fault", FINE), print
+        name, str(tmp_path / "rows.jsonl"), limit, DataConfig(**changes), changes.get("fault", fine), print
     )
 
 
@@ -52,6 +56,15 @@ def test_gpqa(tmp_path):
     assert found == rows_of("gpqa_diamond", [row] * 6, tmp_path)  # and on nothing else
 
 
+def test_up_to_26_options_in_an_order_of_their_own():
+    problem = choice_problem("Which?", [str(i) for i in range(26)], 25, "row")
+    assert problem.entry["options"][ord(problem.answer) - ord("A")] == "25"
+    with pytest.raises(ValueError, match="27 options"):
+        choice_problem("Which?", ["x"] * 27, 0, "row")
+    orders = {tuple(order(4, f"{i}")) for i in range(200)}
+    assert len(orders) == 24 and order(4, "7") == order(4, "7")
+
+
 def test_mmlu_pro(tmp_path):
     options = [f"option {i}" for i in range(10)]
     row = {
@@ -67,6 +80,13 @@ def test_mmlu_pro(tmp_path):
     assert named.problem.grader == "choice" and "(J) option" in named.problem.question
     with pytest.raises(DataError, match=r"row 1, column 'answer_index': 12 is no index of the 10 options"):
         rows_of("mmlu_pro", [row | {"answer_index": 12}], tmp_path)
+    for wrong in ("['a', 'b']", {"text": "a", "label": "b"}, ["a"], ["x"] * 27):
+        with pytest.raises(DataError, match=r"column 'options': .* is no list of 2 to 26 options"):
+            rows_of("mmlu_pro", [row | {"options": wrong, "answer_index": 0}], tmp_path)
+    with pytest.raises(DataError, match=r"column 'options': text or a number is needed, not NoneType"):
+        rows_of("mmlu_pro", [row | {"options": ["a", None], "answer_index": 0}], tmp_path)
+    with pytest.raises(DataError, match=r"column 'question': empty"):
+        rows_of("mmlu_pro", [row | {"question": " "}], tmp_path)
 
 
 def test_aime25_and_any_file(tmp_path):
@@ -86,12 +106,42 @@ def test_theoremqa_asks_true_or_false(tmp_path):
         {"Question": "Is 2 prime?", "Answer": "True", "Answer_type": "bool", "Picture": None},
         {"question": "How many?", "answer": 3, "answer_type": "integer", "picture": None},
     ]
-    one, two = rows_of("theoremqa", rows, tmp_path)
-    assert "\\boxed{True} or \\boxed{False}" in one.problem.question and "boxed{True}" not in two.problem.question
-    assert one.problem.entry == {"answer_type": "bool", "answer": True} and one.problem.grader == "theoremqa"
-    assert two.problem.entry == {"answer_type": "integer", "answer": 3}
-    with pytest.raises(DataError, match=r"row 1, column 'answer': 'three' is no integer"):
-        rows_of("theoremqa", [rows[1] | {"answer": "three"}], tmp_path)
+    boolean, integer = (named.problem for named in rows_of("theoremqa", rows, tmp_path))
+    assert "\\boxed{True} or \\boxed{False}" in boolean.question and "boxed{True}" not in integer.question
+    assert boolean.entry == {"answer_type": "bool", "answer": True} and boolean.grader == "theoremqa"
+    assert integer.entry == {"answer_type": "integer", "answer": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "words"),
+    [
+        ("integer", "three", "column 'answer': 'three' is no integer"),
+        ("integer", "[1, 2]", r"column 'answer': '\[1, 2\]' is no integer"), ("integer", 2.5, "2.5 is no integer"),
+        ("bool", "yes", "'yes' is no bool"), ("list of float", "1.5", "'1.5' is no list of float"),
+        ("list of integer", "[1, true]", r"'\[1, true\]' is no list of integer"), ("option", 3, "3 is no option"),
+        ("float", "NaN", "'NaN' is no float"), ("proof", "so", "column 'answer_type': 'proof' is none of"),
+    ],
+)  # fmt: skip
+def test_theoremqa_answers_that_are_not_of_their_type(tmp_path, kind, answer, words):
+    """They would stop the grader hours later, or never be matched."""
+    with pytest.raises(DataError, match=words):
+        rows_of("theoremqa", [{"question": "q", "answer": answer, "answer_type": kind}], tmp_path)
+
+
+def test_problems_keep_the_other_columns(tmp_path):
+    rows = {
+        "mmlu_stem": {"question": "Which?", "choices": ["a", "b"], "answer": 1, "type": "college_biology"},
+        "gpqa_diamond": {
+            "Question": "Which?", "Correct Answer": "a", "Incorrect Answer 1": "b", "Incorrect Answer 2": "c",
+            "Incorrect Answer 3": "d", "type": "college_biology",
+        },
+        "theoremqa": {"Question": "Which?", "Answer": "2", "Answer_type": "integer", "Type": "college_biology"},
+        "math500": {"problem": "Which?", "answer": "2", "type": "college_biology"},
+    }  # fmt: skip
+    for name, row in rows.items():
+        (named,) = rows_of(name, [row], tmp_path)
+        assert named.problem.columns == {"type": "college_biology"}, name
+        assert "college_biology" not in str(named.problem.messages)
 
 
 def test_bad_rows_are_listed_or_left_out(tmp_path, capsys):
@@ -119,9 +169,9 @@ def test_bad_rows_are_listed_or_left_out(tmp_path, capsys):
 )
 def test_sizes_of_the_files_at_hand(shared_data, name, file, count):
     """The published sizes; no row is bad."""
-    found = load_task(name, str(shared_data / file), 0, CFG, FINE, print)
+    found = load_task(name, str(shared_data / file), 0, CFG, fine, print)
     assert len(found) == count and len({named.id for named in found}) == count
-    assert [n.id for n in load_task(name, str(shared_data / file), 20, CFG, FINE, print)] == [n.id for n in found[:20]]
+    assert [n.id for n in load_task(name, str(shared_data / file), 20, CFG, fine, print)] == [n.id for n in found[:20]]
 
 
 def test_every_task_says_where_its_rows_are():

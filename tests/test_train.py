@@ -13,7 +13,7 @@ from conftest import QUICKSTART
 
 from cgrpo_jax import build, config, convert, options
 from cgrpo_jax.data import sources
-from cgrpo_jax.grading.verifier import Verdict, Verifier
+from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.training import TrainingError, _load_data, train
@@ -124,7 +124,7 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
     make_optimizer(options.OptimizerConfig(schedule="cosine"), 5)
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n{}\n')
     source = sources.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
-    sources.load_problems(source, 0, lambda golds: [Verdict(True, "ok")] * len(golds), lambda problem: 1)
+    sources.load_problems(source, 0, lambda golds: [Reading(True, "ok")] * len(golds), lambda problem: 1)
     monkeypatch.setattr("datasets.load_dataset", lambda *args, split, revision: [{"question": "q", "answer": "1"}])
     assert len(list(sources._hub_rows(sources.DataConfig(source="some/set")))) == 1
     with Verifier(VerifierConfig(workers=1)) as verifier:

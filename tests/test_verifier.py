@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-import cgrpo_jax.grading.verifier
-from cgrpo_jax.grading.verifier import Verdict, Verifier, VerifierError
+from cgrpo_jax.grading.verifier import Reading, Verifier, VerifierError
 from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.records import Verdict
 
 BOMB = "9^{9^{9^{9}}}"
 
@@ -32,8 +32,9 @@ PAIRS = [
 def test_verdicts_are_those_of_math_verify(verifier):
     """The library itself, called in a fresh process with its own defaults."""
     code = (
-        "import json, sys; from math_verify import parse, verify; box = lambda t: parse('\\\\boxed{' + t + '}');"
-        "print(json.dumps([bool(verify(box(g), box(a))) for g, a in json.load(sys.stdin)]))"
+        "import json, sys; from math_verify import parse, verify;"
+        "pairs = [[parse('\\\\boxed{' + text + '}') for text in pair] for pair in json.load(sys.stdin)];"
+        "print(json.dumps([bool(verify(gold, answer)) for gold, answer in pairs]))"
     )
     import json
 
@@ -48,26 +49,26 @@ def test_verdicts_are_those_of_math_verify(verifier):
 def test_a_bomb_is_cut_counted_and_hurts_nobody(verifier):
     began = time.perf_counter()
     verdicts = verifier.compare([("5", "5"), ("9", BOMB), ("5", "5"), ("9", BOMB), ("5", "5")])
-    assert verdicts == [Verdict(True, "ok"), Verdict(False, "timeout")] * 2 + [Verdict(True, "ok")]
+    assert verdicts == [Verdict(1.0, True, "ok"), Verdict(0.0, False, "timeout")] * 2 + [Verdict(1.0, True, "ok")]
     assert time.perf_counter() - began < 60
-    assert verifier.compare([("5", "5")] * 4) == [Verdict(True, "ok")] * 4  # replaced workers work
+    assert verifier.compare([("5", "5")] * 4) == [Verdict(1.0, True, "ok")] * 4  # replaced workers work
 
 
 def test_the_size_of_this_process_is_not_held_against_the_workers():
     """A trainer holds gigabytes; the workers it starts do not."""
     large = np.ones(2**28)  # 2 GiB
     with Verifier(VerifierConfig(workers=1)) as pool:
-        assert pool.compare([("5", "5")] * 3) == [Verdict(True, "ok")] * 3
+        assert pool.compare([("5", "5")] * 3) == [Verdict(1.0, True, "ok")] * 3
     assert large[0] == 1
 
 
 def test_waiting_in_the_queue_costs_nothing(tmp_path, monkeypatch):
     """One worker, half a second an answer, 6 s of them; one answer's wall-clock limit is 5 s."""
     slow = "import json, time\nprint('ready', flush=True)\nwhile input():\n    time.sleep(0.5)\n"
-    (tmp_path / "slow.py").write_text(slow + "    print(json.dumps({'correct': True, 'status': 'ok'}), flush=True)\n")
-    monkeypatch.setattr(cgrpo_jax.verifier, "WORKER", tmp_path / "slow.py")
+    (tmp_path / "slow.py").write_text(slow + "    print(json.dumps({'yes': True, 'status': 'ok'}), flush=True)\n")
+    monkeypatch.setattr("cgrpo_jax.grading.verifier.WORKER", tmp_path / "slow.py")
     with Verifier(VerifierConfig(workers=1, cpu_seconds=1.0)) as pool:
-        assert pool.compare([("5", "5")] * 12) == [Verdict(True, "ok")] * 12
+        assert pool.compare([("5", "5")] * 12) == [Verdict(1.0, True, "ok")] * 12
 
 
 def test_a_dead_worker_is_replaced(verifier):
@@ -127,7 +128,7 @@ def test_memory_of_a_worker_is_limited():
     """Whatever an answer makes it allocate: the worker says so or dies, and the next answer is fine."""
     with Verifier(VerifierConfig(workers=1, cpu_seconds=20.0, memory_mb=400)) as pool:
         verdict, after = pool.compare([("5", "(x+y+z+w)^{400}"), ("5", "5")])
-    assert verdict == Verdict(False, "memory") and after == Verdict(True, "ok")
+    assert verdict == Verdict(0.0, False, "memory") and after == Verdict(1.0, True, "ok")
 
 
 def resident_kb(pid):
@@ -156,8 +157,9 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
         pool.compare([("1", "1")] * 5)
 
 
-def test_parsable(verifier):
-    assert [v.correct for v in verifier.parsable(["5", r"\frac{1}{2}", ""])] == [True, True, False]
+def test_which_golds_can_be_read(verifier):
+    assert verifier.readable(["5", r"\frac{1}{2}", ""]) == [Reading(r, "ok") for r in (True, True, False)]
+    assert verifier.readable([]) == [] and verifier.compare([]) == []
 
 
 def test_no_worker_outlives_the_pool():

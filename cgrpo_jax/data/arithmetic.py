@@ -108,10 +108,10 @@ def _scribble(text: str, rng: np.random.Generator) -> str:
 
 def _critique(question: str, answer: str, text: str, rng: np.random.Generator) -> tuple[str, bool]:
     """A critique of one of the three kinds, and whether it says enough to correct the work."""
-    kind, right = rng.random(), boxed(text) == answer
-    if kind < 0.7:
+    draw, right = rng.random(), boxed(text) == answer
+    if draw < 0.7:
         return indicative_gt(right, answer), True
-    if kind < 0.85:
+    if draw < 0.85:
         return worked_critique(question, text, right), False
     return indicative(right), False
 

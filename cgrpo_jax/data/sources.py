@@ -11,51 +11,32 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from cgrpo_jax import grading
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.grading.answers import boxed
+from cgrpo_jax.data.rows import Parsed, RowError, parse_row
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
-from cgrpo_jax.grading.verifier import Verdict
+from cgrpo_jax.grading.verifier import Reading
 from cgrpo_jax.options import DataConfig
-from cgrpo_jax.records import Message, Problem
-from cgrpo_jax.text.prompts import INSTRUCTION, question_messages
+from cgrpo_jax.records import Problem
+from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.workdir.compilation import cache_root
 
-QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
-ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
-ROLES = ("system", "user", "assistant")
 FILE_SUFFIXES = (".jsonl", ".parquet", ".csv")
 GYM = "reasoning_gym:"
 SHOWN = 20
-READER = 1  # raised when equivalence.readable changes its mind on a gold
 CHECKED, TRIES, FAR = 128, 64, 1 << 24  # of generated tasks
 
-
-Parsable = Callable[[Sequence[str]], list[Verdict]]
+Parsable = Callable[[Sequence[str]], list[Reading]]
 Fault = Callable[[Problem], str | None]  # what is wrong with a problem, if anything
 
 
 class DataError(ValueError):
     """A data source that cannot be used; lists every bad row."""
-
-
-class RowError(ValueError):
-    """One bad cell."""
-
-    def __init__(self, column: str, message: str):
-        super().__init__(f"column {column!r}: {message}")
-
-
-class Parsed(NamedTuple):
-    """A row, and which of its columns the question and the answer came from."""
-
-    problem: Problem
-    question_column: str
-    answer_column: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,70 +62,6 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def _messages(value: Any, column: str) -> tuple[Message, ...]:
-    turns = list(value)
-    for turn in turns:
-        if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
-            raise RowError(column, f"a chat turn needs a 'role' of {', '.join(ROLES)}")
-        if not isinstance(turn.get("content"), str):
-            raise RowError(column, "a chat turn needs text as its 'content'")
-    if not turns or turns[-1]["role"] != "user":
-        raise RowError(column, "the last chat turn must be the user's")
-    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
-
-
-def _column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> str:
-    for column in (named,) if named else usual:
-        if row.get(column) is not None:
-            return column
-    raise RowError(named or "/".join(usual), "missing")
-
-
-def _text(value: Any, column: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise RowError(column, f"text or a number is needed, not {type(value).__name__}")
-    if not str(value).strip():
-        raise RowError(column, "empty")
-    return str(value)
-
-
-def _gold(text: str) -> str:
-    """GSM8K keeps the answer behind ####; a worked solution keeps it in a box."""
-    if "####" in text:
-        text = text.rsplit("####", 1)[1]
-    elif "\\boxed" in text:
-        text = boxed(text) or ""
-    return text.strip()
-
-
-def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
-    """One row of any supported schema. Raises RowError naming the column.
-
-    The authors' schema has `prompt` (chat turns), `reward_model.ground_truth` and sometimes `reward_model.question`;
-    without the latter the bare question is the last user turn less the task instruction.
-    """
-    reward_model = row.get("reward_model")
-    reward_model = reward_model if isinstance(reward_model, Mapping) else {}
-    if reward_model.get("ground_truth") is not None and not cfg.answer_column:
-        answer, answer_column = reward_model["ground_truth"], "reward_model.ground_truth"
-    else:
-        answer_column = _column(row, cfg.answer_column, ANSWER_COLUMNS)
-        answer = row[answer_column]
-    gold = _gold(_text(answer, answer_column))
-    if not gold:
-        raise RowError(answer_column, "no final answer in it")
-    column = _column(row, cfg.question_column, QUESTION_COLUMNS)
-    value = row[column]
-    turns = row.get("prompt") if isinstance(row.get("prompt"), (list, tuple, np.ndarray)) else None
-    if turns is not None or isinstance(value, (list, tuple, np.ndarray)):
-        messages = _messages(value if turns is None else turns, column if turns is None else "prompt")
-        own = reward_model.get("question") or (value if isinstance(value, str) else None)
-        question = _text(own or messages[-1]["content"].removesuffix(INSTRUCTION).strip(), "question")
-        return Parsed(Problem(question, gold, messages), column if turns is None else "prompt", answer_column)
-    question = _text(value, column)
-    return Parsed(Problem(question, gold, question_messages(question)), column, answer_column)
-
-
 def _file_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any] | RowError]]:
     """(line or row number from 1, row) of a local file; an unreadable line is an error in its place."""
     if path.suffix == ".parquet":
@@ -152,10 +69,11 @@ def _file_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any] | Ro
 
         yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
     elif path.suffix == ".csv":
-        with path.open(newline="") as file:
-            yield from enumerate(csv.DictReader(file), 1)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.DictReader(file), 1):
+                yield number, RowError("-", "more cells than the header names") if None in row else row
     else:
-        with path.open() as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
@@ -179,7 +97,7 @@ def _generator(cfg: DataConfig, seed: int) -> Callable[[int], Problem]:
     if cfg.split not in arithmetic.STREAMS:
         raise DataError(f"data.split = {cfg.split!r}: {cfg.source} has the splits {', '.join(arithmetic.STREAMS)}")
     if cfg.source == "arithmetic":
-        return lambda index: arithmetic.problem(seed, cfg.split, index)
+        return functools.partial(arithmetic.problem, seed, cfg.split)
     task = cfg.source.removeprefix(GYM)
     if task not in REASONING_GYM_TASKS:
         raise DataError(f"{cfg.source}: not on the list of tasks whose scorer was read ({len(REASONING_GYM_TASKS)})")
@@ -224,17 +142,6 @@ def _generated(cfg: DataConfig, seed: int, fault: Fault, log) -> Problems:
     return Problems(get, None)
 
 
-def _check_cache(cfg: DataConfig) -> pathlib.Path | None:
-    """Where the verdict on the gold answers of these very bytes is kept (files only)."""
-    path = pathlib.Path(cfg.source)
-    if path.suffix not in FILE_SUFFIXES:
-        return None
-    reader = f"{importlib.metadata.version('math-verify')}+{READER}"
-    named = f"{cfg.question_column}|{cfg.answer_column}|{reader}"
-    digest = hashlib.sha256(path.read_bytes() + named.encode()).hexdigest()
-    return cache_root() / "checked_golds" / f"{digest}.json"
-
-
 def open_rows(cfg: DataConfig) -> list[tuple[int, Mapping[str, Any] | RowError]]:
     """Numbered rows of a file or hub set. Raises DataError where there is none or it cannot be read."""
     path = pathlib.Path(cfg.source)
@@ -249,20 +156,29 @@ def open_rows(cfg: DataConfig) -> list[tuple[int, Mapping[str, Any] | RowError]]
         raise DataError(f"{cfg.source}: cannot be read ({' '.join(str(error).split())[:300]})") from error
 
 
-def _unreadable(golds: Sequence[str], cache: pathlib.Path | None, parsable: Parsable) -> dict[str, str]:
-    """What is wrong with gold answers that the verifier cannot read, asked once per content of a file."""
-    if cache is not None and cache.exists():
-        return json.loads(cache.read_text())
+def _reader() -> list[str]:
+    """Changes with whatever decides which golds can be read: the libraries, and each file of `grading`."""
+    versions = [importlib.metadata.version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy")]
+    files = sorted(pathlib.Path(grading.__file__).parent.glob("*.py"))
+    return versions + [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def _unreadable(golds: Sequence[str], parsable: Parsable) -> dict[str, str]:
+    """What is wrong with gold answers that the verifier cannot read, asked once for each set of golds."""
     unique = sorted(set(golds))
-    verdicts = dict(zip(unique, parsable(unique), strict=True))
-    found = {gold: "math-verify cannot read" for gold, verdict in verdicts.items() if not verdict.correct}
-    doubtful = {gold: f"math-verify gives up ({v.status}) on" for gold, v in verdicts.items() if v.status != "ok"}
-    if cache is not None and not doubtful:  # a busy machine is no property of the file
+    digest = hashlib.sha256(json.dumps([_reader(), unique]).encode()).hexdigest()
+    cache = cache_root() / "checked_golds" / f"{digest}.json"
+    if cache.exists():
+        return json.loads(cache.read_text())
+    readings = dict(zip(unique, parsable(unique), strict=True))
+    found = {gold: "math-verify cannot read" for gold, reading in readings.items() if not reading.readable}
+    unsure = {gold: f"math-verify gives up ({r.status}) on" for gold, r in readings.items() if r.status != "ok"}
+    if not unsure:  # a busy machine is no property of a gold
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(found))
         partial.rename(cache)
-    return found | doubtful
+    return found | unsure
 
 
 def prompt_fault(problem: Problem, *, prompt_tokens: Callable[[Problem], int], most: int) -> str | None:
@@ -294,17 +210,16 @@ def load_problems(
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.max_prompt_tokens)
     if cfg.source == "arithmetic" or cfg.source.startswith(GYM):
         return _generated(cfg, seed, fault, log)
-    rows, cache = open_rows(cfg), _check_cache(cfg)
     good: list[tuple[int, Parsed]] = []
     bad: list[tuple[int, str]] = []
-    for number, row in rows:
+    for number, row in open_rows(cfg):
         try:
             if isinstance(row, RowError):
                 raise row
             good.append((number, parse_row(row, cfg)))
         except RowError as error:
             bad.append((number, str(error)))
-    unreadable = _unreadable([parsed.problem.answer for _, parsed in good], cache, parsable)
+    unreadable = _unreadable([parsed.problem.answer for _, parsed in good], parsable)
     kept = []
     for number, (problem, question_column, answer_column) in good:
         if problem.answer in unreadable:

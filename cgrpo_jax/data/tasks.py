@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cgrpo_jax.data import sources
-from cgrpo_jax.data.sources import DataError, Parsed, RowError
-from cgrpo_jax.grading.choices import choice_problem
-from cgrpo_jax.grading.theoremqa import theoremqa_problem
+from cgrpo_jax.data.choice_rows import choices, gpqa
+from cgrpo_jax.data.rows import Parsed, RowError, parse_row
+from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.data.theoremqa_rows import theoremqa
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 
@@ -34,52 +34,6 @@ class Task:
     sample: int = 0  # so many rows, drawn with a fixed seed; 0: all
 
 
-def _required(row: Mapping[str, Any], column: str) -> Any:
-    if row.get(column) is None:
-        raise RowError(column, "missing")
-    return row[column]
-
-
-def _choices(question: str, options: str, right: str) -> Parse:
-    """Rows with a list of options and the index of the right one."""
-
-    def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        texts, index = list(_required(row, options)), _required(row, right)
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(texts) <= 26:
-            raise RowError(right, f"{index!r} is no index of the {len(texts)} options")
-        return Parsed(choice_problem(str(_required(row, question)), texts, index, str(number)), question, right)
-
-    return parse
-
-
-def _gpqa(row: Mapping[str, Any], number: int) -> Parsed:
-    options = [_required(row, name) for name in ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))]
-    question = str(_required(row, "Question")).strip()
-    problem = choice_problem(question, [str(option).strip() for option in options], 0, str(number))
-    return Parsed(problem, "Question", "Correct Answer")
-
-
-def _theoremqa(row: Mapping[str, Any], number: int) -> Parsed:
-    lower = {name.lower(): value for name, value in row.items()}  # the hub's columns are capitalised
-    row = {name: _required(lower, name) for name in ("question", "answer", "answer_type")}
-    typed = _typed(row)
-    try:
-        return Parsed(theoremqa_problem(typed), "question", "answer")
-    except ValueError as error:
-        raise RowError("answer_type", str(error)) from None
-
-
-def _typed(row: dict[str, Any]) -> dict[str, Any]:
-    """The hub spells every answer as text: read it by its type."""
-    answer, kind = row["answer"], row["answer_type"]
-    if isinstance(answer, str) and kind != "option":
-        try:
-            answer = {"True": True, "False": False}[answer] if kind == "bool" else json.loads(answer)
-        except (KeyError, json.JSONDecodeError):
-            raise RowError("answer", f"{answer!r} is no {kind}") from None
-    return row | {"answer": answer}
-
-
 # Revisions are those of the hub's main branch unless a commit is given as NAME@REVISION.
 TASKS: dict[str, Task] = {
     "math500": Task("HuggingFaceH4/MATH-500", question="problem", answer="answer", tag="math"),
@@ -88,10 +42,10 @@ TASKS: dict[str, Task] = {
     "amc23": Task("math-ai/amc23", question="question", answer="answer"),
     "aime24": Task("HuggingFaceH4/aime_2024", "train", question="problem", answer="answer"),
     "aime25": Task("math-ai/aime25", question="problem", answer="answer"),
-    "theoremqa": Task("TIGER-Lab/TheoremQA", parse=_theoremqa),
-    "gpqa_diamond": Task("Idavidrein/gpqa:gpqa_diamond", "train", parse=_gpqa),
-    "mmlu_pro": Task("TIGER-Lab/MMLU-Pro", parse=_choices("question", "options", "answer_index")),
-    "mmlu_stem": Task("TIGER-Lab/MMLU-STEM", parse=_choices("question", "choices", "answer")),
+    "theoremqa": Task("TIGER-Lab/TheoremQA", parse=theoremqa),
+    "gpqa_diamond": Task("Idavidrein/gpqa:gpqa_diamond", "train", parse=gpqa),
+    "mmlu_pro": Task("TIGER-Lab/MMLU-Pro", parse=choices("question", "options", "answer_index")),
+    "mmlu_stem": Task("TIGER-Lab/MMLU-STEM", parse=choices("question", "choices", "answer")),
     "gsm8k": Task("openai/gsm8k:main", question="question", answer="answer"),
     "validation": Task(),  # the authors' 2,019 rows
     "validation500": Task(sample=500),
@@ -155,7 +109,7 @@ def load_task(name: str, where: str, limit: int, cfg: DataConfig, fault: sources
         try:
             if isinstance(row, RowError):
                 raise row
-            parsed = task.parse(row, number) if task.parse else sources.parse_row(_joined(row), _columns(row, source))
+            parsed = task.parse(row, number) if task.parse else parse_row(_joined(row), _columns(row, source))
             if message := fault(parsed.problem):
                 raise RowError(parsed.question_column, message)
             good.append(Named(str(number), parsed.problem))

@@ -1,7 +1,7 @@
 """Statistics of sampled answers, over arrays with a row per problem (numpy only).
 
-P problems, G samples of a problem, K values of k, T tasks. What varies is the problem: every interval and test is over
-problems, never over samples, which are no independent evidence of each other.
+P rows, D distinct problems, G samples of a row, K values of k, T tasks. What varies is the problem: every interval and
+test is over distinct problems, never over samples or copies, which are no independent evidence of each other.
 """
 
 from __future__ import annotations
@@ -35,6 +35,18 @@ def wilson(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
     centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def average_copies(values_PX: np.ndarray, content_P: Sequence[str]) -> np.ndarray:
+    """Mean over the rows of each distinct problem, in order of first appearance: `[P, ...]` -> `[D, ...]`.
+
+    Args:
+      content_P: digests of the problems, equal for copies.
+    """
+    rows: dict[str, list[int]] = {}
+    for p, content in enumerate(content_P):
+        rows.setdefault(content, []).append(p)
+    return np.array([np.mean(values_PX[copies], axis=0) for copies in rows.values()])
 
 
 def _check_ks(ks: Sequence[int], samples: int) -> None:
@@ -215,73 +227,85 @@ def powers_of_two(samples: int) -> list[int]:
 
 def summarise(
     ids: Sequence[str],
+    content_P: Sequence[str],
     correct_PG: np.ndarray,
     cluster_PG: np.ndarray,
     length_PG: np.ndarray,
     finished_PG: np.ndarray,
     answered_PG: np.ndarray,
-    seconds: float,
     seed: int,
 ) -> dict[str, Any]:
     """A task's entry of `results.json`: plain numbers, lists and strings.
 
+    Accuracies are means over distinct problems, after the mean over the copies of each; length, truncated and no_answer
+    are means over all answers.
+
     Args:
-      ids: names of the problems, no two alike; runs are compared by them.
+      ids: names of the rows, no two alike.
+      content_P: digests of the problems, equal for copies; runs are compared by them.
       cluster_PG: of `cluster_problems`.
       length_PG: sampled tokens.
       finished_PG, answered_PG: ended by themselves; an answer was found in the text.
-      seconds: wall time of sampling.
 
     Raises:
-      ValueError: shapes that differ, or two problems with one id.
+      ValueError: shapes that differ, or two rows with one id.
     """
-    problems, samples = correct_PG.shape
+    rows, samples = correct_PG.shape
     shapes = {array.shape for array in (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG)}
-    if shapes != {(len(ids), samples)} or not correct_PG.size:
+    if shapes != {(len(ids), samples)} or len(content_P) != rows or not correct_PG.size:
         raise ValueError(f"{len(ids)} problems with arrays of shapes {sorted(shapes)}: all must be [P, G]")
     if repeated := [name for name, count in Counter(ids).items() if count > 1]:
         raise ValueError(f"{len(repeated)} problem ids are used more than once, the first is {repeated[0]!r}")
     correct_PG = correct_PG.astype(bool)
     ks = powers_of_two(samples)
-    pass_K = pass_at_k(correct_PG, ks).mean(axis=1)
-    interval = [wilson(mean, problems) for mean in pass_K.tolist()]
-    by_k = lambda values: {str(k): float(value) for k, value in zip(ks, values, strict=True)}
+    correct_DG = average_copies(correct_PG.astype(float), content_P)
+    pass_K = average_copies(pass_at_k(correct_PG, ks).T, content_P).mean(axis=0)
+    first_K = average_copies(first_k(correct_PG, ks).T, content_P).mean(axis=0)
+    interval_K = [wilson(mean, len(correct_DG)) for mean in pass_K.tolist()]
+    names = [str(k) for k in ks]
     return {
-        "problems": problems,
+        "problems": len(correct_DG),
+        "rows": rows,
         "samples": samples,
-        "pass@1": float(correct_PG.mean()),
-        "pass@1/low": interval[0][0],
-        "pass@1/high": interval[0][1],
-        "pass@1/bootstrap": list(bootstrap(correct_PG.mean(axis=1), seed)),
-        "runs": correct_PG.mean(axis=0).tolist(),
-        "maj@G": float(majority(cluster_PG, correct_PG).mean()),
-        "pass@k": by_k(pass_K),
-        "pass@k/low": by_k([low for low, _ in interval]),
-        "pass@k/high": by_k([high for _, high in interval]),
-        "first@k": by_k(first_k(correct_PG, ks).mean(axis=1)),
+        "pass@1": float(correct_DG.mean()),
+        "pass@1/low": interval_K[0][0],
+        "pass@1/high": interval_K[0][1],
+        "pass@1/bootstrap": list(bootstrap(correct_DG.mean(axis=1), seed)),
+        "runs": correct_DG.mean(axis=0).tolist(),
+        "maj@G": float(average_copies(majority(cluster_PG, correct_PG), content_P).mean()),
+        "pass@k": dict(zip(names, pass_K.tolist(), strict=True)),
+        "pass@k/low": dict(zip(names, [low for low, _ in interval_K], strict=True)),
+        "pass@k/high": dict(zip(names, [high for _, high in interval_K], strict=True)),
+        "first@k": dict(zip(names, first_K.tolist(), strict=True)),
         "length": float(length_PG.mean()),
         "truncated": float(1 - finished_PG.astype(bool).mean()),
         "no_answer": float(1 - answered_PG.astype(bool).mean()),
-        "seconds": float(seconds),
-        "tokens_per_s": float(length_PG.sum() / seconds) if seconds > 0 else None,
         "ids": list(ids),
+        "content": list(content_P),
         "correct": correct_PG.astype(int).tolist(),
     }
+
+
+def scores_by_content(entry: Mapping[str, Any]) -> dict[str, float]:
+    """pass@1 of each distinct problem of a task's entry, by the digest of its content."""
+    values_P = np.mean(entry["correct"], axis=1)
+    values_D = average_copies(values_P, entry["content"])
+    return dict(zip(dict.fromkeys(entry["content"]), values_D.tolist(), strict=True))
 
 
 def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """Entry `mean` of `results.json`: the plain mean over tasks, whatever their number of problems.
 
-    Values that a task lacks (a k above its G, an unknown speed) are left out; `pass@1/bootstrap` is stratified by task.
+    A k above a task's G is left out; `pass@1/bootstrap` is stratified by task.
     """
     entries = list(tasks.values())
-    names = ("pass@1", "maj@G", "length", "truncated", "no_answer", "tokens_per_s")
-    columns = {name: [entry[name] for entry in entries] for name in names}
-    mean: dict[str, Any] = {name: sum(c) / len(c) for name, c in columns.items() if None not in c}
+    names = ("pass@1", "maj@G", "length", "truncated", "no_answer")
+    mean: dict[str, Any] = {name: sum(entry[name] for entry in entries) / len(entries) for name in names}
     shared = [k for k in entries[0]["pass@k"] if all(k in entry["pass@k"] for entry in entries)]
     for name in ("pass@k", "first@k"):
         mean[name] = {k: sum(entry[name][k] for entry in entries) / len(entries) for k in shared}
     if len({entry["samples"] for entry in entries}) == 1:
         mean["runs"] = np.mean([entry["runs"] for entry in entries], axis=0).tolist()
-    mean["pass@1/bootstrap"] = list(bootstrap_tasks([np.mean(entry["correct"], axis=1) for entry in entries], seed))
+    values_TD = [np.array(list(scores_by_content(entry).values())) for entry in entries]
+    mean["pass@1/bootstrap"] = list(bootstrap_tasks(values_TD, seed))
     return mean

@@ -1,20 +1,18 @@
-"""Multiple choice with 2 to 26 options: seeded order, question text, and reading which option an answer names.
+"""Multiple choice with 2 to 26 options: which option does an answer name?
 
 A problem's `entry` holds {"options": [...]} in the order shown; its answer is the letter of the right one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import string
 from collections.abc import Sequence
 
 from cgrpo_jax.grading.answers import MAX_ANSWER, boxed
 from cgrpo_jax.grading.normalise import clean
-from cgrpo_jax.grading.verifier import Verdict, Verifier
-from cgrpo_jax.records import Problem
-from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.records import Problem, Verdict
 
 LETTERS = string.ascii_uppercase
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|textrm) ?\{([^{}]*)\}")
@@ -22,33 +20,6 @@ _LETTER = re.compile(r"(?:(?:option|choice|answer)(?: is)?:? )?[(\[]?([A-Za-z])[
 _LEADING = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s*(?=\S)")
 _CUE = re.compile(r"(?:answer|choice|option)(?:\s+is|\s*:)[\s:*$]*", re.IGNORECASE)
 _SPOKEN = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?![\w'-]))")
-
-
-def order(count: int, seed: str) -> list[int]:
-    """A permutation of `count` options that depends on the seed string alone: sorted by SHA-256 of seed and index."""
-    return sorted(range(count), key=lambda i: hashlib.sha256(f"{seed}\0{i}".encode("utf-8", "replace")).digest())
-
-
-def question_text(question: str, options: Sequence[str]) -> str:
-    """The question with its options, each on its own line behind its letter."""
-    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return "\n".join([question.rstrip(), *lines, "Answer with the letter of the right option."])
-
-
-def choice_problem(question: str, options: Sequence[str], right: int, seed: str) -> Problem:
-    """A problem from options and the index of the right one; the order follows from the seed.
-
-    Raises:
-      ValueError: fewer than 2 or more than 26 options, or no such option.
-    """
-    if not 2 <= len(options) <= len(LETTERS):
-        raise ValueError(f"{len(options)} options; 2 to {len(LETTERS)} are possible")
-    if not 0 <= right < len(options):
-        raise ValueError(f"the right option is number {right} of {len(options)}")
-    shown = order(len(options), seed)
-    text = question_text(question, [options[i] for i in shown])
-    entry = {"options": [options[i] for i in shown], "order": shown, "seed": seed}
-    return Problem(text, LETTERS[shown.index(right)], question_messages(text), "choice", entry=entry)
 
 
 def extract_choice(text: str) -> str | None:
@@ -75,11 +46,13 @@ def extract_choice(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
+    """Without wrapping commands, bold, dollars and outer full stops."""
     text = _WRAP.sub(r"\1", text.replace("**", ""))
     return " ".join(text.replace("$", " ").split()).strip(" .")
 
 
-def _same(text: str) -> str:
+def _comparable(text: str) -> str:
+    """What is equal for texts of the same option."""
     return clean(_plain(text)).replace(" ", "").casefold()
 
 
@@ -89,9 +62,9 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     A letter in front of the text of a different option names none.
     """
     text = _plain(answer)
-    texts = [_same(option) for option in options]
-    spelt = [i for i, option in enumerate(options) if option.strip() == answer.strip()]  # "Bb" is not "BB"
-    whole = spelt or [i for i, option in enumerate(texts) if option and option == _same(text)]
+    texts = [_comparable(option) for option in options]
+    verbatim = [i for i, option in enumerate(options) if option.strip() == answer.strip()]  # "Bb" is not "BB"
+    whole = verbatim or [i for i, option in enumerate(texts) if option and option == _comparable(text)]
     letter = _LETTER.fullmatch(text)
     if letter:
         named = LETTERS.index(letter[1].upper())
@@ -104,7 +77,7 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     if not leading or whole:
         return None
     named = LETTERS.index(leading[1] or leading[2])
-    rest = _same(text[leading.end() :])
+    rest = _comparable(text[leading.end() :])
     others = [i for i, option in enumerate(texts) if option and option == rest]
     if named >= len(options) or (others and named not in others):
         return None
@@ -121,5 +94,5 @@ def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verd
     verdicts = []
     for problem, answer in pairs:
         assert problem.entry is not None
-        verdicts.append(Verdict(chosen(answer, problem.entry["options"]) == problem.answer, "ok"))
+        verdicts.append(Verdict.of(chosen(answer, problem.entry["options"]) == problem.answer))
     return verdicts

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
-from cgrpo_jax.grading.normalise import clean, number, same_number, split_commas, split_top, split_unit, words
-from cgrpo_jax.grading.verifier import Verdict, Verifier
+from cgrpo_jax.grading.normalise import Number, clean, number, same_number, split_commas, split_top, split_unit, words
+from cgrpo_jax.grading.verifier import Reading, Verifier
+from cgrpo_jax.records import Verdict
 
 Ask = Callable[[str, str], bool]  # (gold, answer): does math-verify hold them equal?
 MAX_PARTS = 64  # of an unordered list; a longer one must have the order of the gold
@@ -45,7 +45,6 @@ def parse(text: str, depth: int = 0, inside: bool = False) -> Parsed:
     """The structure of a cleaned answer. What is no collection stays text."""
     if depth >= MAX_DEPTH:
         return text
-    below = lambda parts, within: tuple(parse(part, depth + 1, within) for part in parts)
     matrix = _MATRIX.fullmatch(text)
     if matrix:
         rows = [row for row in matrix[2].split("\\\\") if row.strip()]
@@ -55,7 +54,7 @@ def parse(text: str, depth: int = 0, inside: bool = False) -> Parsed:
         return Collection("bare", _plus_minus(_names_off(parts), depth))
     united = split_top(text, "\\cup")
     if len(united) > 1:
-        return Collection("union", below(united, True))
+        return Collection("union", tuple(parse(part, depth + 1, True) for part in united))
     if text.startswith("\\{") and text.endswith("\\}") and text.count("\\{") == text.count("\\}") == 1:
         parts = [part for part in split_commas(text[2:-2].strip(), True) if part]
         relation = _RELATION.search(text)
@@ -63,7 +62,7 @@ def parse(text: str, depth: int = 0, inside: bool = False) -> Parsed:
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _closes_last(text):
         inner = split_commas(text[1:-1].strip(), True)
         if len(inner) > 1:
-            return Collection(text[0] + text[-1], below(inner, True))
+            return Collection(text[0] + text[-1], tuple(parse(part, depth + 1, True) for part in inner))
         return parse(text[1:-1].strip(), depth + 1) if text[0] == "(" and words(text) is None else text
     if "\\pm" in text and depth == 0:
         return Collection("bare", _plus_minus([text], depth))
@@ -109,12 +108,14 @@ def _names_off(parts: Sequence[str]) -> list[str]:
 
 def _same_names(gold: str, answer: str) -> tuple[str, str]:
     """Without "x =" in front, where only one has it or both have the same."""
-    one, other = _NAME.match(gold), _NAME.match(answer)
-    if one and other and one[0].replace(" ", "") != other[0].replace(" ", ""):
+    of_gold, of_answer = _NAME.match(gold), _NAME.match(answer)
+    if of_gold and of_answer and of_gold[0].replace(" ", "") != of_answer[0].replace(" ", ""):
         return gold, answer
-    if bool(one) != bool(other) and ("=" in (answer if one else gold) or "=" in (gold[one.end() :] if one else "")):
+    gold_value = gold[of_gold.end() :] if of_gold else gold
+    answer_value = answer[of_answer.end() :] if of_answer else answer
+    if bool(of_gold) != bool(of_answer) and ("=" in (answer if of_gold else gold) or (of_gold and "=" in gold_value)):
         return gold, answer  # an equation is more than its right-hand side
-    return gold[one.end() :] if one else gold, answer[other.end() :] if other else answer
+    return gold_value, answer_value
 
 
 def _units_agree(gold: str | None, answer: str | None) -> bool:
@@ -126,35 +127,38 @@ def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
     if gold.replace(" ", "") == answer.replace(" ", ""):
         return True
     gold, answer = _same_names(gold, answer)
-    said, says = words(gold), words(answer)
-    if said is not None or says is not None:
+    gold_words, answer_words = words(gold), words(answer)
+    if gold_words is not None or answer_words is not None:
         # A bare letter may answer "(C)"; text and mathematics are never equal otherwise.
-        bare = lambda text: text.strip("() .").casefold()
-        return bool(bare(gold)) and (said or bare(gold)) == (says or bare(answer))
-    (gold, unit), (answer, other) = split_unit(gold), split_unit(answer)
-    if not _units_agree(unit, other):
+        bare_gold, bare_answer = (text.strip("() .").casefold() for text in (gold, answer))
+        return bool(bare_gold) and (gold_words or bare_gold) == (answer_words or bare_answer)
+    (gold, gold_unit), (answer, answer_unit) = split_unit(gold), split_unit(answer)
+    if not _units_agree(gold_unit, answer_unit):
         return False
-    one, two = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
-    if one and one[1].isdigit() and one[1] != "":
-        digits, base = (two[1], two[2] or two[3]) if two else (answer, one[2] or one[3])
-        return digits.lstrip("0") == one[1].lstrip("0") and base == (one[2] or one[3])
-    left, right = number(gold), number(answer)
-    if left and right:
-        hundredths = Fraction(1, 100) if (unit == "percent") != (other == "percent") else None
-        return same_number(left, right) or (hundredths is not None and _scaled(left, right, unit, hundredths))
-    if left and two and two[1].isdigit():
-        return _in_base(two) == left.value
+    gold_base, answer_base = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
+    if gold_base and gold_base[1].isdigit():
+        base = gold_base[2] or gold_base[3]
+        digits, other_base = (answer_base[1], answer_base[2] or answer_base[3]) if answer_base else (answer, base)
+        return digits.lstrip("0") == gold_base[1].lstrip("0") and other_base == base
+    gold_number, answer_number = number(gold), number(answer)
+    if gold_number and answer_number:
+        if same_number(gold_number, answer_number):
+            return True
+        one_percent = (gold_unit == "percent") != (answer_unit == "percent")
+        return one_percent and _same_hundredths(gold_number, answer_number, gold_unit)
+    if gold_number and answer_base and answer_base[1].isdigit():
+        return _in_base(answer_base) == gold_number.value
     if _approximate(answer) and not _approximate(gold):
         sides = split_top(answer, "\\approx")
-        return any(same_leaf(gold, side, ask) for side in (sides if left else sides[:1]) if side)
+        return any(same_leaf(gold, side, ask) for side in (sides if gold_number else sides[:1]) if side)
     gold, answer = (_ROOT.sub(r"\\sqrt{\1}", text) for text in (gold, answer))
     return bool(gold and answer) and (gold.replace(" ", "") == answer.replace(" ", "") or ask(gold, answer))
 
 
-def _scaled(left, right, unit: str | None, hundredths: Fraction) -> bool:
-    """17.5 % is 0.175."""
-    gold, answer = left.value, right.value
-    return gold * hundredths == answer if unit == "percent" else gold == answer * hundredths
+def _same_hundredths(gold: Number, answer: Number, gold_unit: str | None) -> bool:
+    """17.5 % is 0.175: just one of the two has a percent sign."""
+    percent, plain = (gold, answer) if gold_unit == "percent" else (answer, gold)
+    return percent.value == 100 * plain.value
 
 
 def _in_base(match: re.Match) -> int | None:
@@ -175,7 +179,8 @@ def _infinity(text: Parsed) -> Parsed:
 def _ordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask) -> bool:
     if len(gold) != len(answer):
         return False
-    return all(same(_infinity(one), _infinity(two), ask) for one, two in zip(gold, answer, strict=True))
+    pairs = zip(gold, answer, strict=True)
+    return all(same(_infinity(gold_part), _infinity(answer_part), ask) for gold_part, answer_part in pairs)
 
 
 def _unordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask, distinct: bool) -> bool:
@@ -186,30 +191,35 @@ def _unordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask, disti
         return False
     if len(gold) > MAX_PARTS:
         return _ordered(gold, answer, ask)
-    mine, theirs = list(gold), list(answer)
+    gold_left, answer_left = list(gold), list(answer)
     for part in gold:  # what needs no question goes first
-        found = next((i for i, other in enumerate(theirs) if same(part, other, lambda one, two: False)), None)
+        found = next((i for i, other in enumerate(answer_left) if same(part, other, _no)), None)
         if found is not None:
-            mine.remove(part)
-            theirs.pop(found)
-    table = [[same(part, other, ask) for other in theirs] for part in mine]
+            gold_left.remove(part)
+            answer_left.pop(found)
+    table = [[same(part, other, ask) for other in answer_left] for part in gold_left]
     return _matched(table)
+
+
+def _no(gold: str, answer: str) -> bool:
+    """Asks nobody."""
+    return False
 
 
 def _matched(table: Sequence[Sequence[bool]]) -> bool:
     """Whether each row can have a column of its own (augmenting paths)."""
     owner: dict[int, int] = {}
 
-    def place(row: int, seen: set[int]) -> bool:
+    def find_column(row: int, seen: set[int]) -> bool:
         for column, equal in enumerate(table[row]):
             if equal and column not in seen:
                 seen.add(column)
-                if column not in owner or place(owner[column], seen):
+                if column not in owner or find_column(owner[column], seen):
                     owner[column] = row
                     return True
         return False
 
-    return all(place(row, set()) for row in range(len(table)))
+    return all(find_column(row, set()) for row in range(len(table)))
 
 
 def same(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
@@ -219,10 +229,10 @@ def same(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
     if isinstance(gold, str) or isinstance(answer, str):
         return _one_collection(gold, answer, ask)
     kinds = {gold.kind, answer.kind}
+    if kinds == {"union"}:
+        return _unordered(gold.parts, answer.parts, ask, True)
     if "matrix" in kinds or "row" in kinds or "union" in kinds:
-        ordered = kinds != {"union"}
-        compare = _ordered if ordered else lambda a, b, ask: _unordered(a, b, ask, True)
-        return len(kinds) == 1 and compare(gold.parts, answer.parts, ask)
+        return len(kinds) == 1 and _ordered(gold.parts, answer.parts, ask)
     if kinds <= {"bare", "{}"}:
         return _unordered(gold.parts, answer.parts, ask, "{}" in kinds)
     if "{}" in kinds:
@@ -243,8 +253,8 @@ def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         if isinstance(inner, Collection):
             return same(inner, answer, ask) if isinstance(gold, str) else same(gold, inner, ask)
     if collection.kind == "{}" and len(collection.parts) == 1 and not _RELATION.search(text):
-        one, two = (part if isinstance(part, str) else part.parts[0] for part in (gold, answer))
-        return same(one, two, ask)
+        element, other = (part if isinstance(part, str) else part.parts[0] for part in (gold, answer))
+        return same(element, other, ask)
     if _grouped(text) and collection.kind == "bare":
         return _ordered(tuple(split_top(text, ",")), collection.parts, ask)
     if not _RELATION.search(text):
@@ -286,9 +296,9 @@ def compare(pairs: Sequence[tuple[str, str]], verifier: Verifier) -> list[Verdic
             if verdicts[index] is None:
                 asked: list[tuple[str, str]] = []
 
-                def ask(one: str, two: str, asked: list = asked) -> bool:
-                    asked.append((one, two))
-                    return known[one, two].correct if (one, two) in known else True
+                def ask(gold: str, answer: str, asked: list = asked) -> bool:
+                    asked.append((gold, answer))
+                    return known[gold, answer].correct if (gold, answer) in known else True
 
                 correct = same(gold, answer, ask)
                 unknown = [question for question in asked if question not in known]
@@ -297,11 +307,11 @@ def compare(pairs: Sequence[tuple[str, str]], verifier: Verifier) -> list[Verdic
                     continue
                 failed = [known[q].status for q in asked if q in known and known[q].status != "ok"]
                 correct = correct and not unknown
-                verdicts[index] = Verdict(correct, failed[0] if failed and not correct else "ok")
+                verdicts[index] = Verdict.of(correct, failed[0] if failed and not correct else "ok")
         if not missing:
             break
         known.update(zip(missing, verifier.compare(list(missing)), strict=True))
-    return [verdict or Verdict(False, "ok") for verdict in verdicts]
+    return [verdict or Verdict.of(False) for verdict in verdicts]
 
 
 def _top(text: str) -> Parsed:
@@ -312,13 +322,13 @@ def _top(text: str) -> Parsed:
     return cleaned if words(cleaned) is not None else parse(cleaned)
 
 
-def readable(golds: Sequence[str], verifier: Verifier) -> list[Verdict]:
+def readable(golds: Sequence[str], verifier: Verifier) -> list[Reading]:
     """Whether each gold answer can be read: by itself as words, number or collection, else by math-verify."""
-    verdicts = [Verdict(_reads(_top(gold)), "ok") for gold in golds]
-    unsure = [i for i, verdict in enumerate(verdicts) if not verdict.correct]
-    for i, verdict in zip(unsure, verifier.parsable([render(_top(golds[i])) or " " for i in unsure]), strict=True):
-        verdicts[i] = verdict
-    return verdicts
+    readings = [Reading(_reads(_top(gold)), "ok") for gold in golds]
+    unsure = [i for i, reading in enumerate(readings) if not reading.readable]
+    for i, reading in zip(unsure, verifier.readable([render(_top(golds[i])) or " " for i in unsure]), strict=True):
+        readings[i] = reading
+    return readings
 
 
 def _reads(parsed: Parsed) -> bool:

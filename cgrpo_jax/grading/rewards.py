@@ -1,4 +1,4 @@
-"""Scores responses. A grader turns (problem, extracted answer) into a verdict; correct is reward 1, all else 0."""
+"""Scores responses. A grader turns (problem, extracted answer) into a verdict; reward 1 where it is correct, else 0."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from cgrpo_jax.grading import choices, equivalence, theoremqa
 from cgrpo_jax.grading.answers import extract_answer
-from cgrpo_jax.grading.verifier import Verdict, Verifier
-from cgrpo_jax.records import Attempt, Completion, Problem
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.records import Attempt, Completion, Problem, Verdict
 
 # Tasks of reasoning_gym 0.1.25 whose scorer was read: it evaluates nothing of the answer, does bounded work, and gives
 # 1 or more only to a right answer. Left out: scorers that call eval or sympy's parser on the answer, that raise on odd
@@ -31,7 +31,7 @@ REASONING_GYM_TASKS = frozenset(
 
 def exact(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
     """The answer is the gold string."""
-    return [Verdict(answer == problem.answer, "ok") for problem, answer in pairs]
+    return [Verdict.of(answer == problem.answer) for problem, answer in pairs]
 
 
 def math(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
@@ -49,9 +49,9 @@ def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdic
         entry = copy.deepcopy(dict(problem.entry))
         scorer = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
         try:
-            verdicts.append(Verdict(scorer(answer, entry) >= 1.0, "ok"))
+            verdicts.append(Verdict.of(scorer(answer, entry) >= 1.0))
         except Exception:  # of code that is not ours, on hostile text: no reward, and counted
-            verdicts.append(Verdict(False, "error"))
+            verdicts.append(Verdict.of(False, "error"))
     return verdicts
 
 
@@ -70,7 +70,7 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {"choice": choices.extract_
 def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) -> list[Attempt]:
     """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody."""
     extracted = [EXTRACTORS.get(problem.grader, extract_answer)(text) for problem, _, text in items]
-    verdicts: list[Verdict] = [Verdict(False, "ok")] * len(items)
+    verdicts = [Verdict.of(False)] * len(items)
     for name, grade in GRADERS.items():
         chosen = [i for i, item in enumerate(items) if item[0].grader == name and extracted[i] is not None]
         if not chosen:
@@ -79,6 +79,6 @@ def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) 
         for i, verdict in zip(chosen, grade(pairs, verifier), strict=True):
             verdicts[i] = verdict
     return [
-        Attempt(completion, text, float(verdict.correct), answer, verdict.status)
+        Attempt(completion, text, verdict.reward, verdict.correct, answer, verdict.status)
         for (_, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True)
     ]

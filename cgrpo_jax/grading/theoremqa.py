@@ -8,19 +8,17 @@ no False. Numbers are read by normalise.number, never evaluated; other expressio
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from cgrpo_jax.grading import equivalence
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.normalise import clean, number, split_commas, split_unit
-from cgrpo_jax.grading.verifier import Verdict, Verifier
-from cgrpo_jax.records import Problem
-from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.records import Problem, Verdict
 
 TOLERANCE = Fraction(4, 100)
 TYPES = ("integer", "float", "bool", "option", "list of integer", "list of float")
@@ -30,19 +28,6 @@ _TERM = r"(?P<sign>-?) ?{}(?P<m>[\d.]*) ?(?:\*|\\cdot)? ?(?:\\pi|\\sqrt ?(?:\{{ 
 _IRRATIONAL = re.compile(_TERM.format("") + r" ?(?:/ ?(?P<d>\d{1,30}))?")
 _OVER = re.compile(_TERM.format(r"\\frac ?\{ ?") + r" ?\} ?\{ ?(?P<d>\d{1,30}) ?\}")
 PI = Fraction("3.14159265358979323846")
-
-
-def theoremqa_problem(row: Mapping[str, Any]) -> Problem:
-    """A problem from a row (question, answer, answer_type). Raises ValueError for an unknown type."""
-    kind, answer = row["answer_type"], row["answer"]
-    if kind not in TYPES:
-        raise ValueError(f"answer_type {kind!r} is none of {', '.join(TYPES)}")
-    gold = answer if isinstance(answer, str) else json.dumps(answer)
-    question = row["question"]
-    if kind == "bool":
-        question += "\nAnswer \\boxed{True} or \\boxed{False}."
-    entry = {"answer_type": kind, "answer": answer}
-    return Problem(question, gold, question_messages(question), "theoremqa", entry=entry)
 
 
 def value(text: str) -> Fraction | None:
@@ -102,7 +87,7 @@ def judge(kind: str, gold: Any, answer: str) -> bool | None:
         return False
     if any(read is None for read in values):
         return None
-    return all(_close(one, two, kind == "list of integer") for one, two in zip(gold, values, strict=True))
+    return all(_close(target, read, kind == "list of integer") for target, read in zip(gold, values, strict=True))
 
 
 def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
@@ -116,7 +101,7 @@ def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verd
         if correct is None:
             spelt = f"({', '.join(map(str, gold))})" if isinstance(gold, list) else str(gold)
             unread[index] = (spelt, answer)
-        verdicts.append(Verdict(bool(correct), "ok"))
+        verdicts.append(Verdict.of(bool(correct)))
     for index, verdict in zip(unread, equivalence.compare(list(unread.values()), verifier), strict=True):
         verdicts[index] = verdict
     return verdicts

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.records import Verdict
 
 WORKER = pathlib.Path(__file__).with_name("verifier_worker.py")
 START_SECONDS = 120  # for importing sympy on a busy machine
@@ -30,10 +31,17 @@ class VerifierError(RuntimeError):
     """The workers cannot run at all."""
 
 
-class Verdict(NamedTuple):
-    """`status` is "ok", or why there is no verdict: "timeout", "memory", "died", "error"."""
+class Reading(NamedTuple):
+    """Whether a gold answer can be read; a status other than "ok" (as of verdicts) says that nobody knows."""
 
-    correct: bool
+    readable: bool
+    status: str
+
+
+class _Reply(NamedTuple):
+    """Of a worker: yes, no, or no and the status that says why nobody knows."""
+
+    yes: bool
     status: str
 
 
@@ -61,12 +69,13 @@ class _Worker:
             return ""
         return self.stdout.readline()
 
-    def ask(self, gold: str, answer: str | None) -> Verdict:
+    def ask(self, gold: str, answer: str | None) -> _Reply:
+        """Is the answer equal to the gold? Without an answer: can the gold be read?"""
         if not self.ready:
             if self._line(START_SECONDS) != "ready\n":
                 self.process.kill()
-                said = self.stderr.read().strip().splitlines() or ["it said nothing"]
-                raise VerifierError(f"a verifier worker did not start: {said[-1]}")
+                errors = self.stderr.read().strip().splitlines() or ["it said nothing"]
+                raise VerifierError(f"a verifier worker did not start: {errors[-1]}")
             self.ready = True
         try:
             self.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
@@ -76,12 +85,12 @@ class _Worker:
             line = ""
         if not line.endswith("\n"):
             timed_out = self.process.wait() == -signal.SIGPROF or self.too_slow
-            return Verdict(False, "timeout" if timed_out else "died")
-        reply = json.loads(line)
-        if reply["status"] == "memory":  # a fresh worker takes over
+            return _Reply(False, "timeout" if timed_out else "died")
+        reply = _Reply(**json.loads(line))
+        if reply.status == "memory":  # a fresh worker takes over
             self.process.kill()
             self.process.wait()
-        return Verdict(reply["correct"], reply["status"])
+        return reply
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -116,13 +125,15 @@ class Verifier:
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """A verdict for each (gold, answer)."""
-        return list(self.threads.map(lambda pair: self._ask(*pair), pairs))
+        replies = self.threads.map(self._ask, [gold for gold, _ in pairs], [answer for _, answer in pairs])
+        return [Verdict.of(reply.yes, reply.status) for reply in replies]
 
-    def parsable(self, golds: Sequence[str]) -> list[Verdict]:
-        """Whether each gold answer can be read at all; a status other than "ok" says that nobody knows."""
-        return list(self.threads.map(lambda gold: self._ask(gold, None), golds))
+    def readable(self, golds: Sequence[str]) -> list[Reading]:
+        """Whether each gold answer can be read at all."""
+        replies = self.threads.map(self._ask, golds, [None] * len(golds))
+        return [Reading(reply.yes, reply.status) for reply in replies]
 
-    def _ask(self, gold: str, answer: str | None) -> Verdict:
+    def _ask(self, gold: str, answer: str | None) -> _Reply:
         worker = self.idle.get()
         try:
             return worker.ask(gold, answer)

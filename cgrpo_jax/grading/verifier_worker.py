@@ -1,6 +1,7 @@
 """The process that compares answers. It stands alone: run as a file, imports math-verify and nothing of this project.
 
-One JSON request a line on stdin, one JSON reply a line on stdout. What an answer does here can only end this process:
+One JSON request a line on stdin, {"gold", "answer"}; one JSON reply a line on stdout, {"yes", "status"}: is the answer
+equal to the gold or, where it is null, can the gold be read? What an answer does here can only end this process:
 the kernel's CPU timer kills it (no Python handler is asked), and its memory is limited. It ends when its stdin does.
 """
 
@@ -28,6 +29,11 @@ def peak_bytes() -> int:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
+def in_box(text: str) -> str:
+    """The form in which math-verify takes a whole text for the answer."""
+    return text if "\\boxed" in text else f"\\boxed{{{text}}}"
+
+
 def main(cpu_seconds: float, memory_bytes: int) -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     from math_verify import parse, verify
@@ -40,7 +46,6 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
         logger.addHandler(watch)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    read = lambda text: parse(text if "\\boxed" in text else f"\\boxed{{{text}}}", parsing_timeout=None)
     golds: dict[str, list] = {}  # the last gold: the answers to one problem come one after another
     print("ready", file=replies)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -52,19 +57,20 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
         watch.hit = False
         try:
             if request["gold"] not in golds:
-                golds = {request["gold"]: read(request["gold"])}
+                golds = {request["gold"]: parse(in_box(request["gold"]), parsing_timeout=None)}
             gold = golds[request["gold"]]
-            correct = bool(gold)
-            if correct and request["answer"] is not None:
-                correct = bool(verify(gold, read(request["answer"]), timeout_seconds=None))
+            yes = bool(gold)
+            if yes and request["answer"] is not None:
+                answer = parse(in_box(request["answer"]), parsing_timeout=None)
+                yes = bool(verify(gold, answer, timeout_seconds=None))
         except MemoryError:
             watch.hit = True
         # Not every MemoryError comes through: an answer that took half of what is allowed counts as one that took all.
         bloated = 2 * peak_bytes() > memory_bytes
         if watch.hit or bloated:
-            golds, correct = {}, False
+            golds, yes = {}, False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps({"correct": correct, "status": "memory" if watch.hit or bloated else "ok"}), file=replies)
+        print(json.dumps({"yes": yes, "status": "memory" if watch.hit or bloated else "ok"}), file=replies)
 
 
 if __name__ == "__main__":

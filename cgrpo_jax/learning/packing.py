@@ -1,100 +1,222 @@
-"""Groups of text -> fixed-shape arrays, in numpy."""
+"""Segments -> bins of one size, in numpy. Their number is a trip count, not a shape: one program serves a run.
+
+A bin has B rows of T tokens, each row with whole segments one after another, and, where prompts are shared, Q prompts
+of S slots: prompt q stands before the B/Q rows that follow from it and runs through the model once for them. Who shares
+is decided by backend (`shares_prompts`); the gradient is the same.
+
+A segment is fed as (prompt + ids) less its last id, and scored where the next id is one of its own. Where its prompt is
+shared the row begins with the prompt's last id, so a row takes as many places as the segment has ids.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from cgrpo_jax.learning.objective import group_advantages, group_weights
-from cgrpo_jax.learning.update import Batch
-from cgrpo_jax.options import ObjectiveConfig
-from cgrpo_jax.records import Group
-from cgrpo_jax.sampling.sizes import ladder
+from cgrpo_jax.records import Segment
+
+SHORT = 128  # tokens: rows up to this length are not worth packing several segments into
 
 
-class Row(NamedTuple):
-    """One response to train on."""
-
-    ids: np.ndarray  # int32
-    sampler_logp: np.ndarray  # float32, as long as ids
-    advantage: float
-    weight: float
-    refined: bool
+class PackingError(ValueError):
+    """A segment that no bin holds."""
 
 
-class Prompted(NamedTuple):
-    """One problem's prompt and the rows trained under it."""
+class BinSize(NamedTuple):
+    """Shape of the bins of a run."""
 
-    prompt_ids: Sequence[int]
-    rows: list[Row]
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _credit(reward_PG: jax.Array, refined_PG: jax.Array, mask_PG: jax.Array, cfg: ObjectiveConfig):
-    adv_PG = group_advantages(reward_PG, mask_PG, divide_by_std=cfg.divide_by_std)
-    return adv_PG, group_weights(refined_PG, mask_PG, weights=cfg.weights)
+    capacity: int  # A, bins at most in an update
+    prompts: int  # Q; 0: rows hold their own prompts
+    prompt_slots: int  # S
+    rows: int  # B
+    tokens: int  # T
 
 
-def group_rows(groups: Sequence[Group], cfg: ObjectiveConfig) -> list[Prompted]:
-    """The rows of each group with their advantages and weights."""
-    rows_P = [group.rows() for group in groups]
-    shape = (len(groups), max(map(len, rows_P)))
-    reward_PG = np.zeros(shape, np.float32)
-    refined_PG, mask_PG = np.zeros((2, *shape), bool)
-    for p, rows in enumerate(rows_P):
-        mask_PG[p, : len(rows)] = True
-        reward_PG[p, : len(rows)] = [attempt.reward for attempt, _ in rows]
-        refined_PG[p, : len(rows)] = [refined for _, refined in rows]
-    adv_PG, weight_PG = jax.device_get(_credit(reward_PG, refined_PG, mask_PG, cfg))
+class Bins(NamedTuple):
+    """The segments of one update (numpy on the host, then device arrays); the first `count` bins are filled."""
 
-    def row(p: int, g: int) -> Row:
-        attempt, refined = rows_P[p][g]
-        return Row(attempt.completion.ids, attempt.completion.logp, adv_PG[p, g], weight_PG[p, g], refined)
+    count: Any  # int32
+    token_ABT: Any  # int32, what is fed
+    position_ABT: Any  # int32, of the text
+    segment_ABT: Any  # int32, from 1 in each row; 0: padding
+    target_ABT: Any  # int32, the id that follows
+    scored_ABT: Any  # bool: the target is one of the segment's own ids
+    refined_ABT: Any  # bool
+    pg_ABT: Any  # float32, as the rest; see records.Segment
+    ce_ABT: Any | None  # None where the run has no such term
+    ent_ABT: Any | None
+    kl_ABT: Any | None
+    sampler_logp_ABT: Any | None
+    prompt_AQS: Any | None  # int32; None where rows hold their own prompts
+    prompt_length_AQ: Any | None  # int32
+    old_logp_ABT: Any | None = None  # the trainer's own, where there are several updates per rollout
+    ref_logp_ABT: Any | None = None  # of the reference policy, where there is a KL term
 
-    return [Prompted(group.prompt_ids, [row(p, g) for g in range(len(rows_P[p]))]) for p, group in enumerate(groups)]
+
+class Terms(NamedTuple):
+    """Which terms and comparisons a run has: decides which arrays its bins carry."""
+
+    ce: bool = False
+    ent: bool = False
+    kl: bool = False
+    sampler: bool = True
 
 
-def make_batch(prompted: Sequence[Prompted], *, rows_per_prompt: int, micro_batch: int) -> Batch:
-    """Pads to fixed shapes; a problem with fewer rows than `rows_per_prompt` gets rows of length and weight 0.
+def ladder(length: int) -> int:
+    """The smallest of 64, 80, 96, 112, 128, 160, ... that holds `length`: tokens of a row.
+
+    Four sizes an octave bound the shapes ever compiled, and the padding (beyond 64) by a quarter.
+    """
+    step = max(8, (1 << (length - 1).bit_length()) // 8)
+    return max(64, -(-length // step) * step)
+
+
+def shares_prompts(platform: str) -> bool:
+    """On a TPU a second pass over the layers costs more than the tokens it saves; elsewhere sharing wins."""
+    return platform != "tpu"
+
+
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def bin_size(
+    *,
+    share: bool,
+    problems: int,
+    group: int,
+    at_once: int,
+    row_devices: int,
+    longest_prompt: int,
+    longest_ids: int,
+) -> BinSize:
+    """The bins of a run.
 
     Args:
-      micro_batch: Q, problems in a micro-batch; divides their number.
+      problems: of an update.
+      group: G, segments a problem at most.
+      at_once: problems whose segments share a bin; rounded up to the devices. 0: one a device.
+      row_devices: devices that share the rows of a bin.
+      longest_prompt, longest_ids: tokens.
+    """
+    prompts = _rounded_up(max(1, at_once), row_devices)
+    if not share:
+        rows = prompts * group
+        return BinSize(-(-problems * group // rows), 0, 0, rows, ladder(longest_prompt + longest_ids - 1))
+    tokens = ladder(longest_ids)
+    rows_each = group if tokens <= SHORT else -(-group // 2)
+    capacity = -(-problems * -(-group // rows_each) // prompts)
+    return BinSize(capacity, prompts, ladder(max(1, longest_prompt - 1)), prompts * rows_each, tokens)
+
+
+def _into_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """First fit, longest first: indices of what shares a row."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, free in enumerate(left) if free >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(index)
+        left[row] -= lengths[index]
+    return rows
+
+
+def _rows_of(segments: Sequence[Segment], size: BinSize) -> Iterator[tuple[Sequence[int], list[list[Segment]]]]:
+    """(shared prompt or none, its rows of segments); never more rows than stand behind a prompt of a bin."""
+    if not size.prompts:
+        rows = _into_rows([len(s.prompt_ids) + len(s.ids) - 1 for s in segments], size.tokens)
+        yield from (([], [[segments[i] for i in row]]) for row in rows)
+        return
+    by_prompt: dict[tuple[int, ...], list[Segment]] = {}
+    for segment in segments:
+        by_prompt.setdefault(tuple(segment.prompt_ids), []).append(segment)
+    each = size.rows // size.prompts
+    for prompt, own in by_prompt.items():
+        rows = _into_rows([len(s.ids) for s in own], size.tokens)
+        for first in range(0, len(rows), each):
+            yield prompt, [[own[i] for i in row] for row in rows[first : first + each]]
+
+
+def empty_bins(size: BinSize, terms: Terms) -> Bins:
+    """Bins without a segment."""
+    shape = (size.capacity, size.rows, size.tokens)
+    shared = bool(size.prompts)
+
+    def zeros(wanted: bool = True, dtype: Any = np.float32) -> np.ndarray | None:
+        return np.zeros(shape, dtype) if wanted else None
+
+    return Bins(
+        count=np.int32(0),
+        token_ABT=zeros(dtype=np.int32),
+        position_ABT=zeros(dtype=np.int32),
+        segment_ABT=zeros(dtype=np.int32),
+        target_ABT=zeros(dtype=np.int32),
+        scored_ABT=zeros(dtype=bool),
+        refined_ABT=zeros(dtype=bool),
+        pg_ABT=zeros(),
+        ce_ABT=zeros(terms.ce),
+        ent_ABT=zeros(terms.ent),
+        kl_ABT=zeros(terms.kl),
+        sampler_logp_ABT=zeros(terms.sampler),
+        prompt_AQS=np.zeros((size.capacity, size.prompts, size.prompt_slots), np.int32) if shared else None,
+        prompt_length_AQ=np.zeros((size.capacity, size.prompts), np.int32) if shared else None,
+    )
+
+
+def _fill(bins: Bins, place: tuple[int, int], first: int, number: int, segment: Segment, own_prompt: bool) -> int:
+    """Writes a segment into row `place` from token `first` on; returns where the next one may begin."""
+    text = np.asarray([*segment.prompt_ids, *segment.ids], np.int32)
+    begin = 0 if own_prompt else len(segment.prompt_ids) - 1
+    last = first + len(text) - 1 - begin
+    everything, ids = (*place, slice(first, last)), (*place, slice(last - len(segment.ids), last))
+    bins.token_ABT[everything] = text[begin:-1]
+    bins.position_ABT[everything] = np.arange(begin, len(text) - 1)
+    bins.segment_ABT[everything] = number
+    bins.target_ABT[everything] = text[begin + 1 :]
+    bins.scored_ABT[ids] = True
+    bins.refined_ABT[ids] = segment.refined
+    bins.pg_ABT[ids] = segment.pg_T
+    optional = (
+        (bins.ce_ABT, segment.ce_T),
+        (bins.ent_ABT, segment.ent_T),
+        (bins.kl_ABT, segment.kl_T),
+        (bins.sampler_logp_ABT, segment.sampler_logp_T),
+    )
+    for array, values in optional:
+        if array is not None:
+            array[ids] = values
+    return last
+
+
+def pack(segments: Sequence[Segment], size: BinSize, terms: Terms) -> Bins:
+    """Bins of the segments that have any weight; none at all are bins whose count is 0.
 
     Raises:
-      ValueError: a problem has more rows than `rows_per_prompt`, or the problems do not fill the micro-batches.
+      PackingError: a segment does not fit, or the segments do not.
     """
-    P, G = len(prompted), rows_per_prompt
-    if P % micro_batch or any(len(item.rows) > G for item in prompted):
-        raise ValueError(f"{P} problems of at most {G} rows do not fit micro-batches of {micro_batch}")
-    prompt_slots = ladder(max(len(item.prompt_ids) for item in prompted))
-    response_slots = ladder(max(len(row.ids) for item in prompted for row in item.rows))
-    prompt, start = np.zeros((P, prompt_slots), np.int32), np.zeros(P, np.int32)
-    response, length = np.zeros((P, G, response_slots), np.int32), np.zeros((P, G), np.int32)
-    adv, weight = np.zeros((2, P, G), np.float32)
-    refined = np.zeros((P, G), bool)
-    sampler_logp = np.zeros((P, G, response_slots), np.float32)
-    for p, item in enumerate(prompted):
-        start[p] = prompt_slots - len(item.prompt_ids)
-        prompt[p, start[p] :] = item.prompt_ids
-        for g, row in enumerate(item.rows):
-            length[p, g] = len(row.ids)
-            response[p, g, : length[p, g]] = row.ids
-            sampler_logp[p, g, : length[p, g]] = row.sampler_logp
-            adv[p, g], weight[p, g], refined[p, g] = row.advantage, row.weight, row.refined
-    by_prompt = lambda x: x.reshape(-1, micro_batch, *x.shape[1:])
-    by_row = lambda x: x.reshape(-1, micro_batch * G, *x.shape[2:])
-    return Batch(
-        prompt_AQT=by_prompt(prompt),
-        start_AQ=by_prompt(start),
-        response_ABT=by_row(response),
-        length_AB=by_row(length),
-        adv_AB=by_row(adv),
-        weight_AB=by_row(weight),
-        refined_AB=by_row(refined),
-        sampler_logp_ABT=by_row(sampler_logp),
-        groups=np.asarray(P, np.float32),
-    )
+    bins = empty_bins(size, terms)
+    each = size.rows // max(1, size.prompts) if size.prompts else 1  # rows of a unit that is placed as a whole
+    units = size.rows // each  # of a bin
+    placed = 0
+    for prompt, rows in _rows_of([segment for segment in segments if not segment.silent], size):
+        a, unit = divmod(placed, units)
+        if a >= size.capacity:
+            raise PackingError(f"the segments of an update do not fit {size.capacity} bins of {size.rows} rows")
+        if bins.prompt_AQS is not None and bins.prompt_length_AQ is not None:
+            if len(prompt) - 1 > size.prompt_slots:
+                raise PackingError(f"a prompt of {len(prompt)} tokens does not fit {size.prompt_slots} slots")
+            bins.prompt_AQS[a, unit, : len(prompt) - 1] = prompt[:-1]
+            bins.prompt_length_AQ[a, unit] = len(prompt) - 1
+        for r, row in enumerate(rows):
+            first = 0
+            for number, segment in enumerate(row, 1):
+                needed = len(segment.ids) + (0 if size.prompts else len(segment.prompt_ids) - 1)
+                if first + needed > size.tokens:
+                    raise PackingError(f"a segment of {needed} tokens does not fit rows of {size.tokens}")
+                first = _fill(bins, (a, unit * each + r), first, number, segment, not size.prompts)
+        placed += 1
+    return bins._replace(count=np.int32(-(-placed // units)))

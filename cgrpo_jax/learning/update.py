@@ -1,4 +1,4 @@
-"""The optax update: log-probabilities of the trained tokens, gradients accumulated inside jit, donated state."""
+"""The optax update: gradients accumulated over bins inside jit, donated state."""
 
 from __future__ import annotations
 
@@ -14,54 +14,41 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from cgrpo_jax.learning import objective
+from cgrpo_jax.learning.logprobs import token_logps
+from cgrpo_jax.learning.objective import Tokens, token_loss
+from cgrpo_jax.learning.packing import Bins
 from cgrpo_jax.model import sharding
-from cgrpo_jax.model.decoder import ModelConfig, Params, forward, init_cache, logits
+from cgrpo_jax.model.decoder import ModelConfig, Params
 from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig
-
-Array = jax.Array | Any  # device arrays, or numpy before `put_batch`
-LOGIT_ENTRIES = 1 << 24  # of one chunk of logits [rows, time, V]: 64 MB in float32
 
 
 class TrainState(NamedTuple):
     """Everything an update changes. `opt_state` also counts updates and non-finite gradients."""
 
-    params: Params
+    params: Params  # what is trained; what is frozen is handed to the update beside the state
     opt_state: optax.OptState
 
 
-class Batch(NamedTuple):
-    """Rows of one update (numpy on the host, then device arrays), micro-batches on the first axis.
-
-    A micro-batch holds Q problems and B = Q G rows, G for each problem in turn. A prompt stands once: its keys and
-    values serve all rows of the problem. Prompts are left-padded, responses right-padded, as in the sampler.
-    """
-
-    prompt_AQT: Array  # int32
-    start_AQ: Array  # int32: slot of the first prompt token
-    response_ABT: Array  # int32
-    length_AB: Array  # int32: response tokens; 0 in rows that only fill the batch
-    adv_AB: Array  # float32
-    weight_AB: Array  # float32: within the group
-    refined_AB: Array  # bool
-    sampler_logp_ABT: Array  # float32; compared with the trainer's own, never in the loss
-    groups: Array  # float32 scalar: problems in this update
-    old_logp_ABT: Array | None = None  # the trainer's own, where there are several updates per rollout
-    ref_logp_ABT: Array | None = None  # of the reference policy, where there is a KL term
-
-
 @dataclasses.dataclass(frozen=True)
-class LearnerConfig:
+class Learner:
     """All that is static in the update."""
 
     model: ModelConfig
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
     temperature: float  # of the sampler: log-probabilities are those of the distribution that was sampled
-    loss_constant: float  # what the token sum is divided by (aggregation "constant"): max_new_tokens
     total_updates: int  # length of the schedule
     dtype: DTypeLike
-    remat: str  # a key of model.REMAT
+    remat: str  # a key of decoder.REMAT
+    row_devices: int  # devices that share the rows of a bin
+
+
+def joined(trained: Params, frozen: Params) -> Params:
+    """All parameters of the model: two trees without a common leaf as one. Nothing is copied."""
+    both = dict(trained)
+    for name, part in frozen.items():
+        both[name] = joined(both[name], part) if name in both else part
+    return both
 
 
 def make_optimizer(cfg: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
@@ -71,121 +58,95 @@ def make_optimizer(cfg: OptimizerConfig, total_updates: int) -> optax.GradientTr
         after = optax.cosine_decay_schedule(peak, max(1, total_updates - cfg.warmup_updates), cfg.final_fraction)
     else:
         after = optax.constant_schedule(peak)
-    ramp = lambda count: peak * (count + 1) / (cfg.warmup_updates + 1)
+
+    def ramp(count: jax.Array) -> jax.Array:
+        return peak * (count + 1) / (cfg.warmup_updates + 1)
+
+    def decays(params: Params) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: sharding.path_of(path).endswith(("kernel", "embedding")), params
+        )
+
     schedule = optax.join_schedules([ramp, after], [cfg.warmup_updates])
-    decays = lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: sharding.path_of(path).endswith(("kernel", "embedding")), params
-    )
     adamw = optax.adamw(schedule, cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decays)
     never = jnp.iinfo(jnp.int32).max  # the training loop stops long before
     return optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adamw), never)
 
 
-def state_shardings(cfg: LearnerConfig, mesh: Mesh, params: Params) -> TrainState:
+def state_shardings(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
     """The optimizer's moments lie where their parameters lie; scalars are replicated."""
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
-    of_params = sharding.param_shardings(mesh, params)
-    of_state = optax.tree_utils.tree_map_params(
-        tx,
-        lambda _, spec: spec,
-        jax.eval_shape(tx.init, params),
-        of_params,
-        transform_non_params=lambda _: sharding.replicated(mesh),
-    )
-    return TrainState(of_params, of_state)
+
+    def place(key_path: tuple, leaf: Any) -> NamedSharding:
+        path = [part for part in key_path if isinstance(part, jax.tree_util.DictKey)]  # that of its parameter
+        of_parameter = sharding.path_of(tuple(path))
+        return sharding.param_sharding(mesh, of_parameter, leaf.shape) if path else sharding.replicated(mesh)
+
+    of_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+    return TrainState(sharding.param_shardings(mesh, params), of_state)
 
 
-def init_state(cfg: LearnerConfig, mesh: Mesh, params: Params) -> TrainState:
-    """Fresh optimizer state around (sharded) parameters."""
+def make_init(cfg: Learner, mesh: Mesh, params: Params) -> Callable[[Params], optax.OptState]:
+    """The jitted fresh optimizer state of (sharded) parameters."""
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
-    return TrainState(params, jax.jit(tx.init, out_shardings=state_shardings(cfg, mesh, params).opt_state)(params))
+    return jax.jit(tx.init, out_shardings=state_shardings(cfg, mesh, params).opt_state)
 
 
-def _time_chunk(rows: int, steps: int, vocab: int) -> int:
-    """The largest divisor of `steps` whose logits stay within LOGIT_ENTRIES (at least 1)."""
-    fits = [c for c in range(1, steps + 1) if steps % c == 0 and rows * c * vocab <= LOGIT_ENTRIES]
-    return fits[-1] if fits else 1
+def init_state(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
+    """Fresh optimizer state around (sharded) parameters."""
+    return TrainState(params, make_init(cfg, mesh, params)(params))
 
 
-def token_logps(
-    cfg: LearnerConfig, params: Params, prompt_QT: jax.Array, start_Q: jax.Array, response_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and entropy of each response token, `[B, T]`, at the sampling temperature.
-
-    Row b continues prompt b // (B / Q), which runs through the model once for all its rows. The head is applied to
-    response positions only, a chunk of time at a time, and recomputed in the backward pass, so no [B, T, V] array
-    exists.
-    """
-    (Q, prompt_slots), (B, response_slots) = prompt_QT.shape, response_BT.shape
-    run = functools.partial(forward, cfg.model, params, dtype=cfg.dtype, remat=cfg.remat)
-    cache = init_cache(cfg.model, Q, prompt_slots + response_slots, cfg.dtype)
-    hidden_QTD, cache = run(prompt_QT, start_Q, cache, 0)
-    cache = jax.tree.map(lambda x: jnp.repeat(x, B // Q, axis=1), cache)
-    hidden_BTD, _ = run(response_BT, jnp.repeat(start_Q, B // Q), cache, prompt_slots)
-    last_B1D = jnp.repeat(hidden_QTD[:, -1:], B // Q, axis=0)
-    hidden_BTD, target_BT = jnp.concatenate([last_B1D, hidden_BTD[:, :-1]], axis=1), response_BT
-    chunk = _time_chunk(B, response_slots, cfg.model.vocab)
-
-    @jax.checkpoint
-    def one_chunk(piece):
-        hidden_BCD, target_BC = piece
-        logp_BCV = jax.nn.log_softmax(logits(cfg.model, params, hidden_BCD) / cfg.temperature, axis=-1)
-        logp_BC = jnp.take_along_axis(logp_BCV, target_BC[..., None], axis=-1)[..., 0]
-        return logp_BC, -(jnp.exp(logp_BCV) * logp_BCV).sum(axis=-1)
-
-    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(target_BT.shape)
-    logp, entropy = jax.lax.map(one_chunk, (split(hidden_BTD), split(target_BT)))
-    return join(logp), join(entropy)
+def _bin(bins: Bins, index: jax.Array) -> Bins:
+    """One bin: every array without its leading [A]."""
+    return jax.tree.map(lambda x: x[index] if x.ndim else x, bins)
 
 
-def _micro_loss(params: Params, micro: Batch, cfg: LearnerConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Summed loss and metric sums of one micro-batch (no leading [A] axis)."""
-    logp_BT, entropy_BT = token_logps(cfg, params, micro.prompt_AQT, micro.start_AQ, micro.response_ABT)
-    mask_BT = jnp.arange(logp_BT.shape[1])[None] < micro.length_AB[:, None]
-    loss_sum, sums = objective.policy_loss(
-        logp_BT,
-        micro.old_logp_ABT,
-        micro.ref_logp_ABT,
-        entropy_BT,
-        mask_BT,
-        micro.adv_AB,
-        micro.weight_AB,
-        micro.refined_AB,
-        cfg.objective,
+def _logps(cfg: Learner, params: Params, one: Bins) -> tuple[jax.Array, jax.Array]:
+    return token_logps(
+        cfg.model,
+        params,
+        one,
+        temperature=cfg.temperature,
+        row_devices=cfg.row_devices,
+        dtype=cfg.dtype,
+        remat=cfg.remat,
     )
-    on_BT = mask_BT & ~micro.refined_AB[:, None]
-    gap_BT = jnp.where(on_BT, jnp.abs(jax.lax.stop_gradient(logp_BT) - micro.sampler_logp_ABT), 0.0)
-    return loss_sum, sums | {"logp_gap": gap_BT.sum(), "logp_gap_max": gap_BT.max()}
 
 
-def _update(state: TrainState, batch: Batch, cfg: LearnerConfig) -> tuple[TrainState, dict[str, jax.Array]]:
-    value_and_grad = jax.value_and_grad(_micro_loss, has_aux=True)
-    stacked = batch._replace(groups=jnp.broadcast_to(batch.groups, batch.prompt_AQT.shape[:1]))
+def _tokens(one: Bins) -> Tokens:
+    return Tokens(
+        scored_BT=one.scored_ABT,
+        refined_BT=one.refined_ABT,
+        pg_BT=one.pg_ABT,
+        ce_BT=one.ce_ABT,
+        ent_BT=one.ent_ABT,
+        kl_BT=one.kl_ABT,
+        old_logp_BT=one.old_logp_ABT,
+        ref_logp_BT=one.ref_logp_ABT,
+        sampler_logp_BT=one.sampler_logp_ABT,
+    )
 
-    def accumulate(grads, micro):
-        def learn(grads):
-            (loss, sums), new = value_and_grad(state.params, micro, cfg)
-            return jax.tree.map(jnp.add, grads, new), sums | {"loss": loss}
 
-        def measure(grads):
-            loss, sums = _micro_loss(state.params, micro, cfg)
-            return grads, sums | {"loss": loss}
+def _update(state: TrainState, frozen: Params, bins: Bins, cfg: Learner) -> tuple[TrainState, dict[str, jax.Array]]:
+    def loss_of(trained: Params, one: Bins) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logp_BT, entropy_BT = _logps(cfg, joined(trained, frozen), one)
+        loss, sums = token_loss(logp_BT, entropy_BT, _tokens(one), cfg.objective)
+        return loss, sums | {"loss": jax.lax.stop_gradient(loss)}
 
-        if cfg.objective.kl_coef or cfg.objective.entropy_coef:
-            return learn(grads)
-        # Without an advantage the gradient is exactly zero: the forward pass, for the metrics, is enough.
-        return jax.lax.cond((micro.adv_AB != 0).any(), learn, measure, grads)
+    def accumulate(index: jax.Array, carry: tuple[Params, dict[str, jax.Array]]) -> tuple[Params, Any]:
+        grads, sums = carry
+        new, own = jax.grad(loss_of, has_aux=True)(state.params, _bin(bins, index))
+        largest = {name: jnp.maximum(sums[name], own[name]) for name in own if name.endswith("_max")}
+        return jax.tree.map(jnp.add, grads, new), jax.tree.map(jnp.add, sums, own) | largest
 
-    grads, sums_A = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.params), stacked)
-    sums = {name: value.max() if name.endswith("_max") else value.sum() for name, value in sums_A.items()}
-    mask_ABT = jnp.arange(batch.response_ABT.shape[-1])[None, None] < batch.length_AB[..., None]
-    denominator = objective.loss_denominator(mask_ABT, batch.groups, cfg.loss_constant, cfg.objective)
-    grads = jax.tree.map(lambda g: g / denominator, grads)
+    _, abstract = jax.eval_shape(loss_of, state.params, _bin(bins, jnp.int32(0)))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+    start = (jax.tree.map(jnp.zeros_like, state.params), nothing)
+    grads, sums = jax.lax.fori_loop(0, bins.count, accumulate, start)
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     scalars = sums | {
-        "denominator": denominator,
         "grad_norm": optax.tree.norm(grads),
         "notfinite_in_a_row": opt_state.notfinite_count,
         "notfinite_total": opt_state.total_notfinite,
@@ -193,23 +154,40 @@ def _update(state: TrainState, batch: Batch, cfg: LearnerConfig) -> tuple[TrainS
     return TrainState(optax.apply_updates(state.params, updates), opt_state), scalars
 
 
-def make_update(cfg: LearnerConfig, mesh: Mesh, params: Params) -> Callable:
-    """The jitted update: (state, batch) -> (state, metric sums). The state is donated."""
+def make_update(cfg: Learner, mesh: Mesh, params: Params) -> Callable:
+    """The jitted update: (state, frozen, bins) -> (state, metric sums). The state is donated.
+
+    Without any bin the gradient is zero, and the optimizer does with it what it does with every gradient.
+    """
     out = (state_shardings(cfg, mesh, params), sharding.replicated(mesh))
-    return jax.jit(functools.partial(_update, cfg=cfg), donate_argnums=0, out_shardings=out)
+    return jax.jit(_named("update", functools.partial(_update, cfg=cfg)), donate_argnums=0, out_shardings=out)
 
 
-def make_logps(cfg: LearnerConfig, mesh: Mesh) -> Callable[[Params, Batch], jax.Array]:
-    """Jitted log-probabilities `[A, B, T]` of a batch's response tokens under any parameters, without gradient."""
+def make_logps(cfg: Learner, mesh: Mesh) -> Callable[[Params, Bins], jax.Array]:
+    """Jitted log-probabilities `[A, B, T]` of a batch's targets under any parameters, without gradient; 0 beyond."""
 
-    def logps(params: Params, batch: Batch) -> jax.Array:
-        one = lambda micro: token_logps(cfg, params, *micro)[0]
-        return jax.lax.map(one, (batch.prompt_AQT, batch.start_AQ, batch.response_ABT))
+    def logps(params: Params, bins: Bins) -> jax.Array:
+        def fill(index: jax.Array, logp_ABT: jax.Array) -> jax.Array:
+            return logp_ABT.at[index].set(_logps(cfg, params, _bin(bins, index))[0])
+
+        zero_ABT = jnp.zeros(bins.target_ABT.shape, jnp.promote_types(cfg.dtype, jnp.float32))
+        return jax.lax.fori_loop(0, bins.count, fill, zero_ABT)
 
     return jax.jit(logps, out_shardings=NamedSharding(mesh, P(None, ("data", "fsdp"))))
 
 
-def put_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """Host arrays -> device arrays: rows over the data axes."""
+def _named(name: str, function: Callable) -> Callable:
+    """A partial has no name of its own; compiled programs are told apart by theirs."""
+    function.__name__ = name  # type: ignore[attr-defined]
+    return function
+
+
+def bin_shardings(mesh: Mesh, bins: Bins) -> Bins:
+    """Rows, and prompts, over the data axes."""
     rows, whole = NamedSharding(mesh, P(None, ("data", "fsdp"))), sharding.replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(x, rows if x.ndim else whole), batch)
+    return jax.tree.map(lambda x: rows if x.shape else whole, bins)
+
+
+def put_bins(mesh: Mesh, bins: Bins) -> Bins:
+    """Host arrays -> device arrays."""
+    return jax.tree.map(jax.device_put, bins, bin_shardings(mesh, bins))

@@ -15,7 +15,10 @@ handed. Linen modules describe a single layer; the loop over layers is written h
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, cast
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -23,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from cgrpo_jax.model.attention import Extend, KVCache, Seen, among_themselves, attend, attend_to_own
+
 Params = dict[str, Any]
-MASKED = -1e30
-FEW_ROWS, FEW_QUERIES = 64, 8  # see `product`, `attention_logits`
+FEW_ROWS = 64  # see `product`
 # "dots" keeps the outputs of the weight products and recomputes attention and elementwise work: less memory traffic
 # makes it faster than keeping everything. "full" keeps the input of each layer only.
 REMAT = {
@@ -65,33 +69,6 @@ class ModelConfig:
     qk_norm: bool = False
 
 
-class KVCache(NamedTuple):
-    """Keys (after RoPE) and values of one layer, or of all layers with a leading [L] axis."""
-
-    k_BKSH: jax.Array
-    v_BKSH: jax.Array
-
-    def extended(self, k_BKTH: jax.Array, v_BKTH: jax.Array, slot: Any) -> tuple[jax.Array, jax.Array, KVCache]:
-        """With new tokens at `slot`, ...: the keys and values to attend to, and the cache after it."""
-        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
-        cache = KVCache(put(self.k_BKSH, k_BKTH), put(self.v_BKSH, v_BKTH))
-        return *cache, cache
-
-
-class LayerOf(NamedTuple):
-    """One layer of a stacked cache that a loop over layers carries along and writes where it lies."""
-
-    stacked: KVCache
-    layer: jax.Array
-
-    def extended(self, k_BKTH: jax.Array, v_BKTH: jax.Array, slot: Any) -> tuple[jax.Array, jax.Array, LayerOf]:
-        place = tuple(jnp.int32(index) for index in (self.layer, 0, 0, slot, 0))
-        put = lambda old, new: jax.lax.dynamic_update_slice(old, new[None], place)
-        cache = KVCache(put(self.stacked.k_BKSH, k_BKTH), put(self.stacked.v_BKSH, v_BKTH))
-        pick = lambda x: jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False)
-        return pick(cache.k_BKSH), pick(cache.v_BKSH), LayerOf(cache, self.layer)
-
-
 def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike) -> KVCache:
     """An empty cache of all layers, stacked."""
     shape = (cfg.layers, rows, cfg.kv_heads, slots, cfg.head_dim)
@@ -129,22 +106,16 @@ def product(x_BD: jax.Array, kernel_FD: jax.Array, out_dtype: DTypeLike | None =
     XLA's CPU backend packs the right operand anew at each call. With few rows packing the weights costs more than the
     product, so there they stand on the left; the barrier keeps the compiler from turning it round again.
     """
-    straight = lambda x, kernel: jnp.matmul(x, kernel.T, preferred_element_type=out_dtype)
-    turned = lambda x, kernel: jax.lax.optimization_barrier(jnp.matmul(kernel, x.T, preferred_element_type=out_dtype)).T
+
+    def straight(x_BD: jax.Array, kernel_FD: jax.Array) -> jax.Array:
+        return jnp.matmul(x_BD, kernel_FD.T, preferred_element_type=out_dtype)
+
+    def weights_left(x_BD: jax.Array, kernel_FD: jax.Array) -> jax.Array:
+        return jax.lax.optimization_barrier(jnp.matmul(kernel_FD, x_BD.T, preferred_element_type=out_dtype)).T
+
     if x_BD.shape[0] > FEW_ROWS:
         return straight(x_BD, kernel_FD)
-    return jax.lax.platform_dependent(x_BD, kernel_FD, cpu=turned, default=straight)
-
-
-def attention_logits(q_BKQH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
-    """q k^T `[B, K, Q, S]`; with few queries the keys stand on the left, for the reason given in `product`."""
-    straight = lambda q, k: jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=out_dtype)
-    turned = lambda q, k: jax.lax.optimization_barrier(
-        jnp.einsum("BKSH,BKQH->BKSQ", k, q, preferred_element_type=out_dtype)
-    ).swapaxes(2, 3)
-    if q_BKQH.shape[2] > FEW_QUERIES:
-        return straight(q_BKQH, k_BKSH)
-    return jax.lax.platform_dependent(q_BKQH, k_BKSH, cpu=turned, default=straight)
+    return jax.lax.platform_dependent(x_BD, kernel_FD, cpu=weights_left, default=straight)
 
 
 class Linear(nn.Module):
@@ -167,13 +138,13 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; the R query heads of a key head are run as extra queries."""
+    """Grouped-query attention with rotary positions."""
 
     cfg: ModelConfig
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_BTD, rope, mask_BTS, cache: KVCache | LayerOf | None, slot):
+    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
         cfg = self.cfg
         B, T, D = x_BTD.shape
         N, K, H = cfg.heads, cfg.kv_heads, cfg.head_dim
@@ -185,17 +156,10 @@ class Attention(nn.Module):
         if cfg.qk_norm:
             q_BTNH = nn.RMSNorm(cfg.norm_eps, dtype=self.dtype, name="q_norm")(q_BTNH)
             k_BTKH = nn.RMSNorm(cfg.norm_eps, dtype=self.dtype, name="k_norm")(k_BTKH)
-        q_BNTH = rotate(q_BTNH, *rope).swapaxes(1, 2)
-        k_BKSH, v_BKSH = rotate(k_BTKH, *rope).swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-        if cache is not None:
-            k_BKSH, v_BKSH, cache = cache.extended(k_BKSH, v_BKSH, slot)
-        q_BKQH = q_BNTH.reshape(B, K, -1, H)  # Q = R T
-        logits_BKQS = attention_logits(q_BKQH, k_BKSH, accumulator(self.dtype))
-        logits_BKRTS = logits_BKQS.reshape(B, K, N // K, T, -1) * H**-0.5
-        weight_BKRTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKRTS, MASKED), axis=-1)
-        weight_BKQS = weight_BKRTS.reshape(logits_BKQS.shape).astype(self.dtype)
-        out_BNTH = jnp.einsum("BKQS,BKSH->BKQH", weight_BKQS, v_BKSH).reshape(B, N, T, H)
-        return Linear(D, self.dtype, name="o")(out_BNTH.swapaxes(1, 2).reshape(B, T, N * H)), cache
+        q_BNTH, k_BKTH = rotate(q_BTNH, *rope).swapaxes(1, 2), rotate(k_BTKH, *rope).swapaxes(1, 2)
+        k_BKSH, v_BKSH, left = extend(past, k_BKTH, v_BTKH.swapaxes(1, 2))
+        out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, seen)
+        return Linear(D, self.dtype, name="o")(out_BNTH.swapaxes(1, 2).reshape(B, T, N * H)), left
 
 
 class Mlp(nn.Module):
@@ -216,12 +180,12 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_BTD, rope, mask_BTS, cache: KVCache | LayerOf | None, slot):
-        norm = lambda name: nn.RMSNorm(self.cfg.norm_eps, dtype=self.dtype, name=name)
+    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
+        norm = functools.partial(nn.RMSNorm, self.cfg.norm_eps, dtype=self.dtype)
         attention = Attention(self.cfg, self.dtype, name="attn")
-        out_BTD, cache = attention(norm("attn_norm")(x_BTD), rope, mask_BTS, cache, slot)
+        out_BTD, left = attention(norm(name="attn_norm")(x_BTD), rope, seen, past, extend)
         x_BTD = x_BTD + out_BTD
-        return x_BTD + Mlp(self.cfg, self.dtype, name="mlp")(norm("mlp_norm")(x_BTD)), cache
+        return x_BTD + Mlp(self.cfg, self.dtype, name="mlp")(norm(name="mlp_norm")(x_BTD)), left
 
 
 INIT = nn.initializers.normal(0.02)
@@ -236,8 +200,12 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters; layers stacked `[L, ...]`. Embedding and head get different keys."""
     embed_key, head_key, layer_key = jax.random.split(key, 3)
     x_BTD, positions_BT = jnp.zeros((1, 1, cfg.width)), jnp.zeros((1, 1), jnp.int32)
-    args = (x_BTD, rope_angles(cfg, positions_BT), jnp.ones((1, 1, 1), bool), None, 0)
-    init_layer = lambda key: Block(cfg, jnp.float32).init(key, *args)["params"]
+    seen = among_themselves(positions_BT, positions_BT)
+
+    def init_layer(key: jax.Array) -> Params:
+        block = Block(cfg, jnp.float32)
+        return block.init(key, x_BTD, rope_angles(cfg, positions_BT), seen, None, attend_to_own)["params"]
+
     params = {
         "embed": {"embedding": INIT(embed_key, (cfg.vocab, cfg.width))},
         "layers": jax.vmap(init_layer)(jax.random.split(layer_key, cfg.layers)),
@@ -250,44 +218,42 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
 
 def unstack(tree: Any) -> tuple[Any, ...]:
     """A stacked tree (layers of the parameters, or a cache) as a tuple with one tree a layer."""
-    pick = lambda layer: jax.tree.map(lambda leaf: leaf[layer], tree)
-    return tuple(pick(layer) for layer in range(jax.tree.leaves(tree)[0].shape[0]))
+
+    def layer(index: int) -> Any:
+        return jax.tree.map(operator.itemgetter(index), tree)
+
+    return tuple(layer(index) for index in range(jax.tree.leaves(tree)[0].shape[0]))
 
 
-def attention_mask(start_B: jax.Array, query_slot_T: jax.Array, slots: int) -> jax.Array:
-    """`[B, T, S]`: a query sees the slots from the row's first token (`start_B`) up to its own slot."""
-    slot_S = jnp.arange(slots)
-    causal_TS = slot_S[None, :] <= query_slot_T[:, None]
-    return causal_TS[None] & (slot_S[None, None, :] >= start_B[:, None, None])
+# One layer: (x, its parameters, what it left before) -> (x, what it leaves). A loop runs all of them.
+Layer = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
+Loop = Callable[[Layer, jax.Array, Any, Any], tuple[jax.Array, Any]]
 
 
-def forward(
-    cfg: ModelConfig,
-    params: Params,
-    tokens_BT: jax.Array,
-    start_B: jax.Array,
-    cache: Any = None,
-    slot: jax.Array | int = 0,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    remat: str = "none",
-) -> tuple[jax.Array, Any]:
-    """Final hidden states of the decoder, before the head, for rows whose tokens lie one after another in their slots.
+def scanned(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+    """Stacked parameters and cache: compile time is flat in depth."""
+    return jax.lax.scan(lambda x_BTD, of: layer(x_BTD, *of), x_BTD, (layers, past))
 
-    Args:
-      tokens_BT: int32 ids. Token t of a row sits in slot `slot + t`.
-      start_B: int32, the slot of each row's first real token (0 unless left-padded); its position is 0 there.
-        What stands before it is never seen. Right padding needs no mark: no earlier token sees it.
-      cache, slot, dtype, remat: as in `run_layers`.
 
-    Returns:
-      hidden_BTD in `dtype`, and the new cache in the form of the old (None without one).
-    """
-    query_slot_T = slot + jnp.arange(tokens_BT.shape[1])
-    slots = tokens_BT.shape[1] if cache is None else jax.tree.leaves(cache)[0].shape[-2]
-    mask_BTS = attention_mask(start_B, query_slot_T, slots)
-    positions_BT = jnp.maximum(query_slot_T[None] - start_B[:, None], 0)
-    return run_layers(cfg, params, tokens_BT, positions_BT, mask_BTS, cache, slot, dtype=dtype, remat=remat)
+def unrolled(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+    """Parameters and cache as tuples of layers (`unstack`)."""
+    left = []
+    for params, own_past in zip(layers, past, strict=True):
+        x_BTD, own = layer(x_BTD, params, own_past)
+        left.append(own)
+    return x_BTD, tuple(left)
+
+
+def scanned_in_place(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+    """Stacked parameters; the stacked cache is carried and written where it lies. Has no backward pass to speak of."""
+
+    def step(carry: tuple[jax.Array, Any], of: tuple[Any, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
+        (x_BTD, cache), (params, index) = carry, of
+        return layer(x_BTD, params, (cache, index)), None
+
+    count = jax.tree.leaves(layers)[0].shape[0]
+    carry, _ = jax.lax.scan(step, (x_BTD, past), (layers, jnp.arange(count, dtype=jnp.int32)))
+    return carry
 
 
 def run_layers(
@@ -295,51 +261,49 @@ def run_layers(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    mask_BTS: jax.Array,
-    cache: Any = None,
-    slot: jax.Array | int = 0,
+    seen: Seen,
+    past: Any = None,
+    extend: Extend = attend_to_own,
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
-    in_place: bool = False,
+    loop: Loop = scanned,
 ) -> tuple[jax.Array, Any]:
-    """Final hidden states of the decoder, before the head.
-
-    Layers run under `lax.scan` where parameters (and cache) are stacked, unrolled where they are tuples (`unstack`).
+    """Final hidden states of the decoder, before the head, `[B, T, D]` in `dtype`, and what all layers leave.
 
     Args:
       tokens_BT, positions_BT: int32 ids and their positions (of RoPE).
-      mask_BTS: which slots each token sees, its own among them.
-      cache: what earlier tokens left; the tokens are written at `slot`, `slot + 1`, ...
-      dtype: of the computation.
+      seen: which keys each token sees.
+      past, extend: what earlier tokens left in each layer, and how its keys and values join the new ones.
       remat: what the backward pass computes again, a key of REMAT.
-      in_place: a scan writes into the stacked cache it carries, where a backward pass would keep it for each layer.
+      loop: `scanned`, `unrolled` or `scanned_in_place`; parameters, past and `extend` must be in its form.
     """
     rope = rope_angles(cfg, positions_BT)
 
-    def block(x_BTD: jax.Array, layer: Any) -> Any:  # layer: its parameters and its cache (or None)
-        return Block(cfg, dtype).apply({"params": layer[0]}, x_BTD, rope, mask_BTS, layer[1], slot)
+    def layer(x_BTD: jax.Array, layer_params: Any, layer_past: Any) -> tuple[jax.Array, Any]:
+        return Block(cfg, dtype).apply({"params": layer_params}, x_BTD, rope, seen, layer_past, extend)  # type: ignore[return-value]
 
     if remat != "none":
-        block = jax.checkpoint(block, policy=REMAT[remat])
+        layer = jax.checkpoint(layer, policy=REMAT[remat])
     x_BTD = params["embed"]["embedding"][tokens_BT].astype(dtype)
-    if isinstance(params["layers"], tuple):
-        written = []
-        for index, layer in enumerate(params["layers"]):
-            x_BTD, layer_cache = block(x_BTD, (layer, None if cache is None else cache[index]))
-            written.append(layer_cache)
-        cache = None if cache is None else tuple(written)
-    elif in_place:
-
-        def step(carry: tuple[jax.Array, Any], layer: Any) -> Any:
-            x_BTD, of = block(carry[0], (layer[0], LayerOf(carry[1], layer[1])))
-            return (x_BTD, of.stacked), None
-
-        (x_BTD, cache), _ = jax.lax.scan(step, (x_BTD, cache), (params["layers"], jnp.arange(cfg.layers)))
-    else:
-        x_BTD, cache = jax.lax.scan(block, x_BTD, (params["layers"], cache))
+    x_BTD, left = loop(layer, x_BTD, params["layers"], past)
     norm = nn.RMSNorm(cfg.norm_eps, dtype=dtype)
-    return cast(jax.Array, norm.apply({"params": params["norm"]}, x_BTD)), cache
+    return cast(jax.Array, norm.apply({"params": params["norm"]}, x_BTD)), left
+
+
+def forward(
+    cfg: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> jax.Array:
+    """Final hidden states `[B, T, D]` of whole rows that begin at position 0; right padding needs no mark."""
+    B, T = tokens_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    seen = among_themselves(jnp.zeros_like(positions_BT), positions_BT)
+    return run_layers(cfg, params, tokens_BT, positions_BT, seen, dtype=dtype, remat=remat)[0]
 
 
 def logits(cfg: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:

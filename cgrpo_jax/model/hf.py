@@ -106,7 +106,7 @@ class TensorFiles:
                 raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from None
             for tensor in opened.keys():  # noqa: SIM118, a file handle, not a dict
                 if tensor in self.files:
-                    raise CheckpointError(f"{path}: tensor {tensor!r} stands in two files")
+                    raise CheckpointError(f"{path}: tensor {tensor!r} is in two files")
                 self.files[tensor] = opened
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -139,26 +139,29 @@ def check_tensors(folder: pathlib.Path, cfg: ModelConfig, files: TensorFiles, ta
             raise CheckpointError(f"{folder}: tensor {name!r} has shape {files.shape(name)}, config.json says {shape}")
 
 
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
 def check_params(cfg: ModelConfig, params: Params) -> None:
     """Compares paths and shapes of parameters with what the configuration asks for."""
-    shapes = lambda tree: {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    wanted, have = shapes(abstract_params(cfg)), shapes(params)
-    for path in sorted(wanted.keys() | have.keys()):
-        if wanted.get(path) != have.get(path):
-            raise CheckpointError(f"parameter {path!r}: shape {have.get(path)}, config.json says {wanted.get(path)}")
+    wanted, found = _shapes(abstract_params(cfg)), _shapes(params)
+    for path in sorted(wanted.keys() | found.keys()):
+        if wanted.get(path) != found.get(path):
+            raise CheckpointError(f"parameter {path!r}: shape {found.get(path)}, config.json says {wanted.get(path)}")
 
 
 def _reader(files: TensorFiles, source: Source, dtype: DTypeLike) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
     """A callback that reads one device's part of one parameter, and nothing else, from the files."""
 
-    def read_one(name: str, index: tuple[slice, ...]) -> np.ndarray:
+    def read_tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
         return files.read(name, index).astype(dtype, copy=False)
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # only asked for where nothing is addressable
         if not source.stacked:
-            return read_one(source.names[0], index)
-        return np.stack([read_one(name, index[1:]) for name in source.names[index[0]]])
+            return read_tensor(source.names[0], index)
+        return np.stack([read_tensor(name, index[1:]) for name in source.names[index[0]]])
 
     return read
 
@@ -259,23 +262,24 @@ def save_hf(
     """
     with whole_folder(out) as folder:
         copy_side_files(side_folder, folder)
-        held: list[dict[str, int]] = []  # tensor name -> bytes, a dict per file
-        written = ""
+        sizes: list[dict[str, int]] = []  # tensor name -> bytes, a dict per file
+        dtype_on_file = ""  # of the first tensor, the embedding
         for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):
-            save_file(shard, folder / f"{len(held)}.safetensors", metadata={"format": "pt"})
-            held.append({name: array.nbytes for name, array in shard.items()})
-            written = written or str(next(iter(shard.values())).dtype)  # the embedding's
-        if len(held) == 1:
+            save_file(shard, folder / f"{len(sizes)}.safetensors", metadata={"format": "pt"})
+            shutil.copymode(folder / "config.json", folder / f"{len(sizes)}.safetensors")  # by the umask, not 0600
+            sizes.append({name: array.nbytes for name, array in shard.items()})
+            dtype_on_file = dtype_on_file or str(next(iter(shard.values())).dtype)
+        if len(sizes) == 1:
             (folder / "0.safetensors").rename(folder / "model.safetensors")
         else:
-            files = [f"model-{i + 1:05d}-of-{len(held):05d}.safetensors" for i in range(len(held))]
+            files = [f"model-{i + 1:05d}-of-{len(sizes):05d}.safetensors" for i in range(len(sizes))]
             for i, file in enumerate(files):
                 (folder / f"{i}.safetensors").rename(folder / file)
-            weight_map = {name: file for file, names in zip(files, held, strict=True) for name in names}
-            total = sum(sum(names.values()) for names in held)
+            weight_map = {name: file for file, names in zip(files, sizes, strict=True) for name in names}
+            total = sum(sum(names.values()) for names in sizes)
             write_json(
                 folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
             )
         raw = read_json(folder / "config.json")
         raw.pop("torch_dtype", None)
-        write_json(folder / "config.json", raw | {"dtype": written})
+        write_json(folder / "config.json", raw | {"dtype": dtype_on_file})

@@ -15,7 +15,8 @@ from cgrpo_jax.options import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 
-# Weights are [out, in]; layers carry a leading [L] axis. Every parameter must match exactly one row.
+# Weights are [out, in]; layers carry a leading [L] axis. Every parameter must match exactly one row. Where a mesh axis
+# does not divide an axis of a parameter, the parameter is replicated along that mesh axis.
 PARAM_RULES = (
     (r"(embed/embedding|head/kernel)", P("tensor", "fsdp")),
     (r"layers/attn/[qkv]/kernel", P(None, "tensor", "fsdp")),
@@ -31,19 +32,18 @@ class MeshError(ValueError):
     """A mesh that these devices cannot form."""
 
 
-def make_mesh(cfg: MeshConfig, among: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (or `among`). Raises MeshError where the sizes do not fill them."""
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh over these devices. Raises MeshError where the sizes do not fill them."""
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
-    devices = jax.device_count() if among is None else len(among)
     asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise MeshError(f"{asked}: positive sizes are needed, or -1 on one axis for what is left")
     known = int(np.prod([size for size in sizes if size > 0]))
-    sizes = [devices // known if size == -1 else size for size in sizes]
-    if int(np.prod(sizes)) != devices:
-        raise MeshError(f"{asked} does not fill the {devices} devices")
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices):
+        raise MeshError(f"{asked} does not fill the {len(devices)} devices")
     axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=among)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=devices)
 
 
 def path_of(key_path: tuple) -> str:
@@ -51,35 +51,36 @@ def path_of(key_path: tuple) -> str:
     return "/".join(str(part.key) for part in key_path)
 
 
-def param_spec(path: str) -> P:
-    """The partition of one parameter. Raises ValueError unless exactly one rule matches."""
-    matches = [spec for pattern, spec in PARAM_RULES if re.fullmatch(pattern, path)]
+def param_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+    """The partition of one parameter: its rule, less the mesh axes that do not divide their axis of `shape`.
+
+    Raises:
+      ValueError: not exactly one rule matches.
+    """
+    matches = [rule for pattern, rule in PARAM_RULES if re.fullmatch(pattern, path)]
     if len(matches) != 1:
         raise ValueError(f"parameter {path!r} matches {len(matches)} sharding rules, not one")
-    return matches[0]
+    (rule,) = matches
+    sizes = shape[: len(rule)]  # a rule may be shorter than its parameter has axes
+    return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rule, sizes, strict=True)))
 
 
-def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
-    return NamedSharding(mesh, param_spec(path))
+def param_sharding(mesh: Mesh, path: str, shape: Sequence[int]) -> NamedSharding:
+    return NamedSharding(mesh, param_spec(path, shape, mesh))
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:
     """The sharding of every leaf of a parameter tree (arrays or abstract ones)."""
-    return jax.tree_util.tree_map_with_path(lambda key_path, _: param_sharding(mesh, path_of(key_path)), params)
+
+    def of_leaf(key_path: tuple, leaf: Any) -> NamedSharding:
+        return param_sharding(mesh, path_of(key_path), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-def sampler_spec(path: str) -> P:
+def sampler_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     """The partition of a parameter in the sampler: whole along `fsdp`, or each token would gather it anew."""
-    return P(*(None if axis == "fsdp" else axis for axis in param_spec(path)))
-
-
-def check_divides(mesh: Mesh, params: Any) -> None:
-    """Raises MeshError where the mesh cannot share an axis of a parameter evenly."""
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = path_of(key_path)
-        for size, axis in zip(leaf.shape, param_spec(path), strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                raise MeshError(f"mesh.{axis} = {mesh.shape[axis]} does not divide the {size} of {path} {leaf.shape}")
+    return P(*(None if axis == "fsdp" else axis for axis in param_spec(path, shape, mesh)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,172 +1,109 @@
-"""One step's rollout on the host: sample, score, criticise, refine, select, assemble groups. No arrays of a device."""
+"""One step's rollout on the host: the story of a problem from its question to its group. No arrays of a device."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import numpy as np
 
 from cgrpo_jax.options import RefineConfig
-from cgrpo_jax.records import Attempt, Completion, Generate, Group, Kind, Problem, Request
-from cgrpo_jax.rollout.critics import Critic
-from cgrpo_jax.text.prompts import refinement_messages
-from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
+from cgrpo_jax.records import Attempt, Completion, Critique, Group, Kind, Name, Problem, Request, Source
+from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select
+from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
+from cgrpo_jax.text.tokenizer import Tokenizer
 
-TRIGGERS = ("none_correct", "any_wrong", "always", "never")
-SELECTIONS = ("correct_then_random", "correct_first", "random")
-GROUPS = ("append", "replace")
-CUT = "\n[...]\n"
+# Parts of a story. Each may wait: for the sampler (a self-critique), for work (a grader, a server), or for nothing.
+Scorer = Callable[[Problem, Sequence[Completion]], Generator[Sample | Work, Any, list[Attempt]]]
+Critic = Callable[[Problem, Sequence[Attempt]], Generator[Sample | Work, Any, list[Critique]]]
 
+# Scores (problem, completion, its text) at once.
 Score = Callable[[Sequence[tuple[Problem, Completion, str]]], list[Attempt]]
-Phase = Callable[[str], contextlib.AbstractContextManager]
 
 
-def refinement_prompt(
-    tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int
-) -> list[int] | None:
-    """Ids of the refinement prompt within `budget`.
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What the problems of a step go through."""
 
-    Where it is too long the middle of the previous solution gives way to a mark (half of what fits is kept from each
-    end); question and critique are never cut. None where even an empty solution does not fit, or where the chat
-    template would rewrite the text.
-    """
-    try:
-        return _fit_solution(tokenizer, problem, text, critique, budget)
-    except PromptError:
-        return None
-
-
-def _fit_solution(tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int) -> list[int] | None:
-    encode = lambda solution: tokenizer.encode_chat(refinement_messages(problem.question, solution, critique))
-    ids = encode(text)
-    if len(ids) <= budget:
-        return ids
-    solution_ids = tokenizer.encode_text(text)
-    keep = budget - len(encode(CUT))
-    while keep > 0:
-        head, tail = solution_ids[: keep - keep // 2], solution_ids[len(solution_ids) - keep // 2 :]
-        ids = encode(tokenizer.decode(head) + CUT + tokenizer.decode(tail))
-        if len(ids) <= budget:
-            return ids
-        keep -= len(ids) - budget  # cutting at token borders can change a few tokens beside the cut
-    ids = encode(CUT)
-    return ids if len(ids) <= budget else None
-
-
-def refined_responses(attempts: Sequence[Attempt], trigger: str) -> list[int]:
-    """Indices of the responses of one problem to refine."""
-    wrong = [i for i, attempt in enumerate(attempts) if not attempt.correct]
-    if trigger == "always":
-        return list(range(len(attempts)))
-    if trigger == "any_wrong":
-        return wrong
-    return wrong if trigger == "none_correct" and len(wrong) == len(attempts) else []
-
-
-def select(correct: Sequence[bool], k: int, how: str, rng: np.random.Generator) -> tuple[int, ...]:
-    """Indices of the k refinements to train on, correct ones first unless `how` is "random"."""
-    order = list(range(len(correct))) if how == "correct_first" else rng.permutation(len(correct)).tolist()
-    if how != "random":
-        order.sort(key=lambda i: not correct[i])  # stable: keeps the drawn order within each kind
-    return tuple(order[:k])
-
-
-@dataclasses.dataclass
-class _Collection:
-    """Attempts of a step as they come in, and what they lead to."""
-
-    problems: Sequence[Problem]
-    samples: int
-    score: Score
+    samples: int  # n, responses a problem
+    scorer: Scorer
     critic: Critic
     tokenizer: Tokenizer
-    cfg: RefineConfig
-    phase: Phase
+    refine: RefineConfig
+    seed: int
+    step: int
 
-    def __post_init__(self):
-        self.responses: list[list[Attempt]] = [[] for _ in self.problems]
-        self.refinements: list[list[Attempt]] = [[] for _ in self.problems]
-        self.arrived: list[dict[int, Completion]] = [{} for _ in self.problems]
-        self.sources: list[tuple[int, int]] = []  # (problem, response) of each refinement, in the order asked
-        self.refined: dict[int, Completion] = {}
 
-    def scored(self, p: int, completions: Sequence[Completion]) -> list[Attempt]:
-        with self.phase("score"):
-            texts = [self.tokenizer.decode(completion.ids) for completion in completions]
-            problem = self.problems[p]
-            return self.score([(problem, c, text) for c, text in zip(completions, texts, strict=True)])
+def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
+    """A scorer that asks graders, beside the decoding."""
 
-    def take(self, number: int, completion: Completion) -> list[Request]:
-        """Called as a request ends: a problem whose responses are complete is scored, and refined where triggered."""
-        asked = len(self.problems) * self.samples
-        if number >= asked:
-            self.refined[number - asked] = completion
-            return []
-        p, g = divmod(number, self.samples)
-        self.arrived[p][g] = completion
-        if len(self.arrived[p]) < self.samples:
-            return []
-        self.responses[p] = self.scored(p, [self.arrived[p][g] for g in range(self.samples)])
-        return self.refine(p)
+    def scorer(problem: Problem, completions: Sequence[Completion]) -> Generator[Sample | Work, Any, list[Attempt]]:
+        items = [(problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
+        attempts = yield Work(functools.partial(score, items), "score")
+        return attempts
 
-    def refine(self, p: int) -> list[Request]:
-        """Criticises the responses of a problem that are to be refined; the requests to refine them."""
-        problem, own, requests = self.problems[p], self.responses[p], []
-        with self.phase("critique"):
-            chosen = refined_responses(own, self.cfg.trigger)
-            critiques = self.critic([(problem, own[g]) for g in chosen])
-            for g, critique in zip(chosen, critiques, strict=True):
-                text = own[g].text
-                own[g] = dataclasses.replace(own[g], critique=critique)
-                ids = refinement_prompt(self.tokenizer, problem, text, critique, self.cfg.max_prompt_tokens)
-                if ids is not None:
-                    self.sources.append((p, g))
-                    requests.append(Request(ids, Kind.REFINEMENT, p, g))
-        return requests
+    return scorer
 
-    def score_refinements(self) -> None:
-        by_problem: dict[int, list[tuple[int, Completion]]] = {}
-        for number, (p, g) in enumerate(self.sources):
-            by_problem.setdefault(p, []).append((g, self.refined[number]))
-        for p, items in by_problem.items():
-            attempts = self.scored(p, [completion for _, completion in items])
-            self.refinements[p] = [
-                dataclasses.replace(attempt, source=g) for (g, _), attempt in zip(items, attempts, strict=True)
-            ]
+
+def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Method) -> Story:
+    """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4).
+
+    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented.
+    """
+    asked = [Request(Name(Kind.RESPONSE, number, g), prompt_ids) for g in range(method.samples)]
+    completions = yield Sample(asked)
+    responses = yield from method.scorer(problem, completions)
+
+    sources, requests = yield from _refinement_requests(problem, number, responses, method)
+    completions = yield Sample(requests)
+    scored = (yield from method.scorer(problem, completions)) if completions else []
+    refinements = [dataclasses.replace(a, source=g) for a, g in zip(scored, sources, strict=True)]
+
+    rng = np.random.default_rng((method.seed, method.step, Kind.REFINEMENT, number))
+    selected = select([attempt.correct for attempt in refinements], method.refine.k, method.refine.select, rng)
+    dropped = len(selected) if method.refine.group == "replace" else 0
+    kept = tuple(range(dropped, method.samples))
+    return Group(problem, prompt_ids, tuple(responses), tuple(refinements), kept, selected)
+
+
+def _refinement_requests(
+    problem: Problem, number: int, responses: list[Attempt], method: Method
+) -> Generator[Sample | Work, Any, tuple[list[int], list[Request]]]:
+    """Criticises what is to be refined (into `responses`, too): what each request refines, and the requests."""
+    sources, requests = [], []
+    chosen = refined_responses(responses, method.refine.trigger)
+    critiques = (yield from method.critic(problem, [responses[g] for g in chosen])) if chosen else []
+    for g, critique in zip(chosen, critiques, strict=True):
+        text, responses[g] = responses[g].text, dataclasses.replace(responses[g], critique=critique.text)
+        if critique.text is None:
+            continue
+        ids = refinement_prompt(method.tokenizer, problem, text, critique.text, method.refine.max_prompt_tokens)
+        if ids is not None:
+            sources.append(g)
+            requests.append(Request(Name(Kind.REFINEMENT, number, g), ids))
+    return sources, requests
+
+
+def _no_phase(name: str) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext()
 
 
 def collect_groups(
     problems: Sequence[Problem],
-    samples: int,
-    generate: Generate,
-    score: Score,
-    critic: Critic,
-    tokenizer: Tokenizer,
-    cfg: RefineConfig,
-    *,
-    seed: int,
-    step: int,
-    phase: Phase = lambda name: contextlib.nullcontext(),
+    method: Method,
+    run: Callable[[Source], None],
+    phase: Phase = _no_phase,
+    threads: int = 2,
 ) -> list[Group]:
-    """Samples `samples` responses a problem, refines where triggered, and returns one group per problem.
+    """One group per problem; `run` is that of a sampler.
 
-    A problem's refinements are asked for as soon as its last response is there, while others are still sampled. A
-    truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented.
+    A problem's refinements are asked for soon after its last response is there, while others are still sampled.
     """
-    prompts = [tokenizer.encode_chat(problem.messages) for problem in problems]
-    requests = [Request(prompts[p], Kind.RESPONSE, p, g) for p in range(len(problems)) for g in range(samples)]
-    collection = _Collection(problems, samples, score, critic, tokenizer, cfg, phase)
-    with phase("sample"):
-        generate(requests, collection.take)
-    collection.score_refinements()
-    groups = []
-    for p, problem in enumerate(problems):
-        own = tuple(collection.refinements[p])
-        rng = np.random.default_rng((seed, step, Kind.REFINEMENT, p))
-        selected = select([attempt.correct for attempt in own], cfg.k, cfg.select, rng)
-        dropped = len(selected) if cfg.group == "replace" else 0
-        responses = tuple(collection.responses[p])
-        groups.append(Group(problem, prompts[p], responses, own, tuple(range(dropped, samples)), selected))
-    return groups
+    prompts = [method.tokenizer.encode_chat(problem.messages) for problem in problems]
+    told = [story(problem, p, prompts[p], method) for p, problem in enumerate(problems)]
+    with Stories(told, phase, threads) as stories:
+        run(stories)
+        return list(stories)

@@ -1,29 +1,43 @@
-"""Critics: attempts in, critique texts out. One signature, so that a model or a server can be one too."""
+"""Critics: attempts in, critiques out, as a part of a problem's story. A model or a server can be one, too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from cgrpo_jax.data.arithmetic import worked_critique
-from cgrpo_jax.records import Attempt, Problem
+from cgrpo_jax.records import Attempt, Critique, Problem
+from cgrpo_jax.rollout.collect import Critic
 from cgrpo_jax.text import prompts
 
-Critic = Callable[[Sequence[tuple[Problem, Attempt]]], list[str]]
 
-
-def indicative(items: Sequence[tuple[Problem, Attempt]]) -> list[str]:
+def indicative(problem: Problem, attempt: Attempt) -> str:
     """The verdict alone."""
-    return [prompts.indicative(attempt.correct) for _, attempt in items]
+    return prompts.indicative(attempt.correct)
 
 
-def indicative_gt(items: Sequence[tuple[Problem, Attempt]]) -> list[str]:
+def indicative_gt(problem: Problem, attempt: Attempt) -> str:
     """The verdict and the ground truth."""
-    return [prompts.indicative_gt(attempt.correct, problem.answer) for problem, attempt in items]
+    return prompts.indicative_gt(attempt.correct, problem.answer)
 
 
-def worked(items: Sequence[tuple[Problem, Attempt]]) -> list[str]:
+def worked(problem: Problem, attempt: Attempt) -> str:
     """Generated tasks only: the task's own checker names the first wrong step and gives a verdict, not the answer."""
-    return [worked_critique(problem.question, attempt.text, attempt.correct) for problem, attempt in items]
+    return worked_critique(problem.question, attempt.text, attempt.correct)
 
 
-CRITICS: dict[str, Critic] = {"indicative": indicative, "indicative_gt": indicative_gt, "worked": worked}
+def templated(text_of: Callable[[Problem, Attempt], str]) -> Critic:
+    """A critic that knows its text at once, and waits for nothing."""
+
+    def critic(problem: Problem, attempts: Sequence[Attempt]) -> Generator[Any, Any, list[Critique]]:
+        yield from ()
+        return [Critique(text_of(problem, attempt)) for attempt in attempts]
+
+    return critic
+
+
+CRITICS: dict[str, Critic] = {
+    "indicative": templated(indicative),
+    "indicative_gt": templated(indicative_gt),
+    "worked": templated(worked),
+}

@@ -22,10 +22,15 @@ def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def row_keys(key: jax.Array, name_B3: jax.Array) -> jax.Array:
-    """Random keys `[B]` of rows named (kind, problem, sample), from that of their step."""
-    fold = lambda name_3: functools.reduce(jax.random.fold_in, name_3, key)
-    return jax.vmap(fold)(name_B3)
+def row_keys(key: jax.Array, name_B4: jax.Array) -> jax.Array:
+    """Random keys `[B]` of rows named (kind, problem, sample, round), from that of their step; round 0 adds nothing."""
+
+    def row_key(name_4: jax.Array) -> jax.Array:
+        first = functools.reduce(jax.random.fold_in, name_4[:3], key)
+        later = jax.random.fold_in(first, name_4[3])
+        return jax.lax.select(name_4[3] == 0, first, later)
+
+    return jax.vmap(row_key)(name_B4)
 
 
 def keep_top(scaled_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -69,8 +74,8 @@ def first_above(weight_BX: jax.Array, target_B: jax.Array) -> tuple[jax.Array, j
     hit_BX = positive_BX & (sum_BX > target_B[:, None])
     last_B = weight_BX.shape[1] - 1 - jnp.argmax(positive_BX[:, ::-1], axis=-1)
     index_B = jnp.where(hit_BX.any(axis=-1), jnp.argmax(hit_BX, axis=-1), last_B)
-    take = lambda x_BX: jnp.take_along_axis(x_BX, index_B[:, None], axis=-1)[:, 0]
-    return index_B, take(sum_BX) - take(weight_BX)
+    before_BX = sum_BX - weight_BX
+    return index_B, jnp.take_along_axis(before_BX, index_B[:, None], axis=-1)[:, 0]
 
 
 def categorical(weight_BV: jax.Array, u_B: jax.Array) -> jax.Array:
@@ -86,6 +91,10 @@ def categorical(weight_BV: jax.Array, u_B: jax.Array) -> jax.Array:
     entry_BY = jnp.take_along_axis(weight_BXY, block_B[:, None, None], axis=1)[:, 0]
     entry_B, _ = first_above(entry_BY, target_B - before_B)
     return (block_B * BLOCK + entry_B).astype(jnp.int32)
+
+
+def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(key, position), dtype=jnp.float32)
 
 
 def draw(
@@ -112,7 +121,7 @@ def draw(
         if cfg.top_k > 0 or cfg.top_p < 1.0:
             weight_BV = jnp.where(keep_top(scaled_BV, cfg.top_k, cfg.top_p), weight_BV, 0.0)
             kept_B = weight_BV.sum(axis=-1) / total_B
-        one = lambda key, position: jax.random.uniform(jax.random.fold_in(key, position), dtype=jnp.float32)
-        token_B = categorical(weight_BV, jax.vmap(one)(key_B, position_B))
+        u_B = jax.vmap(_uniform)(key_B, position_B)
+        token_B = categorical(weight_BV, u_B)
     scaled_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B, scaled_B - peak_B1[:, 0] - jnp.log(total_B), kept_B

@@ -12,6 +12,7 @@ is drawn where all others are, and a row takes exactly as many steps as it makes
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from typing import Any, NamedTuple
 
@@ -22,19 +23,22 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from cgrpo_jax.model import sharding
+from cgrpo_jax.model.attention import KVCache, among_themselves, in_ring, keep_own, write_ring, write_ring_of_layer
 from cgrpo_jax.model.decoder import (
-    KVCache,
     ModelConfig,
     Params,
     accumulator,
-    forward,
     init_cache,
     logits,
     run_layers,
+    scanned_in_place,
+    unrolled,
     unstack,
 )
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.sampling.draw import draw, row_keys
+
+ROWS = ("data", "fsdp")  # mesh axes that share the rows
 
 
 class Slots(NamedTuple):
@@ -54,27 +58,56 @@ class Slots(NamedTuple):
         """S."""
         return jax.tree.leaves(self.cache)[0].shape[-2]
 
+    @property
+    def stacked(self) -> bool:
+        """Whether one cache holds all layers, for a loop over them."""
+        return isinstance(self.cache, KVCache)
+
 
 class Chunk(NamedTuple):
     """What some steps of decoding made; a row's tokens are its first `made_R` ones."""
 
     token_RC: jax.Array
     logp_RC: jax.Array
-    kept_RC: jax.Array  # see drawing.draw
+    kept_RC: jax.Array  # see draw.draw
     made_R: jax.Array
     active_R: jax.Array
     finished_R: jax.Array  # bool: ended by an end-of-sequence id
     steps: jax.Array  # steps taken, at most C
 
 
+def _sharding(mesh: Mesh, shape: tuple[int, ...], *axes: Any) -> NamedSharding:
+    """An axis of the mesh that does not divide its dimension is left out."""
+    spec = [axis if shape[i] % _size(mesh, axis) == 0 else None for i, axis in enumerate(axes)]
+    return NamedSharding(mesh, P(*spec))
+
+
+def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _on(mesh: Mesh, x: jax.Array, *axes: Any) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, _sharding(mesh, x.shape, *axes))
+
+
+def slot_shardings(mesh: Mesh, slots: Slots) -> Any:
+    """Rows over the data axes, key/value heads over `tensor`; of arrays or abstract ones."""
+    layers = (None,) if slots.stacked else ()
+    cache: Any = jax.tree.map(lambda x: _sharding(mesh, x.shape, *layers, ROWS, "tensor"), slots.cache)
+    vectors = {
+        name: _sharding(mesh, x.shape, ROWS) for name, x in slots._asdict().items() if name not in ("cache", "time")
+    }
+    return slots._replace(cache=cache, time=_sharding(mesh, ()), **vectors)  # type: ignore[arg-type]
+
+
+def prompt_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Of a prefilled prompt `[L, K, T, H]`: its tokens lie on the devices that share the rows."""
+    return _sharding(mesh, shape, None, "tensor", ROWS)
+
+
 def _place(mesh: Mesh, slots: Slots) -> Slots:
-    """Rows over the data axes, key/value heads over `tensor`."""
-    put = lambda x, *axes: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
-    rows = ("data", "fsdp")
-    layers = (None,) if isinstance(slots.cache, KVCache) else ()
-    cache = jax.tree.map(lambda x: put(x, *layers, rows, "tensor"), slots.cache)
-    vectors = {name: put(x, rows) for name, x in slots._asdict().items() if name not in ("cache", "time")}
-    return Slots(cache, put(slots.time), **vectors)
+    return jax.tree.map(jax.lax.with_sharding_constraint, slots, slot_shardings(mesh, slots))
 
 
 def unrolls(platform: str) -> bool:
@@ -88,27 +121,43 @@ def unrolls(platform: str) -> bool:
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
     """Parameters in the dtype and layout of the sampler; what needs no change is handed on, not copied."""
+    layout: dict[str, Any] = {"dtype": dtype, "mesh": mesh, "unrolled": unrolled}
+    stale = stale_weights(params, **layout)
+    return params | synced(stale, **layout) if stale else params
+
+
+def stale_weights(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+    """The parts of the parameters (arrays or abstract ones) that the sampler needs in another form."""
 
     def differs(key_path: tuple, leaf: jax.Array) -> bool:
         path = sharding.path_of(key_path)
-        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(path) != sharding.param_spec(path)
+        of_leaf = path, leaf.shape, mesh
+        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(*of_leaf) != sharding.param_spec(*of_leaf)
         return leaf.dtype != dtype or moves or (unrolled and path.startswith("layers/"))
 
     changes = jax.tree_util.tree_map_with_path(differs, params)
-    stale = {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
-    return params | _synced(stale, dtype=dtype, mesh=mesh, unrolled=unrolled)
+    return {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
+
+
+def weight_sharding(mesh: Mesh, key_path: tuple, leaf: Any) -> NamedSharding:
+    """Where a weight of the sampler lies; its layers may be a tuple (`unstack`)."""
+    one_layer = len(key_path) > 1 and isinstance(key_path[1], jax.tree_util.SequenceKey)
+    names = key_path[:1] + key_path[2:] if one_layer else key_path
+    spec = sharding.sampler_spec(sharding.path_of(names), (0, *leaf.shape) if one_layer else leaf.shape, mesh)
+    return NamedSharding(mesh, P(*spec[1:]) if one_layer else spec)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "mesh", "unrolled"))
-def _synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+def synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
     """The weight sync: one jitted identity into another dtype and layout."""
 
     def put(key_path: tuple, leaf: jax.Array) -> jax.Array:
-        spec = sharding.sampler_spec(sharding.path_of(key_path))
-        return jax.lax.with_sharding_constraint(leaf.astype(dtype), NamedSharding(mesh, spec))
+        return jax.lax.with_sharding_constraint(leaf.astype(dtype), weight_sharding(mesh, key_path, leaf))
 
     weights = jax.tree_util.tree_map_with_path(put, params)
-    return weights | {"layers": unstack(weights["layers"])} if unrolled else weights
+    if unrolled and "layers" in weights:
+        weights |= {"layers": unstack(weights["layers"])}
+    return weights
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh", "unrolled"))
@@ -124,13 +173,19 @@ def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, me
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh"))
 def prefill(params: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> list[KVCache]:
-    """Keys and values `[L, K, T, H]` of each of Q right-padded prompts."""
+    """Keys and values `[L, K, T, H]` of each of Q right-padded prompts, their tokens shared by the rows' devices."""
     Q, T = tokens_QT.shape
-    cache = init_cache(cfg, Q, T, dtype)
-    cache = jax.lax.with_sharding_constraint(cache, NamedSharding(mesh, P(None, ("data", "fsdp"), "tensor")))
-    _, cache = forward(cfg, params, tokens_QT, jnp.zeros(Q, jnp.int32), cache, 0, dtype=dtype)
-    whole = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "tensor")))
-    return [KVCache(whole(cache.k_BKSH[:, q]), whole(cache.v_BKSH[:, q])) for q in range(Q)]
+    tokens_QT = _on(mesh, tokens_QT, ROWS)
+    position_QT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (Q, T))
+    seen = among_themselves(jnp.zeros_like(position_QT), position_QT)
+    _, cache = run_layers(cfg, params, tokens_QT, position_QT, seen, None, keep_own, dtype=dtype)
+
+    def one(x_LQKTH: jax.Array, q: int) -> jax.Array:
+        x_LKTH = x_LQKTH[:, q]
+        return jax.lax.with_sharding_constraint(x_LKTH, prompt_sharding(mesh, x_LKTH.shape))
+
+    cache = jax.tree.map(lambda x: _on(mesh, x, None, ROWS, "tensor"), cache)
+    return [KVCache(one(cache.k_BKSH, q), one(cache.v_BKSH, q)) for q in range(Q)]
 
 
 class Entry(NamedTuple):
@@ -139,7 +194,7 @@ class Entry(NamedTuple):
     used: Any  # int32
     row_R: Any  # int32, which rows they get
     limit_R: Any  # int32, tokens to draw at most
-    name_R3: Any  # int32, (kind, problem, sample)
+    name_R4: Any  # int32, (kind, problem, sample, round)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",), donate_argnums=0)
@@ -153,7 +208,7 @@ def enter(
       last: the prompt's last id, not among them.
       key: of seed and step (`step_key`).
     """
-    S, stacked = slots.ring, isinstance(slots.cache, KVCache)
+    S = slots.ring
     first = (slots.time - length) % S  # slot of the prompt's first token
 
     def ring(x_LKTH: jax.Array) -> jax.Array:
@@ -162,27 +217,32 @@ def enter(
         return jnp.roll(x_LKSH, first, axis=2)[:, None]
 
     entering = jax.tree.map(ring, prompt)
-    layers = entering if stacked else unstack(entering)
+    layers = entering if slots.stacked else unstack(entering)
 
     def put_row(i: jax.Array, cache: Any) -> Any:
-        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, entry.row_R[i], axis=old.ndim - 4)
-        return jax.tree.map(write, cache, layers)
+        def written(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, entry.row_R[i], axis=old.ndim - 4)
+
+        return jax.tree.map(written, cache, layers)
 
     R = len(slots.token_R)
     cache = jax.lax.fori_loop(0, entry.used, put_row, slots.cache)
     row_R = jnp.where(jnp.arange(R) < entry.used, entry.row_R, R)  # R is nowhere: dropped
-    put = lambda old_R, new: old_R.at[row_R].set(new, mode="drop")
+
+    def entered(old_R: jax.Array, new: Any) -> jax.Array:
+        return old_R.at[row_R].set(new, mode="drop")
+
     return _place(
         mesh,
         Slots(
             cache=cache,
             time=slots.time,
-            token_R=put(slots.token_R, last),
-            length_R=put(slots.length_R, length),
-            count_R=put(slots.count_R, 0),
-            limit_R=put(slots.limit_R, entry.limit_R),
-            key_R=put(slots.key_R, row_keys(key, entry.name_R3)),
-            active_R=put(slots.active_R, True),
+            token_R=entered(slots.token_R, last),
+            length_R=entered(slots.length_R, length),
+            count_R=entered(slots.count_R, 0),
+            limit_R=entered(slots.limit_R, entry.limit_R),
+            key_R=entered(slots.key_R, row_keys(key, entry.name_R4)),
+            active_R=entered(slots.active_R, True),
         ),
     )
 
@@ -231,11 +291,15 @@ def decode(
 
     def body(state: tuple[Slots, Chunk]) -> tuple[Slots, Chunk]:
         slots, out = state
-        S = slots.ring
-        age_S = (slots.time - jnp.arange(S)) % S
-        mask_R1S = age_S[None, None] <= slots.length_R[:, None, None]
-        place = (slots.token_R[:, None], slots.length_R[:, None], mask_R1S, slots.cache, slots.time % S)
-        hidden_R1D, cache = run_layers(cfg, weights, *place, dtype=dtype, in_place=True)
+        slot = slots.time % slots.ring
+        seen = in_ring(slots.time, slots.length_R, slots.ring)
+        place = (slots.token_R[:, None], slots.length_R[:, None], seen, slots.cache)
+        if slots.stacked:
+            hidden_R1D, cache = run_layers(
+                cfg, weights, *place, write_ring_of_layer(slot), dtype=dtype, loop=scanned_in_place
+            )
+        else:
+            hidden_R1D, cache = run_layers(cfg, weights, *place, write_ring(slot), dtype=dtype, loop=unrolled)
         drawn = draw(logits(cfg, weights, hidden_R1D[:, 0]), slots.key_R, slots.count_R, sampling)
         slots, out = _advance(slots, out, cache, drawn, eos_E)
         return _place(mesh, slots), out
@@ -250,15 +314,18 @@ def decode(
 def _advance(slots: Slots, out: Chunk, cache: Any, drawn: tuple[jax.Array, ...], eos_E: jax.Array):
     """Books the tokens of one step."""
     token_R, logp_R, kept_R = drawn
-    write = lambda old_RC, new_R: jax.lax.dynamic_update_slice_in_dim(old_RC, new_R[:, None], out.steps, axis=1)
+
+    def appended(old_RC: jax.Array, new_R: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old_RC, new_R[:, None], out.steps, axis=1)
+
     count_R, length_R = slots.count_R + slots.active_R, slots.length_R + slots.active_R
     eos_R = (token_R[:, None] == eos_E[None]).any(axis=-1) & slots.active_R
     active_R = slots.active_R & ~eos_R & (count_R < slots.limit_R)
     slots_ = Slots(cache, slots.time + 1, token_R, length_R, count_R, slots.limit_R, slots.key_R, active_R)
     return slots_, Chunk(
-        write(out.token_RC, token_R),
-        write(out.logp_RC, logp_R),
-        write(out.kept_RC, kept_R),
+        appended(out.token_RC, token_R),
+        appended(out.logp_RC, logp_R),
+        appended(out.kept_RC, kept_R),
         out.made_R + slots.active_R,
         active_R,
         out.finished_R | eos_R,

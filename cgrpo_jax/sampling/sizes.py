@@ -10,15 +10,6 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def ladder(length: int) -> int:
-    """The smallest of 64, 80, 96, 112, 128, 160, ... that holds `length`; for the update.
-
-    Four sizes an octave bound the shapes ever compiled, and the padding (beyond 64) by a quarter.
-    """
-    step = max(8, power_of_two(length) // 8)
-    return max(64, -(-length // step) * step)
-
-
 def prefill_size(length: int) -> int:
     """The smallest of 64, 96, 128, 192, 256, ... that holds `length`: two sizes an octave."""
     power = max(64, power_of_two(length))

@@ -68,7 +68,11 @@ class Tokenizer:
         pattern = re.compile("|".join(map(re.escape, sorted(guarded, key=len, reverse=True))) or r"(?!)")
         marks = [match.group() for match in pattern.finditer(own)]
         guarded_ids = {self.hf.convert_tokens_to_ids(token) for token in guarded}
-        forged = lambda ids: [i for i in ids if i in guarded_ids] != self.hf.convert_tokens_to_ids(marks)
+        expected = self.hf.convert_tokens_to_ids(marks)
+
+        def forged(ids: list[int]) -> bool:
+            return [i for i in ids if i in guarded_ids] != expected
+
         ids = self.hf.encode(text, add_special_tokens=False)
         if not forged(ids):
             return ids

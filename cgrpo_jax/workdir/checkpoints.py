@@ -1,12 +1,19 @@
-"""Orbax checkpoints of a run: parameters, optimizer, and where the run stood. Asynchronous; resume is the default."""
+"""Orbax checkpoints of a run: parameters, optimizer, and where the run stood. Asynchronous; resume is the default.
+
+The metadata of a step holds a digest of each array, taken before it was written; what is read is compared with it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 
@@ -14,71 +21,251 @@ from cgrpo_jax.learning.update import TrainState
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import path_of
+from cgrpo_jax.options import CheckpointConfig
+from cgrpo_jax.workdir.digests import leaf_digests, nonfinite_leaves
+
+
+def _one_line(error: BaseException) -> str:
+    """Begin and end of the first line of a message of Orbax or TensorStore, which may go on for pages."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 300 else f"{line[:140]} ... {line[-140:]}"
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """A filter of log records: what Orbax logs of a failed save is raised here, in one line."""
+    return "orbax" not in pathlib.PurePath(record.pathname).parts
+
+
+def best_step(metrics: Mapping[int, Mapping[str, float] | None], name: str) -> int | None:
+    """The step with the highest `name` (the newest of equals); None where none has it."""
+    known = [(values[name], step) for step, values in metrics.items() if values is not None and name in values]
+    return max(known)[1] if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Orbax's preservation policy of a run: the newest checkpoints, and the best one by a metric ("": none)."""
+
+    newest: int
+    best: str
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        best = best_step({info.step: info.metrics for info in checkpoints}, self.best)
+        first = len(checkpoints) - self.newest
+        return [number >= first or info.step == best for number, info in enumerate(checkpoints)]
+
+
+def _no_rank(metrics: Any) -> float:
+    """Orbax keeps metrics only where it is given a rank; `Kept` decides."""
+    del metrics
+    return 0.0
 
 
 class Checkpointer:
     """Checkpoints under `WORKDIR/checkpoints/STEP`. Use as a context manager: leaving waits for the last save."""
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 2):
+    def __init__(self, workdir: str | os.PathLike, cfg: CheckpointConfig, log: Callable[[str], None]):
+        """Raises CheckpointError where `WORKDIR/checkpoints` is no folder."""
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: a file stands where checkpoints are to be kept; move it away")
+        self.metric, self.log = cfg.best, log
+        self.saving: int | None = None  # the step of a save that nobody has waited for yet
+        absl.logging.get_absl_logger().addFilter(_not_of_orbax)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=Kept(cfg.keep, cfg.best),
+            best_fn=_no_rank,
+            create=True,
+            cleanup_tmp_directories=True,  # of saves that a kill or a full disk cut short
+        )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self._note_best()
 
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.manager.close()
+    def __exit__(self, kind, error, trace) -> None:
+        """Finishes the save under way, also after an exception, which a failed save does not hide."""
+        step = self.saving
+        if step is not None and kind is not None:
+            self.log(f"finishing the save of step {step}")
+        try:
+            self.wait()
+        except CheckpointError as failed:
+            if kind is None:
+                raise
+            self.log(str(failed))
+        else:
+            if step is not None and kind is not None:
+                self.log(f"step {step} is saved")
+        finally:
+            self.manager.close()
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts a save; the arrays are copied before this returns, so the state may be donated afterwards."""
+    def save(
+        self, step: int, state: TrainState, meta: dict[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts a save; the arrays are copied before this returns, so the state may be donated afterwards.
+
+        Args:
+          metrics: of the evaluation of this very state, if there was one; they decide which checkpoint is best.
+
+        Raises:
+          CheckpointError: this save cannot begin, or the one before it failed.
+        """
+        self.wait()
         items = {name: ocp.args.StandardSave(tree) for name, tree in state._asdict().items()}
-        self.manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)))
+        meta = meta | {"digests": leaf_digests(state._asdict())}
+        self.saving = step
+        try:
+            args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
+            self.manager.save(step, args=args, metrics=dict(metrics or {}))
+        except Exception as error:
+            self.saving = None
+            raise self._lost(step, _one_line(error)) from error
+
+    def check(self) -> None:
+        """Raises CheckpointError where the save under way has failed by now; never waits for one that goes on."""
+        if not self.manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is on disk."""
-        self.manager.wait_until_finished()
+        """Returns when the last save is on disk. Raises CheckpointError where it failed."""
+        if self.saving is None:
+            return
+        step, self.saving = self.saving, None
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._lost(step, _one_line(error)) from error
+        if not (self.folder / str(step)).is_dir():  # Orbax only logs some failures
+            raise self._lost(step, "it is not on disk")
+        self._note_best()
+
+    def _lost(self, step: int, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.folder / str(step)}: the save is lost ({why}); older checkpoints are untouched")
 
     def newest(self) -> int | None:
         return self.manager.latest_step()
 
-    def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
-        """The named parts (`params`, `opt_state`) with the shapes, dtypes and shardings asked for, and `meta`.
+    def best(self) -> int | None:
+        """The best step on disk by `checkpoint.best`; None where none was evaluated."""
+        return best_step({step: self.manager.metrics(step) for step in self.manager.all_steps()}, self.metric)
+
+    def _note_best(self) -> None:
+        """Says in the log and in `WORKDIR/best.json` which checkpoint is best, where that has changed."""
+        step = self.best() if self.metric and jax.process_index() == 0 else None
+        if step is None:
+            return
+        note = {"step": step, "metric": self.metric, "value": self.manager.metrics(step)[self.metric]}
+        path = self.folder.with_name("best.json")
+        text = json.dumps(note) + "\n"
+        if path.exists() and path.read_text() == text:
+            return
+        partial = path.with_name("best.json.partial")
+        partial.write_text(text)
+        partial.rename(path)
+        self.log(f"best so far: step {step}, {self.metric} {note['value']:.4f}")
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What stands beside the arrays of a step.
 
         Raises:
-          CheckpointError: the checkpoint exists but cannot be read. Nothing is started afresh instead.
+          CheckpointError: it cannot be read, or is of a version that wrote no digests.
         """
+        return read_meta(self.folder / str(step))
+
+    def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
+        """The named parts (`params`, `opt_state`) with the shapes, dtypes and shardings asked for.
+
+        Raises:
+          CheckpointError: the checkpoint cannot be read, is not what was saved, or holds a NaN or an infinity. Nothing
+            is started afresh instead.
+        """
+        folder = self.folder / str(step)
+        digests = self.meta(step)["digests"]
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
-            restored = self.manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+            restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise CheckpointError(f"{self.folder / str(step)}: cannot be read ({error})") from error
-        return {name: restored[name] for name in (*abstract, "meta")}
+            raise CheckpointError(f"{folder}: cannot be read ({_one_line(error)})") from error
+        parts = {name: restored[name] for name in abstract}
+        check_digests(folder, parts, digests)
+        check_finite(str(folder), parts)
+        return parts
+
+
+def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    """The metadata of a checkpoint folder. Raises CheckpointError where it cannot be read or has no digests."""
+    try:
+        meta = json.loads((folder / "meta" / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be read (metadata: {_one_line(error)})") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("digests"), dict):
+        raise CheckpointError(
+            f"{folder}: no digests in it, an older version wrote it; nothing can vouch for its arrays"
+        )
+    return meta
+
+
+def check_digests(folder: pathlib.Path, parts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Raises CheckpointError, with the first leaf of `parts` that is not what was saved."""
+    found = leaf_digests(dict(parts))
+    saved = {path: digest for path, digest in digests.items() if path.split("/")[0] in parts}
+    for path in sorted(found.keys() | saved.keys()):
+        if found.get(path) != saved.get(path):
+            raise CheckpointError(
+                f"{folder}: {path} is not what was saved (its digest differs); "
+                "remove the folder to go on from an older checkpoint"
+            )
+
+
+def check_finite(where: str, tree: Any) -> None:
+    """Raises CheckpointError, with the first leaf of `tree` that holds a NaN or an infinity."""
+    if bad := nonfinite_leaves(tree):
+        raise CheckpointError(f"{where}: {bad[0]} holds a NaN or an infinity ({len(bad)} such arrays in all)")
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
     """Shapes and dtypes with the shardings to restore into."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+
+    def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, abstract, shardings)
 
 
 def save_params(folder: pathlib.Path, params: Params) -> None:
-    """Parameters alone, for `convert --to=orbax`."""
+    """Parameters alone, for `convert --to=orbax`: `params` and `meta`, laid out as in a step of a run."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), params)
+        checkpointer.save(folder.absolute() / "params", params)
+    (folder / "meta").mkdir()
+    digests = {"digests": leaf_digests({"params": params})}
+    (folder / "meta" / "metadata").write_text(json.dumps(digests))
 
 
-def restore_params(folder: pathlib.Path, sharding_of: Callable[[str], jax.sharding.Sharding]) -> Params:
-    """Parameters of `save_params` (or the `params` item of a step) in the dtype they have on file.
+def restore_params(
+    folder: pathlib.Path, sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+) -> Params:
+    """Parameters of `save_params` or of a step of a run, in the dtype they have on file.
+
+    Args:
+      sharding_of: (path, shape) -> sharding.
 
     Raises:
-      CheckpointError: the folder exists but cannot be read.
+      CheckpointError: the folder cannot be read, or a parameter is not what was saved.
     """
+    digests, source = read_meta(folder)["digests"], folder.absolute() / "params"
+
+    def placed(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path_of(path), leaf.shape))
+
     try:
-        tree = ocp.StandardCheckpointHandler().metadata(folder.absolute()).tree
+        tree = ocp.StandardCheckpointHandler().metadata(source).tree
         with ocp.StandardCheckpointer() as checkpointer:
-            abstract = jax.tree_util.tree_map_with_path(
-                lambda path, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding_of(path_of(path))), tree
-            )
-            return checkpointer.restore(folder.absolute(), abstract)
+            params = checkpointer.restore(source, jax.tree_util.tree_map_with_path(placed, tree))
     except Exception as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
+        raise CheckpointError(f"{source}: cannot be read ({_one_line(error)})") from error
+    check_digests(folder, {"params": params}, digests)
+    check_finite(str(folder), {"params": params})
+    return params

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -51,29 +52,39 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the updates of a rollout from their sums; each sum is divided once, here.
+    """Means over the updates of a rollout from their sums over tokens; each sum is divided once, here.
 
-    Sampler and trainer are compared in the first update only: from the second on the policy has moved.
+    Losses are normalised already. Only tokens with a weight were trained on: a mean over none is left out. Sampler and
+    trainer are compared in the first update only: from the second on the policy has moved.
     """
     first, last = updates[0], updates[-1]
     sums = {name: sum(update[name] for update in updates) for name in first}
-    per = lambda name, count: sums[name] / max(sums[count], 1.0)
-    values = {
-        "loss/total": sums["loss"] / sums["denominator"],
-        "loss/responses": sums["response_loss"] / sums["denominator"],
-        "loss/refinements": sums["refined_loss"] / sums["denominator"],
-        "policy/entropy": per("entropy", "tokens"),
-        "policy/logp": per("logp", "tokens"),
-        "policy/clipped": per("clipped", "response_tokens"),
-        "policy/kl": per("kl", "tokens"),
+    values: dict[str, float | None] = {
+        "loss/total": sums["loss"] / len(updates),
+        "loss/responses": sums["response_loss"] / len(updates),
+        "loss/refinements": sums["refined_loss"] / len(updates),
         "policy/grad_norm": sums["grad_norm"] / len(updates),
         "policy/nonfinite_total": last["notfinite_total"],
-        "sampler/logp_diff_mean": first["logp_gap"] / max(first["response_tokens"], 1.0),
-        "sampler/logp_diff_max": first["logp_gap_max"],
+        "policy/nonfinite_tokens": sums["nonfinite_tokens"],
+        "tokens/trained": sums["tokens"],
     }
-    if sums["refined_tokens"]:
-        values["policy/refined_prob"] = per("refined_prob", "refined_tokens")
-    return values
+
+    def share(name: str, count: str) -> float | None:
+        return sums[name] / sums[count] if name in sums and sums[count] else None
+
+    values |= {
+        "policy/entropy": share("entropy", "tokens"),
+        "policy/logp": share("logp", "tokens"),
+        "policy/clipped": share("clipped", "response_tokens"),
+        "policy/clipped_refinements": share("refined_clipped", "refined_tokens"),
+        "policy/refined_prob": share("refined_prob", "refined_tokens"),
+        "policy/kl": share("kl", "tokens"),
+        "policy/kl_clamped": share("kl_clamped", "tokens"),
+    }
+    if "logp_gap" in first and first["response_tokens"]:
+        values["sampler/logp_diff_mean"] = first["logp_gap"] / first["response_tokens"]
+        values["sampler/logp_diff_max"] = first["logp_gap_max"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _attempt_record(attempt: Attempt) -> dict[str, Any]:
@@ -92,30 +103,61 @@ def _attempt_record(attempt: Attempt) -> dict[str, Any]:
     return record
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; infinity for one that a kill cut short."""
+BEGIN = b'{"step": '  # of a line of metrics.jsonl
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics; None for a line that this program did not write."""
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return float("inf")
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
+    return step if type(step) is int else None
+
+
+def _named_by_step(file: pathlib.Path) -> bool:
+    return file.is_file() and re.fullmatch(r"[0-9]{6,}\.jsonl", file.name) is not None
 
 
 class Writer:
-    """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed."""
+    """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed.
 
-    def __init__(self, workdir: str | os.PathLike, first_step: int):
+    What this program did not write is never removed: lines of `metrics.jsonl` are moved to `metrics.stray.jsonl`, files
+    of `rollouts/` stay; both are named in the log.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, first_step: int, log: Callable[[str], None]):
         self.workdir = pathlib.Path(workdir)
         (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
         self.path = self.workdir / "metrics.jsonl"
-        old = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in old if first_step and _step_of(line) <= first_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.rename(self.path)
-        for file in (self.workdir / "rollouts").glob("[0-9]*.jsonl"):
-            if int(file.stem) > first_step:
+        self._cut_metrics(first_step, log)
+        stray = []
+        for file in sorted((self.workdir / "rollouts").iterdir()):
+            if not _named_by_step(file):
+                stray.append(file.name)
+            elif int(file.stem) > first_step:
                 file.unlink()
+        if stray:
+            log(f"{self.workdir}/rollouts: not named by a step, left alone: {', '.join(stray)}")
         self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def _cut_metrics(self, first_step: int, log: Callable[[str], None]) -> None:
+        """Leaves the lines up to `first_step`; a last line that a kill cut short goes."""
+        *lines, torn = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        if _step_of(torn) is not None or not (torn.startswith(BEGIN) or BEGIN.startswith(torn)):
+            lines.append(torn)
+        steps = [_step_of(line) for line in lines]
+        stray = [number for number, step in enumerate(steps) if step is None]
+        if stray:
+            aside = self.path.with_name("metrics.stray.jsonl")
+            with aside.open("ab") as file:
+                file.writelines(lines[number] + b"\n" for number in stray)
+            places = ", ".join(str(number + 1) for number in stray)
+            log(f"{self.path}: without a step, moved to {aside.name}: line {places}")
+        partial = self.path.with_suffix(".partial")
+        kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= first_step]
+        partial.write_bytes(b"".join(line + b"\n" for line in kept if first_step))
+        partial.rename(self.path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with self.path.open("a") as file:

@@ -60,6 +60,11 @@ class Progress:
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since
         self.since = now
 
+    def resume_at(self, step: int) -> None:
+        """So many steps were done before (not known at first)."""
+        self.first = step
+        self.bar.update(self.task, completed=step)
+
     def take_seconds(self) -> dict[str, float]:
         """Seconds by phase since the last call."""
         seconds, self.seconds = self.seconds, {}
@@ -88,3 +93,22 @@ class Progress:
         """A line above the bar; markup and control characters in it mean nothing."""
         printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
         self.console.print(printable, markup=False)
+
+
+class Silence:
+    """The progress of a host that is not the leader: nothing is shown, and no clock is read."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        pass
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def log(self, text: str) -> None:
+        pass
+
+    def resume_at(self, step: int) -> None:
+        pass

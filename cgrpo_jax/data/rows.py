@@ -1,0 +1,149 @@
+"""One row of any supported schema becomes a problem, or an error that names its column."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cgrpo_jax.grading.answers import boxed
+from cgrpo_jax.options import DataConfig
+from cgrpo_jax.records import Message, Problem
+from cgrpo_jax.text.prompts import INSTRUCTION, question_messages
+
+QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
+ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
+ROLES = ("system", "user", "assistant")
+LISTS = (list, tuple, np.ndarray)
+
+
+class RowError(ValueError):
+    """One bad cell."""
+
+    def __init__(self, column: str, message: str):
+        super().__init__(f"column {column!r}: {message}")
+
+
+class Parsed(NamedTuple):
+    """A row, and which of its columns the question and the answer came from."""
+
+    problem: Problem
+    question_column: str
+    answer_column: str
+
+
+def required(row: Mapping[str, Any], column: str) -> Any:
+    if row.get(column) is None:
+        raise RowError(column, "missing")
+    return row[column]
+
+
+def text_of(value: Any, column: str) -> str:
+    """Text, or a number as text; neither empty nor NaN nor infinite (so a table may write a missing number)."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise RowError(column, f"text or a number is needed, not {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(column, f"{value} is no number")
+    if not str(value).strip():
+        raise RowError(column, "empty")
+    return str(value)
+
+
+def _json_like(value: Any) -> Any:
+    """A cell in the types of JSON; dates and decimals as text. Raises TypeError for what has no such form."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_like(part) for key, part in value.items()}
+    if isinstance(value, LISTS):
+        return [_json_like(part) for part in value]
+    if isinstance(value, np.generic):
+        return _json_like(value.item())
+    if isinstance(value, (datetime.date, datetime.time, decimal.Decimal)):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def other_columns(row: Mapping[str, Any], used: Collection[str]) -> dict[str, Any]:
+    """The row's columns that made neither question nor answer; without those that JSON cannot hold, as images."""
+    columns = {}
+    for name, value in row.items():
+        if name not in used:
+            try:
+                columns[name] = _json_like(value)
+            except TypeError:
+                continue
+    return columns
+
+
+def _messages(value: Any, column: str) -> tuple[Message, ...]:
+    turns = list(value)
+    for turn in turns:
+        if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
+            raise RowError(column, f"a chat turn needs a 'role' of {', '.join(ROLES)}")
+        if not isinstance(turn.get("content"), str):
+            raise RowError(column, "a chat turn needs text as its 'content'")
+    if not turns or turns[-1]["role"] != "user":
+        raise RowError(column, "the last chat turn must be the user's")
+    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> str:
+    for column in (named,) if named else usual:
+        if row.get(column) is not None:
+            return column
+    raise RowError(named or "/".join(usual), "missing")
+
+
+def _gold(text: str) -> str:
+    """A worked solution keeps the answer in a box; GSM8K keeps it behind ####, which is a heading elsewhere."""
+    if "\\boxed" in text:
+        text = boxed(text) or ""
+    elif "####" in text:
+        text = text.rsplit("####", 1)[1]
+    return text.strip()
+
+
+def _answer(row: Mapping[str, Any], cfg: DataConfig) -> tuple[Any, str]:
+    """The cell with the answer, and its column."""
+    reward_model = row.get("reward_model")
+    if isinstance(reward_model, Mapping) and reward_model.get("ground_truth") is not None and not cfg.answer_column:
+        return reward_model["ground_truth"], "reward_model.ground_truth"
+    column = _column(row, cfg.answer_column, ANSWER_COLUMNS)
+    return row[column], column
+
+
+def _others(row: Mapping[str, Any], question_columns: Collection[str], answer_column: str) -> dict[str, Any]:
+    """As `other_columns`, and of `reward_model` what it holds beside question and answer."""
+    columns = other_columns(row, {*question_columns, answer_column})
+    if answer_column == "reward_model.ground_truth":
+        columns["reward_model"] = other_columns(row["reward_model"], ("question", "ground_truth"))
+    return columns
+
+
+def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
+    """One row of any supported schema. Raises RowError naming the column.
+
+    The authors' schema has `prompt` (chat turns), `reward_model.ground_truth` and sometimes `reward_model.question`;
+    without the latter the bare question is the last user turn less the task instruction.
+    """
+    answer, answer_column = _answer(row, cfg)
+    gold = _gold(text_of(answer, answer_column))
+    if not gold:
+        raise RowError(answer_column, "no final answer in it")
+    column = _column(row, cfg.question_column, QUESTION_COLUMNS)
+    turns_column = "prompt" if isinstance(row.get("prompt"), LISTS) else column
+    others = _others(row, {column, turns_column}, answer_column)
+    if not isinstance(row[turns_column], LISTS):
+        question = text_of(row[column], column)
+        return Parsed(Problem(question, gold, question_messages(question), columns=others), column, answer_column)
+    messages = _messages(row[turns_column], turns_column)
+    reward_model = row.get("reward_model")
+    own = reward_model.get("question") if isinstance(reward_model, Mapping) else None
+    own = own or (row[column] if isinstance(row[column], str) else None)
+    question = text_of(own or messages[-1]["content"].removesuffix(INSTRUCTION).strip(), "question")
+    return Parsed(Problem(question, gold, messages, columns=others), turns_column, answer_column)

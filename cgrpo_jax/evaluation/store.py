@@ -1,0 +1,162 @@
+"""The answers of an evaluation on disk, and the wall time of each process that sampled some of them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.records import Completion
+
+
+class Stored(NamedTuple):
+    """A line of a store. (problem, sample) name it, and with the seed its random numbers."""
+
+    problem: int
+    sample: int
+    prompt_crc32: int  # checksum of the ids of the prompt that was answered
+    nonfinite: int  # sampled tokens whose log-probability is not finite
+    completion: Completion  # without log-probabilities
+
+
+def _read_line(path: pathlib.Path, number: int, line: bytes) -> Stored:
+    """Raises DataError where the line holds no answer."""
+    try:
+        record = json.loads(line)
+        none = np.zeros(0, np.float32)
+        completion = Completion(np.asarray(record["ids"], np.int32), none, none, record["finished"])
+        return Stored(record["problem"], record["sample"], record["prompt_crc32"], record["nonfinite"], completion)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"{path}, line {number}: no stored answer ({type(error).__name__}: {error}); remove the line, and that "
+            "answer is sampled again"
+        ) from None
+
+
+class Store:
+    """Responses of one task on disk, a line each as it ends: none is sampled twice, whatever ends the process.
+
+    Raises:
+      DataError: a line that is no answer. A last line that was cut short is dropped.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.lines: dict[tuple[int, int], Stored] = {}
+        whole, _, cut_short = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+        for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+            stored = _read_line(path, number, line)
+            self.lines[stored.problem, stored.sample] = stored
+        if cut_short:
+            with path.open("r+b") as file:
+                file.truncate(len(whole) + 1 if whole else 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def known(self) -> dict[tuple[int, int], Completion]:
+        return {name: stored.completion for name, stored in self.lines.items()}
+
+    def add(self, stored: Stored, text: str) -> None:
+        """Appends an answer, with its text for a reader."""
+        record = stored._asdict()
+        completion = record.pop("completion")
+        record |= {"finished": completion.finished, "ids": completion.ids.tolist(), "text": text}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.lines[stored.problem, stored.sample] = stored
+
+    def check_prompts(self, prompts: Mapping[int, Sequence[int]]) -> None:
+        """Raises DataError where what is stored for a problem answers another prompt."""
+        checksums = {problem: checksum(ids) for problem, ids in prompts.items()}
+        for stored in self.lines.values():
+            if stored.prompt_crc32 != checksums.get(stored.problem, stored.prompt_crc32):
+                raise DataError(
+                    f"{self.path}: its answers to problem {stored.problem} are to another prompt; take another workdir"
+                )
+
+    @property
+    def nonfinite(self) -> int:
+        """Tokens with a log-probability that is not finite."""
+        return sum(stored.nonfinite for stored in self.lines.values())
+
+    def check_finite(self) -> None:
+        """Raises CheckpointError where a token was sampled from numbers that are none."""
+        if nonfinite := self.nonfinite:
+            tokens = sum(len(stored.completion.ids) for stored in self.lines.values())
+            raise CheckpointError(
+                f"{self.path}: {nonfinite} of {tokens} sampled tokens have a log-probability that is not finite: the "
+                "answers mean nothing; look for NaN in the weights, try model.dtype=float32, and take another workdir"
+            )
+
+
+def checksum(ids: Sequence[int]) -> int:
+    """Of the ids of a prompt."""
+    return zlib.crc32(np.asarray(ids, "<i4").tobytes())
+
+
+class SamplingRuns:
+    """What each process that sampled found and did, on disk after every answer: a kill loses none of it.
+
+    `runs` has an entry a process: {"stored": answers there were, "of": answers asked for, "seconds": wall time up to
+    its last answer, loading and compiling included, "tokens": sampled}.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.runs: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                self.runs = json.loads(path.read_text())
+            except ValueError as error:
+                raise DataError(f"{path}: not valid JSON ({error}); remove it, and time is counted anew") from None
+
+    def begin(self, stored: int, of: int) -> None:
+        """The clock of this process starts."""
+        self.runs.append({"stored": stored, "of": of, "seconds": 0.0, "tokens": 0})
+        self.since = time.perf_counter()
+
+    def answered(self, tokens: int) -> None:
+        """An answer of so many tokens is stored."""
+        self.runs[-1]["seconds"] = time.perf_counter() - self.since
+        self.runs[-1]["tokens"] += tokens
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.runs) + "\n")
+        partial.rename(self.path)
+
+    def summary(self) -> dict[str, Any]:
+        """Wall time, tokens and speed of the whole evaluation: one queue serves all of its tasks."""
+        seconds, tokens = (sum(run[name] for run in self.runs) for name in ("seconds", "tokens"))
+        speed = tokens / seconds if seconds > 0 else None
+        return {"seconds": seconds, "tokens": tokens, "tokens_per_s": speed, "runs": self.runs}
+
+    def resumed(self, dtype: str) -> str | None:
+        """A sentence where the answers come from several processes: not all of them need be what one would give."""
+        places = [f"{run['stored']} of {run['of']}" for run in self.runs if run["stored"]]
+        if not places:
+            return None
+        return (
+            f"Resumed after {', '.join(places)} answers. The last bits of {dtype} logits depend on which requests "
+            "share a batch, so at near-ties later tokens may be other ones than without the interruption."
+        )
+
+
+class Answers:
+    """All that an evaluation has sampled: a store a task, in the order of the tasks, and the runs of the sampler."""
+
+    def __init__(self, folder: pathlib.Path, tasks: Iterable[str]):
+        self.stores = [Store(folder / task / "responses.jsonl") for task in tasks]
+        self.runs = SamplingRuns(folder / "runs.json")
+
+    def summary(self) -> dict[str, Any]:
+        """Entry `sampling` of results.json."""
+        return self.runs.summary() | {"nonfinite": sum(store.nonfinite for store in self.stores)}

@@ -1,0 +1,150 @@
+"""What the leader of a run alone has and does: data, graders, critics, files and clocks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+from cgrpo_jax.build import Run
+from cgrpo_jax.data.sources import DataError, Problems, load_problems, prompt_fault
+from cgrpo_jax.data.tasks import load_task, parse_names
+from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
+from cgrpo_jax.grading import equivalence, rewards
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.records import Group, Problem, Source
+from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.rollout.critics import CRITICS
+from cgrpo_jax.sampling.sampler import Stats
+from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
+from cgrpo_jax.workdir.progress import Progress
+
+Sample = Callable[[Source], None]  # runs a sampler until the source has nothing more
+
+
+def load_data(
+    run: Run, verifier: Verifier, log: Callable[[str], None]
+) -> tuple[Problems, dict[str, list[Problem]], int]:
+    """The training stream, what is evaluated, and the tokens of the longest prompt of training that was looked at."""
+    cfg, lengths = run.cfg, [1]
+
+    def prompt_tokens(problem: Problem) -> int:
+        return len(run.tokenizer.encode_chat(problem.messages))
+
+    def measured(problem: Problem) -> int:
+        count = prompt_tokens(problem)
+        lengths.append(count)
+        return count
+
+    load = functools.partial(
+        load_problems, seed=cfg.seed, parsable=functools.partial(equivalence.readable, verifier=verifier), log=log
+    )
+    load_training = functools.partial(load, cfg.data, prompt_tokens=measured)
+    if not cfg.eval.every:
+        problems = load_training()
+        return problems, {}, max(lengths)
+    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
+    tasks = {
+        f"eval/{name}": [named.problem for named in load_task(name, where, cfg.eval.problems, cfg.data, fault, log)]
+        for name, where in parse_names(cfg.eval.tasks)
+    }
+    if tasks and not cfg.eval.source:
+        problems = load_training()
+        return problems, tasks, max(lengths)
+    test = dataclasses.replace(cfg.data, split=cfg.eval.split)
+    if cfg.eval.source:
+        test = dataclasses.replace(test, source=cfg.eval.source, revision=cfg.eval.revision)
+        test = dataclasses.replace(test, question_column="", answer_column="")
+    opened, faults = [], []
+    for open_source in (load_training, functools.partial(load, test, prompt_tokens=prompt_tokens)):
+        try:
+            opened.append(open_source())
+        except DataError as error:
+            faults.append(str(error))
+    if faults:  # of both at once
+        raise DataError("\n".join(faults))
+    problems, held_out = opened
+    count = cfg.eval.problems if held_out.size is None else min(cfg.eval.problems or held_out.size, held_out.size)
+    return problems, {"eval": [held_out.get(index) for index in range(count)]} | tasks, max(lengths)
+
+
+@dataclasses.dataclass
+class Desk:
+    """The leader's things; the other hosts of a run have none."""
+
+    run: Run
+    progress: Progress
+    verifier: Verifier
+    problems: Problems
+    evaluations: dict[str, list[Problem]]  # metric name -> problems; none without eval.every
+    longest_prompt: int  # tokens, of the training problems that were looked at
+    writer: Writer | None = None  # once it is known where the run begins
+
+    def collect(self, step: int, problems_seen: int, sample: Sample) -> list[Group]:
+        """The rollout of a step."""
+        cfg = self.run.cfg
+        score = functools.partial(rewards.score, verifier=self.verifier)
+        method = Method(
+            samples=cfg.train.samples,
+            scorer=by_rule(score, self.run.tokenizer),
+            critic=CRITICS[cfg.refine.critique],
+            tokenizer=self.run.tokenizer,
+            refine=cfg.refine,
+            seed=cfg.seed,
+            step=step,
+        )
+        problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
+        return collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers)
+
+    def evaluate(self, step: int, sample: Sample) -> dict[str, float]:
+        """Accuracies on what is held out, written and shown."""
+        assert self.writer is not None
+        cfg, values = self.run.cfg, dict[str, float]()
+        score = functools.partial(rewards.score, verifier=self.verifier)
+        sets = list(self.evaluations.values())
+        graded = sample_and_grade(sets, cfg.eval.samples, sample, score, self.run.tokenizer)
+        for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
+            values |= accuracies(asked, attempts, name)
+        self.writer.scalars(step, values)
+        for name in [name for name in values if f"{name}/low" in values]:
+            low, high = values[f"{name}/low"], values[f"{name}/high"]
+            self.progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
+        return values
+
+    def log_step(self, step: int, groups: Sequence[Group], sums: Sequence[dict[str, float]], stats: Stats) -> None:
+        """Metrics and rollouts of a step that is done."""
+        assert self.writer is not None
+        seconds = self.progress.take_seconds()
+        values = group_metrics(groups) | update_metrics(sums)
+        values |= {f"seconds/{name}": value for name, value in seconds.items()}
+        values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
+        values["sampler/nonfinite"] = float(stats.nonfinite)
+        tokens = {"sample": stats.tokens, "update": sum(update["tokens"] for update in sums)}
+        values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
+        self.writer.rollout(step, groups)
+        self.writer.scalars(step, values)
+        if values.get("policy/kl_clamped"):
+            self.progress.log(
+                f"step {step}: {values['policy/kl_clamped']:.1%} of the tokens are further from the reference than "
+                "objective.kl_limit; there the KL term has no gradient"
+            )
+        shown = {
+            "reward": values["reward/responses"],
+            "refined": values["refine/rate"],
+            "fixed": values.get("refine/success", 0.0),
+            "tok/s": values["tokens_per_s/sample"],
+            "s": sum(seconds.values()),
+        }
+        self.progress.step_done(step, shown)
+
+
+@contextlib.contextmanager
+def open_desk(run: Run, progress: Progress) -> Iterator[Desk]:
+    """Loads the data and starts the graders; everything that can be refused is refused here."""
+    with contextlib.ExitStack() as stack:
+        verifier = stack.enter_context(Verifier(run.cfg.verifier))
+        desk = Desk(run, progress, verifier, *load_data(run, verifier, progress.log))
+        yield desk
+        if desk.writer is not None:
+            desk.writer.close()

@@ -1,0 +1,100 @@
+"""From rewards to plain numbers per token, in numpy float64 (arXiv 2506.03106, section 4).
+
+For a question q with n responses y_i and k selected refinements yref_j:
+
+    A = R - mean({R_1..R_n} u {Rref_1..Rref_k})                         `group_advantages`
+    J = 1/n sum_i sum_t [r term] + 1/k sum_j sum_t [rho term]           `group_weights` (1/n, 1/k)
+
+and the loss of an update is -J averaged over its questions. Every normaliser is known before the update, so it is
+divided out here, once: the device only adds up. So neither micro-batches nor packing nor a mesh can change a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cgrpo_jax.options import ObjectiveConfig
+from cgrpo_jax.records import Attempt, Group, Segment
+
+
+def group_advantages(reward_G: np.ndarray, *, divide_by_std: bool = False) -> np.ndarray:
+    """Rewards minus their mean over the group `[G]`, responses and refinements together.
+
+    Args:
+      divide_by_std: also divide by the unbiased standard deviation + 1e-6.
+    """
+    centred_G = reward_G - reward_G.mean()
+    if not divide_by_std:
+        return centred_G
+    variance = (centred_G**2).sum() / max(len(reward_G) - 1, 1)
+    return centred_G / (np.sqrt(variance) + 1e-6)
+
+
+def group_weights(refined_G: np.ndarray, *, weights: str = "per_kind") -> np.ndarray:
+    """Weight of each row within its group `[G]`: 1/n and 1/k (paper), or one over the rows of the group."""
+    if weights == "uniform":
+        return np.full(len(refined_G), 1.0 / len(refined_G))
+    k = int(refined_G.sum())
+    return np.where(refined_G, 1.0 / max(k, 1), 1.0 / max(len(refined_G) - k, 1))
+
+
+def _token_weights(lengths: np.ndarray, weight: np.ndarray, groups: int, constant: float, how: str) -> np.ndarray:
+    """What each token of a row counts in the loss of the whole update, one number a row.
+
+    constant: row weight / (groups x constant) | sequence_mean: row weight / (groups x length) | token_mean: 1 / tokens.
+    """
+    if how == "token_mean":
+        return np.full(len(lengths), 1.0 / max(lengths.sum(), 1))
+    if how == "sequence_mean":
+        return weight / (groups * np.maximum(lengths, 1))
+    return weight / (groups * constant)
+
+
+def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> list[Segment]:
+    """The rows of one update, each under the question-only prompt of its group, in the order of the groups.
+
+    Args:
+      constant: what a token sum is divided by where `aggregation` is "constant": max_new_tokens.
+    """
+    rows: list[tuple[Group, Attempt, bool]] = []
+    advantages, weights = [], []
+    for group in groups:
+        own = group.rows()
+        refined_G = np.array([refined for _, refined in own])
+        reward_G = np.array([attempt.reward for attempt, _ in own], np.float64)
+        rows += [(group, attempt, refined) for attempt, refined in own]
+        advantages.append(group_advantages(reward_G, divide_by_std=cfg.divide_by_std))
+        weights.append(group_weights(refined_G, weights=cfg.weights))
+    lengths = np.array([len(attempt.completion.ids) for _, attempt, _ in rows])
+    token = _token_weights(lengths, np.concatenate(weights), len(groups), constant, cfg.aggregation)
+    advantage = np.concatenate(advantages)
+
+    def segment(index: int) -> Segment:
+        group, attempt, refined = rows[index]
+        ids, each = attempt.completion.ids, token[index]
+        one_T = np.ones(len(ids))
+        return Segment(
+            prompt_ids=group.prompt_ids,
+            ids=ids,
+            refined=refined,
+            pg_T=each * advantage[index] * one_T,
+            ce_T=0.0 * one_T,
+            ent_T=each * cfg.entropy_coef * one_T,
+            kl_T=each * cfg.kl_coef * one_T,
+            sampler_logp_T=attempt.completion.logp,
+        )
+
+    return [segment(index) for index in range(len(rows))]
+
+
+def supervised(rows: Sequence[tuple[Sequence[int], np.ndarray]]) -> list[Segment]:
+    """(prompt ids, answer ids) -> segments whose loss is the mean negative log-likelihood per answer token."""
+    tokens = sum(len(ids) for _, ids in rows)
+
+    def segment(prompt_ids: Sequence[int], ids: np.ndarray) -> Segment:
+        zero_T = np.zeros(len(ids))
+        return Segment(prompt_ids, ids, False, pg_T=zero_T, ce_T=zero_T + 1.0 / tokens, ent_T=zero_T, kl_T=zero_T)
+
+    return [segment(prompt_ids, ids) for prompt_ids, ids in rows]

@@ -1,0 +1,39 @@
+"""Steps whose numbers are not finite: counted, and at some point the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+def nonfinite_counts(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the metric sums of a step's updates."""
+    return {
+        "trained log-probabilities": sum(update["nonfinite_tokens"] for update in updates),
+        "gradients": sum(update["notfinite_in_a_row"] > 0 for update in updates),
+    }
+
+
+def nonfinite_steps(before: int, step: int, found: Mapping[str, float], most: int) -> int:
+    """How many steps in a row had something that is no finite number, this one included.
+
+    Args:
+      before: such steps right before this one.
+      found: what -> how many of it were not finite.
+
+    Raises:
+      TrainingError: `most` of them.
+    """
+    bad = {what: count for what, count in found.items() if count}
+    if not bad:
+        return 0
+    if before + 1 < most:
+        return before + 1
+    named = ", ".join(f"{count:.0f} {what}" for what, count in bad.items())
+    raise TrainingError(
+        f"step {step}: {most} steps in a row were not finite (train.max_nonfinite), in this one {named}; "
+        "such gradients changed nothing, the last checkpoint is sound"
+    )

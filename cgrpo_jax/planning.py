@@ -1,0 +1,171 @@
+"""Every program of a run, as a list, before anything runs: what is planned is what training lowers.
+
+No weights are needed, and the devices may be those of a topology that is not here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cgrpo_jax import build
+from cgrpo_jax.build import Run
+from cgrpo_jax.config import longest_prompt
+from cgrpo_jax.learning.packing import BinSize, empty_bins
+from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
+from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.sampling import programs as sampling
+from cgrpo_jax.sampling.draw import step_key
+from cgrpo_jax.sampling.sampler import drawing_of
+from cgrpo_jax.sampling.sizes import COUNTS, power_of_two, prefill_size, ring_size
+
+
+class Program(NamedTuple):
+    """A jitted function with the arguments it is called with: abstract arrays, and what is static."""
+
+    name: str  # with its sizes
+    function: Any
+    arguments: tuple
+    static: Mapping[str, Any] = MappingProxyType({})
+
+    def lower(self) -> Any:
+        return self.function.lower(*self.arguments, **self.static)
+
+
+def abstract(tree: Any, shardings: Any = None) -> Any:
+    """Shapes and dtypes of a tree, with where they lie."""
+    if shardings is None:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def abstract_params(run: Run) -> Any:
+    """The float32 parameters of training, where they lie."""
+    params = hf.abstract_params(run.model, jnp.float32)
+    return abstract(params, sharding.param_shardings(run.mesh, params))
+
+
+def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
+    """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
+    cfg, params, state = run.cfg, abstract_params(run), build.abstract_state(run)
+    yield Program("init", make_init(run.learner, run.mesh, params), (params,))
+    several, kl = cfg.train.updates_per_rollout > 1, cfg.objective.kl_coef > 0
+    for size in sizes:
+        bins = empty_bins(size, build.terms(cfg))
+        bins = abstract(bins, bin_shardings(run.mesh, bins))
+        logps = make_logps(run.learner, run.mesh)
+        name = "x".join(map(str, size))
+        logp_ABT = jax.eval_shape(logps, params, bins)
+        logp_ABT = abstract(logp_ABT, NamedSharding(run.mesh, P(None, sampling.ROWS)))
+        if several:
+            yield Program(f"logps/{name}", logps, (params, bins))
+            bins = bins._replace(old_logp_ABT=logp_ABT)
+        if kl:
+            yield Program(f"logps/{name}/reference", logps, (params, bins))
+            bins = bins._replace(ref_logp_ABT=logp_ABT)
+        yield Program(f"update/{name}", make_update(run.learner, run.mesh, params), (state, {}, bins))
+
+
+def row_counts(run: Run) -> list[int]:
+    """Numbers of rows that a run may decode together."""
+    cfg, least = run.cfg, run.sampler.least_rows
+    asked = cfg.train.prompts * cfg.train.samples
+    if cfg.eval.every or cfg.method == "eval":
+        asked = max(asked, (cfg.eval.problems or 1 << 20) * cfg.eval.samples)
+    most = min(run.sampler.room.rows, least * power_of_two(-(-asked // least)))
+    return [least << i for i in range(power_of_two(most // least).bit_length())]
+
+
+def samplings(run: Run) -> list[SamplingConfig]:
+    """How a run draws tokens: in training, and in evaluation."""
+    cfg = run.cfg
+    of_training = [cfg.sampling] if cfg.method == "rl" else []
+    of_evaluation = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
+    asked = of_training + [of_evaluation] * bool(cfg.eval.every or cfg.method == "eval")
+    return list(dict.fromkeys(drawing_of(sampling) for sampling in asked))
+
+
+def _sampler_weights(run: Run, params: Any) -> tuple[Program | None, Any]:
+    setup = run.sampler
+    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
+    stale = sampling.stale_weights(params, **layout)
+    if not stale:
+        return None, params
+    synced = jax.eval_shape(lambda tree: sampling.synced(tree, **layout), stale)
+
+    def placed(key_path: tuple, leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sampling.weight_sharding(run.mesh, key_path, leaf))
+
+    weights = params | jax.tree_util.tree_map_with_path(placed, synced)
+    return Program("synced", sampling.synced, (stale,), layout), weights
+
+
+def sampler_programs(run: Run) -> Iterator[Program]:
+    """All that the sampler may need: every number of rows with every ring, every prefill."""
+    setup, params = run.sampler, abstract_params(run)
+    layout = {"dtype": setup.dtype, "mesh": run.mesh}
+    sync, weights = _sampler_weights(run, params)
+    key = jax.eval_shape(step_key, np.uint32(0), np.int32(0))
+    yield Program("step_key", step_key, (np.uint32(0), np.int32(0)))
+    if sync:
+        yield sync
+    longest = longest_prompt(run.cfg)
+    rings = sorted({ring_size(n) for n in range(1, longest + run.cfg.sampling.max_new_tokens + 1)})
+    prefills = sorted({prefill_size(n) for n in range(longest)})
+    prompts = {}
+    for size, count in itertools.product(prefills, COUNTS):
+        if count > 1 and count > setup.room.prompt_tokens // (size * setup.least_rows):
+            continue
+        tokens_QT = np.zeros((count * setup.least_rows, size), np.int32)
+        static = {"cfg": run.model} | layout
+        program = Program(f"prefill/{len(tokens_QT)}x{size}", sampling.prefill, (params, tokens_QT), static)
+        prompts[size] = jax.eval_shape(lambda p, t, s=static: sampling.prefill(p, t, **s), params, tokens_QT)[0]
+        prompts[size] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.prompt_sharding(run.mesh, x.shape)),
+            prompts[size],
+        )
+        yield program
+    for rows, ring in itertools.product(row_counts(run), rings):
+        yield from _programs_of_slots(run, rows, ring, rings, weights, prompts, key)
+
+
+def _programs_of_slots(
+    run: Run, rows: int, ring: int, rings: Sequence[int], weights: Any, prompts: dict[int, Any], key: Any
+) -> Iterator[Program]:
+    setup = run.sampler
+    layout = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
+    size, static = f"{rows}x{ring}", {"cfg": run.model, "rows": rows, "slots": ring} | layout
+    yield Program(f"empty_slots/{size}", sampling.empty_slots, (), static)
+    slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
+    slots = abstract(slots, sampling.slot_shardings(run.mesh, slots))
+    row_R = np.zeros(rows, np.int32)
+    entry = sampling.Entry(np.int32(0), row_R, row_R, np.zeros((rows, 4), np.int32))
+    for length, prompt in prompts.items():
+        arguments = (slots, prompt, np.int32(0), np.int32(0), entry, key)
+        yield Program(f"enter/{size}/{length}", sampling.enter, arguments, {"mesh": run.mesh})
+    for rows_to, ring_to in itertools.product(row_counts(run), rings):
+        if (rows_to, ring_to) != (rows, ring):
+            static = {"slots_to": ring_to, "mesh": run.mesh}
+            yield Program(
+                f"resize/{size}/{rows_to}x{ring_to}", sampling.resize, (slots, np.zeros(rows_to, np.int32)), static
+            )
+    for drawing in samplings(run):
+        static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": run.mesh, "chunk": setup.chunk}
+        eos_E = np.asarray(setup.eos_ids, np.int32)
+        name = f"decode/{size}/{drawing.temperature:g},{drawing.top_k},{drawing.top_p:g}"
+        yield Program(name, sampling.decode, (weights, slots, eos_E, np.int32(1)), static)
+
+
+def programs(run: Run, sizes: Sequence[BinSize]) -> list[Program]:
+    """All programs that a run may compile; which of the sampler's it does depends on the lengths that come."""
+    made = list(learning_programs(run, sizes))
+    return made + (list(sampler_programs(run)) if run.cfg.method != "sft" else [])

@@ -1,0 +1,136 @@
+"""Where a run begins: fresh, or from the newest checkpoint of its workdir, if that is of the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from cgrpo_jax import build
+from cgrpo_jax.build import Run
+from cgrpo_jax.data.sources import FILE_SUFFIXES
+from cgrpo_jax.learning.update import TrainState, init_state
+from cgrpo_jax.model import hf
+from cgrpo_jax.model.decoder import Params
+from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.workdir.changes import check_changes, files_digest, flat
+from cgrpo_jax.workdir.checkpoints import Checkpointer
+from cgrpo_jax.workdir.digests import tree_digest
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What lies behind a run. It holds no arrays."""
+
+    step: int  # 0: nothing
+    problems_seen: int  # position in the training stream
+    contents: dict[str, str]  # of this run, see `contents_of`
+    initial: str  # digest of the initial parameters; "" until they are loaded for the first time
+
+
+def contents_of(run: Run) -> dict[str, str]:
+    """What the names of the configuration stand for, as dotted key -> digest of the files (their names and bytes).
+
+    Problems that are no file (a hub set, a task) stand for themselves: source and revision.
+    """
+    data, cfg = pathlib.Path(run.cfg.data.source), run.cfg
+    if data.suffix not in FILE_SUFFIXES:
+        content = f"{cfg.data.source} at {cfg.data.revision}"
+    else:
+        content = files_digest([data]) if data.is_file() else "no such file"
+    weights = [] if cfg.model.random_init else run.folder.glob("*.safetensors")
+    return {
+        "model.weights": files_digest(weights),
+        "model.files": files_digest(_side_files(run.folder)),
+        "data.content": content,
+    }
+
+
+def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
+    """What the newest checkpoint says; changes since then are logged.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be read.
+      ConfigError: a change that has to be asked for by name (`workdir/changes.py`).
+    """
+    step, contents, accept = checkpointer.newest(), contents_of(run), run.cfg.train.accept_changes
+    new = flat(dataclasses.asdict(run.cfg)) | contents
+    if step is None:
+        check_changes(new, new, accept, 0, log)
+        return Past(0, 0, contents, "")
+    meta = checkpointer.meta(step)
+    check_changes(flat(meta["config"]) | meta["contents"], new, accept, step, log)
+    return Past(step, meta["problems_seen"], contents, meta["initial"])
+
+
+def all_done(run: Run, past: Past, log: Log) -> bool:
+    """Whether the checkpoint is at or beyond the last step, which is said."""
+    done = past.step >= run.cfg.train.steps
+    if done:
+        log(f"step {past.step} is done already; nothing to do for train.steps={run.cfg.train.steps}")
+    return done
+
+
+def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[TrainState, Past]:
+    """The state of the newest checkpoint, else the initial model; and the past with the initial digest."""
+    if not past.step:
+        initial = build.initial_params(run)
+        past = dataclasses.replace(past, initial=tree_digest(initial))
+        return init_state(run.learner, run.mesh, initial), past
+    parts = checkpointer.restore(past.step, **build.abstract_state(run)._asdict())
+    return TrainState(**parts), past
+
+
+def reference_params(run: Run, past: Past) -> Params:
+    """The initial parameters, for the KL term. Raises CheckpointError where they are not those the run began with."""
+    params = build.initial_params(run)
+    if tree_digest(params) != past.initial:
+        raise CheckpointError(
+            f"model.path = {run.cfg.model.path!r}: not the weights this run began with, which the KL term "
+            "(objective.kl_coef) is taken against; give those or take another workdir"
+        )
+    return params
+
+
+def checkpoint_meta(run: Run, past: Past, step: int, problems_seen: int) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays. Randomness derives from seed and step: it has no state."""
+    return {
+        "step": step,
+        "problems_seen": problems_seen,
+        "config": dataclasses.asdict(run.cfg),
+        "contents": past.contents,
+        "initial": past.initial,
+    }
+
+
+def _side_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [folder / name for name in hf.SIDE_FILES if (folder / name).exists()]
+
+
+def start_workdir(run: Run, past: Past, workdir: pathlib.Path, log: Log) -> None:
+    """Writes `config.json`, and once the side files that an export needs.
+
+    Raises:
+      CheckpointError: `WORKDIR/hf` holds the side files of another model, and no checkpoint goes with them.
+    """
+    side = workdir / "hf"
+    if past.step:
+        log(f"resuming after step {past.step}")
+    if not side.exists():
+        partial = workdir / "hf.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        hf.copy_side_files(run.folder, partial)
+        partial.rename(side)
+    elif files_digest(_side_files(side)) != past.contents["model.files"]:
+        if not past.step:
+            raise CheckpointError(f"{side}: files of another model than {run.folder}; take another workdir")
+        log(f"{side} keeps the files the run began with")
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(dataclasses.asdict(run.cfg), indent=2) + "\n")
+    partial.rename(workdir / "config.json")

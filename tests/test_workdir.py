@@ -1,0 +1,562 @@
+"""What a workdir promises: digests, checkpoints, the lock, and files that nobody expected."""
+
+import dataclasses
+import errno
+import fnmatch
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import QUICKSTART
+from safetensors.numpy import load_file, save_file
+from test_train import small
+
+from cgrpo_jax import build, convert
+from cgrpo_jax.config import ConfigError
+from cgrpo_jax.evaluating import evaluate_tasks
+from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.options import CheckpointConfig
+from cgrpo_jax.supervised import sft
+from cgrpo_jax.training import train
+from cgrpo_jax.workdir import changes, checkpoints, digests
+from cgrpo_jax.workdir.checkpoints import Checkpointer
+from cgrpo_jax.workdir.lock import BusyError, exclusive
+from cgrpo_jax.workdir.metrics import Writer
+
+HERE = pathlib.Path(__file__).parent
+
+# One tree on several meshes; x64 for the float64 leaf.
+ON_MESHES = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from jax.sharding import NamedSharding, PartitionSpec as P
+from cgrpo_jax.workdir.digests import tree_digest, leaf_digests, nonfinite_leaves
+rng = np.random.default_rng(0)
+tree = {
+    "w": jnp.asarray(rng.normal(size=(16, 24)), jnp.float32), "h": jnp.asarray(rng.normal(size=(8, 8)), jnp.bfloat16),
+    "d": rng.normal(size=(8, 16)), "i": np.arange(8, dtype=np.int32), "u": np.arange(16, dtype=np.uint32),
+    "b": rng.random(8) < 0.5, "count": np.int32(3),
+}
+print(jax.device_count(), tree_digest(tree))
+for shape in ((8, 1), (1, 8), (2, 4), (4, 2))[: 4 if jax.device_count() == 8 else 0]:
+    mesh = jax.make_mesh(shape, ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    for spec in (P(), P("x"), P("y"), P(("x", "y"))):
+        put = lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec if np.ndim(leaf) else P()))
+        placed = jax.tree.map(put, tree)
+        print(shape, spec, tree_digest(placed))
+        assert nonfinite_leaves(placed) == []
+"""
+
+
+def test_digests_are_the_same_on_any_mesh():
+    """1 and 8 devices, four meshes, four shardings each: one digest."""
+    found = set()
+    for devices in (1, 8):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        done = subprocess.run(
+            [sys.executable, "-c", ON_MESHES], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = done.stdout.splitlines()
+        assert lines[0].startswith(f"{devices} ") and len(lines) == (1 if devices == 1 else 17)
+        found |= {line.split()[-1] for line in lines}
+    assert len(found) == 1 and len(found.pop()) == 32
+
+
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint32, jnp.int8, np.bool_]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_flipped_bit_changes_the_digest(dtype, rng):
+    """Each bit of each position of a [3, 5] leaf: all digests differ, and only that leaf's."""
+    base = np.asarray(jnp.asarray(rng.normal(size=(3, 5)) * 100).astype(dtype))
+    tree = {"a": base, "rest": np.ones(3, np.float32)}
+    seen = {digests.leaf_digests(tree)["a"]}
+    rest = digests.leaf_digests(tree)["rest"]
+    bits = 1 if dtype == np.bool_ else 8 * base.dtype.itemsize
+    for byte in range(base.nbytes):
+        for bit in range(min(bits, 8)):
+            flipped = bytearray(base.tobytes())
+            flipped[byte] ^= 1 << bit
+            got = digests.leaf_digests(tree | {"a": np.frombuffer(bytes(flipped), base.dtype).reshape(base.shape)})
+            assert got["rest"] == rest
+            seen.add(got["a"])
+    assert len(seen) == 1 + base.size * bits
+
+
+def test_what_stands_elsewhere_changes_the_digest(rng):
+    """Swapped rows or values (also x and -x), a transposition, another shape, dtype or name; and nothing else."""
+    base = rng.normal(size=(4, 4)).astype(np.float32)
+    signs = base.copy()
+    signs[0, 1] = -signs[0, 0]
+    swapped = signs.copy()
+    swapped[0, :2] = signs[0, 1::-1]
+    zeros = np.zeros((4, 4), np.float32)
+    changes = [
+        base, base[::-1], base[:, ::-1], base.T, base.reshape(2, 8), base.reshape(16), signs, swapped, zeros, -zeros,
+        zeros.reshape(2, 8), zeros.astype(jnp.bfloat16), zeros.astype(np.int32), zeros.view(np.uint32), zeros[:0],
+    ]  # fmt: skip
+    assert len({digests.tree_digest({"a": change}) for change in changes}) == len(changes)
+    assert digests.tree_digest({"a": base}) != digests.tree_digest({"b": base})
+    assert digests.tree_digest({"a": base, "b": zeros}) != digests.tree_digest({"a": zeros, "b": base})
+    assert digests.tree_digest({"a": base}) == digests.tree_digest({"a": jnp.asarray(base)})
+    assert digests.leaf_digests({}) == {}
+
+
+def test_a_tree_is_one_program(rng):
+    """However many leaves, and the second time none."""
+    from cgrpo_jax.workdir import compilation
+
+    counts = compilation.watch()
+    tree = {f"leaf{i}": np.full((i + 1, 7), i, np.float32) for i in range(9)}
+    for function in (digests.leaf_digests, digests.nonfinite_leaves):
+        before = counts.programs
+        function(tree)
+        assert counts.programs == before + 1
+        function(tree)
+        assert counts.programs == before + 1
+
+
+def test_leaves_that_are_not_finite_are_named_in_order():
+    tree = {
+        "a": np.array([1.0, np.inf], np.float32),
+        "b": {"c": np.ones(3, np.float32)},
+        "i": np.arange(3, dtype=np.int32),
+    }
+    tree["z"] = [jnp.array([jnp.nan], jnp.bfloat16), np.float32(2.0)]
+    assert digests.nonfinite_leaves(tree) == ["a", "z/0"]
+    assert digests.nonfinite_leaves({"i": np.arange(3, dtype=np.int32)}) == []
+    with pytest.raises(TypeError, match="d: float64 without jax_enable_x64"):
+        digests.leaf_digests({"d": np.zeros(2)})
+
+
+# ---- Checkpoints ----
+
+
+class Small(NamedTuple):
+    params: dict
+    opt_state: dict
+
+
+def small_state(value=1.0):
+    return Small({"a": jnp.full((300,), value), "b": {"c": jnp.arange(4)}}, {"count": jnp.int32(3), "mu": jnp.ones(5)})
+
+
+def abstract(state):
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)._asdict()
+
+
+def opened(workdir, log=None, **changes):
+    return Checkpointer(workdir, CheckpointConfig(**changes), [].append if log is None else log)
+
+
+def edit_meta(step_folder, change):
+    path = step_folder / "meta/metadata"
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
+
+
+def test_a_checkpoint_that_is_not_what_was_saved_is_refused(tmp_path):
+    """Another bit under the digest of the leaf; no digests at all; a NaN that was saved as such. Both ways of reading."""
+    with opened(tmp_path, keep=9) as checkpointer:
+        for step, value in ((1, 1.0), (2, 1.0), (3, jnp.nan), (4, 1.0)):
+            checkpointer.save(step, small_state(value), {"step": step})
+    folder = tmp_path / "checkpoints"
+    other = digests.leaf_digests({"params": {"a": jnp.full((300,), 1.0).at[7].set(-1.0)}})["params/a"]
+    edit_meta(folder / "2", lambda meta: meta["digests"].update({"params/a": other}))
+    edit_meta(folder / "4", lambda meta: meta.pop("digests"))
+    place = lambda path: jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    whole = abstract(small_state())
+    with opened(tmp_path) as checkpointer:
+        assert checkpointer.newest() == 4
+        same = jax.tree.map(np.array_equal, checkpointer.restore(1, **whole), small_state()._asdict())
+        assert jax.tree.all(same)
+        for step, words in (
+            (2, "params/a is not what was saved"),
+            (3, "params/a holds a NaN"),
+            (4, "no digests in it"),
+        ):
+            with pytest.raises(CheckpointError, match=f"checkpoints/{step}: {words}") as refused:
+                checkpointer.restore(step, **whole)
+            assert "\n" not in str(refused.value)
+            with pytest.raises(CheckpointError, match=f"checkpoints/{step}: {words}"):
+                checkpoints.restore_params(folder / str(step), place)
+    edit_meta(folder / "1", lambda meta: meta["digests"].pop("opt_state/mu"))
+    with opened(tmp_path) as checkpointer, pytest.raises(CheckpointError, match="opt_state/mu is not what was saved"):
+        checkpointer.restore(1, **whole)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+    """By a metric of the evaluation, over restarts; the newest of equals; a save without evaluation is never best."""
+    said, name = [], "eval/pass@1"
+    on_disk = lambda: sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    noted = lambda: json.loads((tmp_path / "best.json").read_text())
+    with opened(tmp_path, said.append, keep=2, best=name) as checkpointer:
+        checkpointer.save(1, small_state(), {}, {name: 0.0, "eval/length": 9.0})
+        for step, value in ((2, 0.9), (3, 0.2), (4, None), (5, 0.3), (6, 0.2)):
+            checkpointer.save(step, small_state(), {}, None if value is None else {name: value})
+    assert on_disk() == [2, 5, 6] and noted() == {"step": 2, "metric": name, "value": 0.9}
+    assert said == [f"best so far: step 1, {name} 0.0000", f"best so far: step 2, {name} 0.9000"]
+    with opened(tmp_path, said.append, keep=2, best=name) as checkpointer:
+        assert checkpointer.best() == 2 and len(said) == 2
+        checkpointer.save(7, small_state(), {})
+        checkpointer.wait()
+        assert on_disk() == [2, 6, 7]
+        checkpointer.save(8, small_state(), {}, {name: 0.9})
+    assert on_disk() == [7, 8] and noted()["step"] == 8
+    (tmp_path / "best.json").unlink()  # as a kill between the save and this file leaves it
+    with opened(tmp_path, keep=1, best=name):
+        assert noted()["step"] == 8
+    with opened(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(9, small_state(), {}, {name: 0.1})
+    assert on_disk() == [9]
+
+
+BEST = [
+    ({"checkpoint.best": "eval/pass@1"}, "eval.every > 0"),
+    ({"checkpoint.best": "eval/pas@1", "eval.every": 1}, "there is eval/pass@1"),
+    ({"checkpoint.best": "eval/pass@1", "eval.every": 1, "eval.tasks": "x=y.jsonl"}, "there is eval/x/pass@1"),
+    ({"checkpoint.best": "eval/pass@1", "eval.every": 1, "method": "sft"}, "method=rl"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BEST)
+def test_a_metric_that_nothing_measures_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        build.open_run(small(**changes))
+
+
+def test_a_metric_that_is_measured_is_taken():
+    build.open_run(small(**{"checkpoint.best": "eval/x/pass@1", "eval.every": 1, "eval.tasks": "x=y.jsonl"}))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+SAVING = """
+import sys, time, jax
+from test_workdir import Small, opened
+from cgrpo_jax.model.hf_config import CheckpointError
+state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": jax.numpy.int32(0)})
+try:
+    with opened(sys.argv[1], print, keep=9) as checkpointer:
+        for step in range(1, 9):
+            for _ in range(20):
+                checkpointer.check()
+                time.sleep(0.05)
+            print("step", step, flush=True)
+            checkpointer.save(step, state, {})
+except CheckpointError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_full_disk_ends_the_run_in_one_line(small_disk):
+    """The failed save is raised before the next one begins; what was saved before is there; the next start tidies up."""
+    command = [sys.executable, "-c", SAVING, str(small_disk)]
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1 and done.stdout.split() == ["step", "1", "step", "2", "step", "3"], done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "checkpoints/3: the save is lost" in line and "No space left on device" in line
+    with opened(small_disk, keep=9) as checkpointer:
+        assert [path.name for path in sorted((small_disk / "checkpoints").iterdir())] == ["1", "2"]
+        state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": jax.numpy.int32(0)})
+        for step in (1, 2):
+            restored = checkpointer.restore(step, params=abstract(state)["params"])
+            assert np.array_equal(restored["params"]["a"], state.params["a"])
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_noticed_at_the_start(tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/checkpoints").write_text("mine")
+    with pytest.raises(CheckpointError, match="w/checkpoints: a file stands where checkpoints are to be kept"):
+        train(small(), tmp_path / "w")
+    assert (tmp_path / "w/checkpoints").read_text() == "mine" and not (tmp_path / "w/metrics.jsonl").exists()
+
+
+def test_a_save_under_way_is_finished_when_the_run_is_stopped(tmp_path):
+    said = []
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path, said.append) as checkpointer:
+        checkpointer.save(1, small_state(), {})
+        raise KeyboardInterrupt
+    assert said == ["finishing the save of step 1", "step 1 is saved"]
+    with opened(tmp_path) as checkpointer:
+        assert checkpointer.restore(1, **abstract(small_state()))["opt_state"]["count"] == 3
+
+
+def test_a_lost_save_is_said_and_does_not_hide_why_the_run_stopped(tmp_path, monkeypatch):
+    said = []
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path, said.append) as checkpointer:
+
+        def fail():
+            raise OSError("No space left on device")
+
+        checkpointer.save(1, small_state(), {})
+        monkeypatch.setattr(checkpointer.manager, "wait_until_finished", fail)
+        monkeypatch.setattr(checkpointer.manager, "close", list)
+        raise KeyboardInterrupt
+    assert said[0] == "finishing the save of step 1" and "checkpoints/1: the save is lost (No space left" in said[1]
+
+
+# ---- One process a workdir ----
+
+HOLDING = "import sys, time; from cgrpo_jax.workdir.lock import exclusive\nwith exclusive(sys.argv[1]): print(); sys.stdout.flush(); time.sleep(60)"
+
+
+def test_a_second_process_is_turned_away(tmp_path):
+    """By training, supervised training and evaluation, with the process named; a killed process holds nothing."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path / "w"], stdout=subprocess.PIPE, cwd=HERE.parent)
+    try:
+        holder.stdout.readline()
+        words = f"process {holder.pid} on {socket.gethostname()} works on it"
+        for run, changes in (
+            (train, {}),
+            (sft, {"method": "sft"}),
+            (evaluate_tasks, {"method": "eval", "eval.tasks": "x=y.jsonl"}),
+        ):
+            with pytest.raises(BusyError, match=words) as refused:
+                run(small(**changes), tmp_path / "w")
+            assert "\n" not in str(refused.value)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
+    with (
+        exclusive(tmp_path / "w"),
+        pytest.raises(BusyError, match=f"process {os.getpid()} on"),
+        exclusive(tmp_path / "w"),
+    ):
+        pass
+    with exclusive(tmp_path / "w"):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with exclusive(tmp_path / "w"):
+        assert (tmp_path / "w").is_dir()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be locked (Operation not supported): nothing keeps a second process" in line
+
+
+# ---- Files that nobody expected ----
+
+
+def test_stray_lines_and_files_are_named_and_kept(tmp_path):
+    """Lines without a step go to a file of their own, files of other names stay; a torn last line goes."""
+    said = []
+    (tmp_path / "rollouts").mkdir()
+    for name in ("000001.jsonl", "000003.jsonl", "12abc.jsonl", "7.jsonl", "notes.txt"):
+        (tmp_path / "rollouts" / name).write_text("x")
+    strays = [b'{"loss": 1}', b"not json", b"[1]", b'{"step": "2"}', b"\xff\xfe", b""]
+    lines = [b'{"step": 1, "a": 1}', *strays, b'{"step": 2, "a": 2}', b'{"step": 3, "a": 3}', b'{"step": 4, "a']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    Writer(tmp_path, 2, said.append).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == [lines[0], lines[7]]
+    assert (tmp_path / "metrics.stray.jsonl").read_bytes().splitlines() == strays
+    left = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
+    assert left == ["000001.jsonl", "12abc.jsonl", "7.jsonl", "notes.txt"]
+    assert said == [
+        f"{tmp_path}/metrics.jsonl: without a step, moved to metrics.stray.jsonl: line 2, 3, 4, 5, 6, 7",
+        f"{tmp_path}/rollouts: not named by a step, left alone: 12abc.jsonl, 7.jsonl, notes.txt",
+    ]
+    said.clear()
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nmy own note')  # no newline, yet no torn line of ours
+    Writer(tmp_path, 1, said.append).close()
+    assert (tmp_path / "metrics.stray.jsonl").read_bytes().splitlines()[-1] == b"my own note" and len(said) == 2
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_exported_weights_have_the_permissions_of_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        convert.convert(str(QUICKSTART), "hf", str(tmp_path / "out"))
+        convert.convert(str(QUICKSTART), "hf", str(tmp_path / "many"), shard_gb=1e-3)
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "out").glob("*.safetensors"), *(tmp_path / "many").glob("*.safetensors")]
+    assert len(files) > 2 and {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
+# ---- Which run goes on ----
+
+
+def test_every_key_has_its_rule():
+    """By a row of the table, and no row is there for nothing."""
+    keys = [*changes.flat(dataclasses.asdict(small())), "model.weights", "model.files", "data.content"]
+    matched = {key: [pattern for pattern, *_ in changes.RULES if fnmatch.fnmatchcase(key, pattern)][:1] for key in keys}
+    assert all(matched.values()), [key for key in keys if not matched[key]]
+    assert {pattern for (pattern,) in matched.values()} == {pattern for pattern, *_ in changes.RULES}
+
+
+OLD = changes.flat(dataclasses.asdict(small(**{"train.steps": 9}))) | {"data.content": "abc"}
+COMPARED = [  # changes, accepted, refused with these words (None: logged)
+    ({}, "", None),
+    ({"checkpoint.keep": 5, "mesh.data": 4, "train.micro_batch": 7, "eval.every": 3, "data.source": "moved.jsonl"}, "", None),
+    ({"seed": 1}, "", r"seed = 1 \(was 0\): another seed .*accept_changes=seed$"),
+    ({"data.content": "abd", "refine.k": 2}, "", "accept_changes=data.content,refine.k$"),
+    ({"data.content": "abd", "refine.k": 2}, "refine.k", "accept_changes=data.content$"),
+    ({"data.content": "abd", "refine.k": 2}, "refine.k, data.content", None),
+    ({"method": "sft"}, "", "another method has other updates"),
+    ({"objective.gamma": 0.2}, "", "objective.gamma = 0.2"),
+    ({"sampling.temperature": 0.9}, "", "sampling.temperature = 0.9"),
+    ({"optimizer.learning_rate": 0.5}, "", "optimizer.learning_rate = 0.5"),
+    ({"train.steps": 12}, "", None),
+    ({"train.steps": 12, "optimizer.schedule": "cosine"}, "optimizer.schedule", "train.steps = 12"),
+    ({"train.steps": 2, "optimizer.schedule": "cosine"}, "optimizer.schedule", None),  # nothing to train
+    ({}, "seed", "seed has not changed since step 4"),
+    ({"seed": 1}, "sed", "no key 'sed'; did you mean 'seed'"),
+    ({"new.option": 1}, "", r"new.option = 1 \(was None\): this version does not know"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "accepted", "words"), COMPARED)
+def test_what_may_change_on_resume(changed, accepted, words):
+    said = []
+    if words is None:
+        changes.check_changes(OLD, OLD | changed, accepted, 4, said.append)
+        assert len(said) == len(changed) - (changed.get("train.steps") == 2)
+        return
+    with pytest.raises(ConfigError, match=words) as refused:
+        changes.check_changes(OLD, OLD | changed, accepted, 4, said.append)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of two steps on four problems in a file."""
+    folder = tmp_path_factory.mktemp("begun")
+    rows = [
+        ("What is 23+46?", 69),
+        ("What is 63433*6?", 380598),
+        ("What is 118+247?", 365),
+        ("What is 92366*7?", 646562),
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows))
+    shutil.copytree(QUICKSTART, folder / "model")
+    with jax.numpy_rank_promotion("allow"):
+        train(of_file(folder), folder / "w")
+    return folder
+
+
+def of_file(folder, **changes):
+    return small(**{"data.source": f"{folder}/data.jsonl", "model.path": f"{folder}/model"} | changes)
+
+
+@pytest.fixture
+def copied(begun, tmp_path):
+    """That run, to be spoilt, under another path: only contents decide whether it is the same."""
+    shutil.copytree(begun, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def refused(folder, words, error=ConfigError, **changes):
+    """Refused in one line, with nothing changed on disk."""
+    kept = {path: path.read_bytes() for path in (folder / "w").rglob("*") if path.is_file() and path.name != ".lock"}
+    with jax.numpy_rank_promotion("allow"), pytest.raises(error, match=words) as raised:
+        train(of_file(folder, **changes), folder / "w")
+    assert "\n" not in str(raised.value)
+    assert kept == {
+        path: path.read_bytes() for path in (folder / "w").rglob("*") if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_another_seed_or_other_bytes_are_another_run(copied):
+    refused(copied, "seed = 5", **{"train.steps": 3, "seed": 5})
+    with (copied / "data.jsonl").open("a") as file:
+        file.write('{"question": "What is 1+1?", "answer": 2}\n')
+    refused(copied, "data.content", **{"train.steps": 3})
+
+
+def with_tensor(folder, change):
+    """Changes the first entry of the embedding in a model folder."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"].flat[0] = change
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_another_model_is_another_run(copied):
+    """Weights and tokenizer by their bytes; the side files of the first start stay whatever is accepted."""
+    with_tensor(copied / "model", 0.5)
+    refused(copied, "model.weights", **{"train.steps": 3})
+    (copied / "model/generation_config.json").write_text('{"another": "model"}')
+    refused(copied, "model.files.*accept_changes=model.files,model.weights$", **{"train.steps": 3})
+    before = {path.name: path.read_bytes() for path in (copied / "w/hf").iterdir()}
+    with jax.numpy_rank_promotion("allow"):
+        train(of_file(copied, **{"train.steps": 3, "train.accept_changes": "model.files,model.weights"}), copied / "w")
+    assert before == {path.name: path.read_bytes() for path in (copied / "w/hf").iterdir()}
+    shutil.rmtree(copied / "w/checkpoints")
+    refused(copied, "w/hf: files of another model", CheckpointError)
+
+
+def test_the_reference_stays_the_initial_model(copied):
+    """With a KL term other initial weights are refused whatever is accepted; a moved folder is the same."""
+    accepted = {"train.steps": 3, "objective.kl_coef": 0.1, "train.accept_changes": "objective.kl_coef"}
+    with_tensor(copied / "model", 0.5)
+    words = "not the weights this run began with"
+    refused(copied, words, CheckpointError, **accepted | {"train.accept_changes": "objective.kl_coef,model.weights"})
+    shutil.copy(QUICKSTART / "model.safetensors", copied / "model/model.safetensors")
+    with jax.numpy_rank_promotion("allow"):
+        train(of_file(copied, **accepted), copied / "w")
+    rows = [json.loads(line) for line in (copied / "w/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[2]["policy/kl"] > 0 and "policy/kl" in rows[1]
+
+
+def test_fewer_steps_than_are_done_is_said(copied, capsys):
+    kept = (copied / "w/config.json").read_bytes(), (copied / "w/metrics.jsonl").read_bytes()
+    train(of_file(copied, **{"train.steps": 1}), copied / "w")
+    assert "step 2 is done already; nothing to do for train.steps=1" in capsys.readouterr().err
+    assert kept == ((copied / "w/config.json").read_bytes(), (copied / "w/metrics.jsonl").read_bytes())
+
+
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+def test_one_flipped_bit_on_disk_is_refused(copied, item):
+    """In the largest file of the arrays: by training and, of parameters, by export; the checkpoint before is sound."""
+    folder = copied / "w/checkpoints/2"
+    file = max((folder / item).rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    words = f"checkpoints/2: {item}/.* is not what was saved"
+    refused(copied, words, CheckpointError, **{"train.steps": 3})
+    if item == "params":
+        with pytest.raises(CheckpointError, match=words):
+            convert.convert(str(copied / "w"), "hf", str(copied / "out"))
+        assert not (copied / "out").exists()
+        convert.convert(str(copied / "w"), "orbax", str(copied / "out"), step=1)
+        edit_meta(copied / "out", lambda meta: meta["digests"].update({"params/norm/scale": "0"}))
+        with pytest.raises(CheckpointError, match="out: params/norm/scale is not what was saved"):
+            convert.convert(str(copied / "out"), "hf", str(copied / "again"))
+
+
+def test_initial_weights_that_are_not_finite_are_refused(copied):
+    with_tensor(copied / "model", np.inf)
+    with (
+        jax.numpy_rank_promotion("allow"),
+        pytest.raises(CheckpointError, match="model: embed/embedding holds a NaN or an infinity"),
+    ):
+        train(of_file(copied), copied / "new")
+    assert not (copied / "new/config.json").exists() and not (copied / "new/metrics.jsonl").exists()
