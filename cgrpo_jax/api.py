@@ -111,11 +111,12 @@ def evaluate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> 
     Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError.
     """
     cfg, folder = _settled(config, ("eval",)), pathlib.Path(workdir)
-    from cgrpo_jax import eval_report, evaluating
+    from cgrpo_jax import evaluating
+    from cgrpo_jax.evaluation import tables
 
     _keep_programs()
     evaluating.evaluate_tasks(cfg, folder)
-    return eval_report.read(folder)
+    return dict(tables.read(folder))
 
 
 def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:

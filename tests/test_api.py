@@ -109,7 +109,7 @@ def test_every_call_twice(trained, tmp_path, first):
     code += "".join(f"print({call})\n" * 2 for call in calls.values())
     said = python(code, tmp_path).splitlines()
     graded = "[Graded(correct=True, answer='2', status='ok')]"
-    assert said == [value for value in ("50", graded, "3", "2", "1") for _ in range(2)]
+    assert said == [value for value in ("50", graded, "3", "2", "2") for _ in range(2)]
 
 
 def test_configurations_by_name_and_by_path(monkeypatch, tmp_path):

@@ -14,9 +14,11 @@ from conftest import QUICKSTART
 from cgrpo_jax import build, config, convert, options
 from cgrpo_jax.data import sources
 from cgrpo_jax.grading.verifier import Reading, Verifier
+from cgrpo_jax.leading import load_data
+from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.options import VerifierConfig
-from cgrpo_jax.training import TrainingError, _load_data, train
+from cgrpo_jax.training import train
 
 
 def small(**changes):
@@ -128,7 +130,7 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *args, split, revision: [{"question": "q", "answer": "1"}])
     assert len(list(sources._hub_rows(sources.DataConfig(source="some/set")))) == 1
     with Verifier(VerifierConfig(workers=1)) as verifier:
-        _load_data(build.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"})), verifier, print)
+        load_data(build.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"})), verifier, print)
     leaves = []
     for field in dataclasses.fields(config.Config):
         value = getattr(config.Config(), field.name)
@@ -168,7 +170,7 @@ def test_named_tasks_are_evaluated_in_training(tmp_path):
     for source, names in (("", {"eval/sums"}), ("arithmetic", {"eval", "eval/sums"})):
         run = build.open_run(small(**asked, **{"eval.source": source}))
         with Verifier(VerifierConfig(workers=1)) as verifier:
-            _, evaluations = _load_data(run, verifier, print)
+            _, evaluations = load_data(run, verifier, print)
         assert set(evaluations) == names and [p.answer for p in evaluations["eval/sums"]] == ["69", "69"]
     with jax.numpy_rank_promotion("allow"):
         train(small(**asked, **{"train.steps": 1}), tmp_path / "w")

@@ -29,8 +29,7 @@ MODEL = config_from_hf(FOLDER)
 @jax.jit
 def logits_of(params, tokens_BT):
     """`[B, T, V]`"""
-    hidden_BTD, _ = forward(MODEL, params, tokens_BT, jnp.zeros(len(tokens_BT), jnp.int32))
-    return logits(MODEL, params, hidden_BTD)
+    return logits(MODEL, params, forward(MODEL, params, tokens_BT))
 
 
 def on_mesh(sizes):

@@ -1,5 +1,5 @@
 """From a question to a group: sample, score, criticise, refine, select. No arrays of a device, no jax.
 
 In: problems, a critic, a scorer. Out: groups of attempts, and what to train on.
-May import: data, grading and text, and what these may.
+May import: data, options, records, text.
 """

@@ -1,5 +1,5 @@
 """Text to ids and back: chat turns that no text can forge, and the texts of the paper.
 
 In: turns and contents. Out: prompt ids, decoded responses.
-May import: model, and what that may.
+May import: model, records.
 """
