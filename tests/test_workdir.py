@@ -63,8 +63,8 @@ print(jax.device_count(), tree_digest(tree))
 for shape in ((8, 1), (1, 8), (2, 4), (4, 2))[: 4 if jax.device_count() == 8 else 0]:
     mesh = jax.make_mesh(shape, ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     for spec in (P(), P("x"), P("y"), P(("x", "y"))):
-        put = lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec if np.ndim(leaf) else P()))
-        placed = jax.tree.map(put, tree)
+        shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, spec if np.ndim(leaf) else P()), tree)
+        placed = jax.device_put(tree, shardings)
         print(shape, spec, tree_digest(placed))
         assert nonfinite_leaves(placed) == []
 """
@@ -324,6 +324,21 @@ def test_a_save_under_way_is_finished_when_the_run_is_stopped(tmp_path):
     assert said == ["finishing the save of step 1", "step 1 is saved"]
     with opened(tmp_path) as checkpointer:
         assert checkpointer.restore(1, **abstract(small_state()))["opt_state"]["count"] == 3
+
+
+def test_a_save_is_finished_when_the_run_is_stopped_while_it_waits(tmp_path, monkeypatch):
+    said = []
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path, said.append) as checkpointer:
+        finish = checkpointer.manager.wait_until_finished
+
+        def stopped():
+            monkeypatch.setattr(checkpointer.manager, "wait_until_finished", finish)
+            raise KeyboardInterrupt
+
+        checkpointer.save(1, small_state(), {})
+        monkeypatch.setattr(checkpointer.manager, "wait_until_finished", stopped)
+        checkpointer.wait()
+    assert said == ["finishing the save of step 1", "step 1 is saved"]
 
 
 def test_a_lost_save_is_said_and_does_not_hide_why_the_run_stopped(tmp_path, monkeypatch):
