@@ -88,8 +88,8 @@ def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dic
     They are those of the last step, and those of the last evaluation where there is one (`eval/...`). What was not
     finite is None.
 
-    Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError, and OSError where another process works in
-      `workdir`, before anything is compiled; TrainingError where training cannot go on.
+    Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError, and OSError where another process works
+      in `workdir`, before anything is compiled; TrainingError where training cannot go on.
     """
     cfg, folder = _settled(config, ("rl", "sft")), pathlib.Path(workdir)
     from cgrpo_jax import supervised, training
