@@ -55,8 +55,9 @@ def _settled(config: Config | Mapping[str, Any], methods: Sequence[str]) -> Conf
     if not isinstance(config, Config):
         raise ConfigError(f"config is of type {type(config).__name__}; get_config(NAME) makes one")
     if config.method not in methods:
-        other = "evaluate" if config.method == "eval" else "train"
-        raise ConfigError(f"method = {config.method!r} is run by cgrpo_jax.{other}; here: {', '.join(methods)}")
+        other = {"rl": "train", "sft": "train", "eval": "evaluate"}.get(config.method)
+        mend = f"; cgrpo_jax.{other} runs it" if other else ""
+        raise ConfigError(f"method = {config.method!r}; here: {', '.join(methods)}{mend}")
     return config
 
 
@@ -87,8 +88,8 @@ def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dic
     They are those of the last step, and those of the last evaluation where there is one (`eval/...`). What was not
     finite is None.
 
-    Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError before anything is compiled;
-      TrainingError where training cannot go on.
+    Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError, and OSError where another process works
+      in `workdir`, before anything is compiled; TrainingError where training cannot go on.
     """
     cfg, folder = _settled(config, ("rl", "sft")), pathlib.Path(workdir)
     from cgrpo_jax import supervised, training

@@ -191,8 +191,9 @@ def test_evaluation_returns_the_results(tmp_path):
 
 def test_the_projects_own_errors_come_out(tmp_path):
     for call, config, error, words in (
-        (cgrpo_jax.train, small_eval(tmp_path), ConfigError, "method = 'eval' is run by cgrpo_jax.evaluate"),
-        (cgrpo_jax.evaluate, small(), ConfigError, "method = 'rl' is run by cgrpo_jax.train; here: eval"),
+        (cgrpo_jax.train, small_eval(tmp_path), ConfigError, "method = 'eval'; here: rl, sft; cgrpo_jax.evaluate runs"),
+        (cgrpo_jax.evaluate, small(), ConfigError, "method = 'rl'; here: eval; cgrpo_jax.train runs it"),
+        (cgrpo_jax.train, small(method="lr"), ConfigError, "method = 'lr'; here: rl, sft$"),
         (cgrpo_jax.train, "quickstart", ConfigError, "config is of type str; get_config"),
         (cgrpo_jax.train, small().to_dict() | {"sead": 1}, ConfigError, "config.sead; did you mean 'seed'"),
         (cgrpo_jax.train, small(**{"data.source": "reasoning_gym:none", "eval.every": 0}), DataError, "not on the"),
