@@ -268,9 +268,9 @@ def main() -> None:
         | result
         | {
             "dtype": str(run.learner.dtype),
-            "devices": jax.device_count(),
-            "platform": jax.default_backend(),
-            "peak_memory_gib": peak_memory_gib(),
+            "devices": run.mesh.size,
+            "platform": run.mesh.devices.flat[0].platform,
+            "peak_memory_gib": peak_memory_gib(run),
         }
     )
     print(json.dumps(result, indent=1))
@@ -278,9 +278,9 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def peak_memory_gib() -> float:
+def peak_memory_gib(run: Run) -> float:
     """The largest over the devices where the backend counts it, else the process's own peak."""
-    stats = [device.memory_stats() for device in jax.local_devices()]
+    stats = [device.memory_stats() for device in run.mesh.devices.flat]
     if all(stats):
         return max(s["peak_bytes_in_use"] for s in stats if s) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -21,6 +21,7 @@ from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
 from cgrpo_jax.text.tokenizer import Tokenizer
@@ -108,6 +109,11 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     unrolled = programs.unrolls(devices[0].platform)
     setup = SamplerSetup(model, mesh, tokenizer.eos_ids, cfg.seed, room, dtype, unrolled)
     return Run(cfg, folder, model, tokenizer, mesh, learner, setup, shares_prompts(devices[0].platform))
+
+
+def whole_mesh() -> Mesh:
+    """All devices, with the default axes."""
+    return sharding.make_mesh(MeshConfig(), jax.devices())
 
 
 def bin_sizes(run: Run, longest: int) -> tuple[BinSize, ...]:

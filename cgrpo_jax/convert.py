@@ -16,7 +16,7 @@ import absl.logging
 import jax
 import jax.numpy as jnp
 
-from cgrpo_jax.build import model_folder
+from cgrpo_jax.build import model_folder, whole_mesh
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
@@ -25,7 +25,7 @@ from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     """Parameters in the dtype they have on file, and the folder with their configuration and tokenizer."""
-    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices())
+    mesh = whole_mesh()
     sharding_of = functools.partial(sharding.param_sharding, mesh)
     folder = pathlib.Path(source)
     if (folder / "checkpoints").is_dir():

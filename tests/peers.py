@@ -131,9 +131,10 @@ def trl(args) -> list[float]:
 
     problems = [problem for round_ in range(args.repeats + 1) for problem in sums(args.prompts, round_)]
     rows = [{"prompt": list(problem.messages), "gold": problem.answer} for problem in problems]
-    reward = lambda completions, gold, **_: [
-        float(g in c[0]["content"]) for c, g in zip(completions, gold, strict=True)
-    ]
+
+    def reward(completions, gold, **_):
+        return [float(g in c[0]["content"]) for c, g in zip(completions, gold, strict=True)]
+
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.prompts * args.samples,
         num_generations=args.samples, max_completion_length=args.new_tokens, learning_rate=1e-6,

@@ -114,6 +114,7 @@ FLOORS = [
     {"config", "grading"},
     {"options", "records"},
 ]
+LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
 NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")
 NO_JAX += ("rollout", "data", "grading", "text", "evaluation")
 
@@ -151,6 +152,16 @@ def test_the_host_side_imports_no_jax():
     assert len(files) > 20
     for path in files:
         assert not [name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")], path
+
+
+def test_only_what_builds_a_run_looks_for_devices():
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            of_jax = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jax"
+            if of_jax and node.attr in LOOKS_FOR_DEVICES:
+                found.add(path.name)
+    assert found == {"build.py"}
 
 
 def test_each_folder_says_what_it_is_for_and_imports_what_it_says():

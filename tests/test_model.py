@@ -253,7 +253,10 @@ def test_no_token_sees_the_future(tiny, rng):
 def test_remat_changes_no_gradient(tiny, rng, remat):
     cfg, params = tiny
     tokens_BT = ids(rng.integers(0, cfg.vocab, (2, 9)))
-    loss = lambda params, remat: (forward(cfg, params, tokens_BT, remat=remat) ** 3).sum()
+
+    def loss(params, remat):
+        return (forward(cfg, params, tokens_BT, remat=remat) ** 3).sum()
+
     slope = jax.jit(jax.grad(loss), static_argnums=1)
     plain, other = slope(params, "none"), slope(params, remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, other)

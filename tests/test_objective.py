@@ -91,7 +91,10 @@ def groups():
 def make_logps(rng):
     """Ragged float64 log-probabilities of each row: current, old, reference, and entropies."""
     rows = [length for lengths in LENGTHS for length in lengths]
-    draw = lambda: [rng.normal(-1.5, 0.8, n).clip(max=-1e-3) for n in rows]
+
+    def draw():
+        return [rng.normal(-1.5, 0.8, n).clip(max=-1e-3) for n in rows]
+
     return {"logp": draw(), "old": draw(), "ref": draw(), "entropy": [rng.uniform(0, 2, n) for n in rows]}
 
 

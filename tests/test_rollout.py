@@ -136,7 +136,9 @@ def test_triggers(trigger, correct, expected):
 
 
 def test_selection():
-    rng = lambda: np.random.default_rng(0)
+    def rng():
+        return np.random.default_rng(0)
+
     assert select([False, True, True, False], 1, "correct_first", rng()) == (1,)
     assert select([False] * 4, 1, "correct_first", rng()) == (0,)
     picks = {select([False, True, False, True], 1, "correct_then_random", np.random.default_rng(i)) for i in range(40)}

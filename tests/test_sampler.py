@@ -171,7 +171,10 @@ def crowd(rng, count=36):
     """Requests of few prompts, several samples each, with lengths from 1 to far beyond a bucket, and mixed limits."""
     prompts = [rng.integers(0, CFG.vocab, n).tolist() for n in (1, 5, 65, 70, 140)]
     limits = [1, 3, 9, 20, 45, None]
-    pick = lambda values: values[rng.integers(len(values))]
+
+    def pick(values):
+        return values[rng.integers(len(values))]
+
     return [request(pick(prompts), i // 3, i % 3, limit=pick(limits)) for i in range(count)]
 
 
@@ -194,7 +197,10 @@ def test_unrolled_layers_and_a_loop_over_them_give_the_same(setup, params, rng):
     for one, other in zip(ask(setup, params, *requests), ask(looped, params, *requests), strict=True):
         same(one, other)
     weights = looped.bind(params, 0, SAMPLING).weights
-    pointers = lambda tree: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
+
+    def pointers(tree):
+        return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
+
     assert pointers(weights) == pointers(params)
 
 
@@ -363,12 +369,18 @@ def test_what_cannot_fit_is_refused_by_name(setup, params):
 def test_the_budget_decides_the_room(mesh):
     """By hand, in rows of a ring of 128 slots; a prompt of 50 takes 64, an eighth of all is for prompts."""
     row = 2 * CFG.layers * CFG.kv_heads * CFG.head_dim * 128 * 4 / 2**20  # megabytes
-    fit = lambda rows, mesh=mesh: room_for(CFG, mesh, SamplerMemory(rows * row), 100, 50, jnp.float32)
+
+    def fit(rows):
+        return room_for(CFG, mesh, SamplerMemory(rows * row), 100, 50, jnp.float32)
+
     assert [fit(n) for n in (1.0, 1.4)] == [Room(0, 64)] * 2  # the prompt is half a row
     assert [fit(n) for n in (1.5, 2.4)] == [Room(1, 64)] * 2 and fit(2.5) == Room(2, 64)
     assert fit(8) == Room(4, 128) and fit(10) == Room(8, 160)  # 8 - 1 rows are left, and 10 - 1.25
     assert fit(1024) == Room(512, 4096)  # 4096 at most
-    long = lambda megabytes: room_for(CFG, mesh, SamplerMemory(megabytes), 1100, 1000, jnp.float32)
+
+    def long(megabytes):
+        return room_for(CFG, mesh, SamplerMemory(megabytes), 1100, 1000, jnp.float32)
+
     assert long(0.9375) == Room(1, 1024) and long(0.93) == Room(0, 1024)  # 1536 + 1024 tokens of 384 bytes
 
 
@@ -376,7 +388,10 @@ def test_the_room_of_several_devices():
     """By hand: 4 devices share rows and prompts, 2 share the heads; a prefill is of one prompt for each of the 4."""
     eight = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 2})
     row = CFG.layers * CFG.kv_heads * CFG.head_dim * 128 * 4 / 2**20  # megabytes of one device: half the heads
-    fit = lambda rows: room_for(CFG, eight, SamplerMemory(rows * row), 100, 50, jnp.float32)
+
+    def fit(rows):
+        return room_for(CFG, eight, SamplerMemory(rows * row), 100, 50, jnp.float32)
+
     assert fit(8) == Room(4 * 4, 512)  # 512 / 4 tokens are one row, 7 are left
     assert fit(1.5) == Room(4, 4 * 64) and fit(1.4) == Room(0, 4 * 64)
     odd = types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 4})  # does not divide the 2 heads: each has both
