@@ -27,6 +27,7 @@ from cgrpo_jax.sampling import programs as sampling
 from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.sampler import drawing_of
 from cgrpo_jax.sampling.sizes import COUNTS, power_of_two, prefill_size, ring_size
+from cgrpo_jax.workdir.digests import checking_programs
 
 
 class Program(NamedTuple):
@@ -58,6 +59,9 @@ def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
     """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
     cfg, params, state = run.cfg, abstract_params(run), build.abstract_state(run)
     yield Program("init", make_init(run.learner, run.mesh, params), (params,))
+    for name, tree in (("params", params), ("state", state)):
+        for function, leaves in checking_programs(tree._asdict() if name == "state" else tree, run.mesh):
+            yield Program(f"{function.__name__.strip('_')}/{name}", function, (leaves,))
     several, kl = cfg.train.updates_per_rollout > 1, cfg.objective.kl_coef > 0
     for size in sizes:
         bins = empty_bins(size, build.terms(cfg))

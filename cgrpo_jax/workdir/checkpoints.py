@@ -133,11 +133,13 @@ class Checkpointer:
         """Returns when the last save is on disk. Raises CheckpointError where it failed."""
         if self.saving is None:
             return
-        step, self.saving = self.saving, None
+        step = self.saving
         try:
             self.manager.wait_until_finished()
         except Exception as error:
+            self.saving = None
             raise self._lost(step, _one_line(error)) from error
+        self.saving = None  # not before: a Ctrl-C while this waits leaves it to `__exit__`
         if not (self.folder / str(step)).is_dir():  # Orbax only logs some failures
             raise self._lost(step, "it is not on disk")
         self._note_best()

@@ -62,6 +62,13 @@ def _program(function: Any, mesh: jax.sharding.Mesh | None) -> Any:
     return jax.jit(function, out_shardings=None if mesh is None else NamedSharding(mesh, P()))
 
 
+def checking_programs(tree: Any, mesh: jax.sharding.Mesh) -> list[tuple[Any, list[Any]]]:
+    """(program, its argument) of `leaf_digests` and of `nonfinite_leaves` for a tree of arrays or abstract ones."""
+    leaves = jax.tree.leaves(tree)
+    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return [(_program(_sums, mesh), leaves), (_program(_nonfinite, mesh), floats)]
+
+
 def _run(function: Any, leaves: list[Any]) -> np.ndarray:
     meshes = {leaf.sharding.mesh for leaf in leaves if isinstance(getattr(leaf, "sharding", None), NamedSharding)}
     return np.asarray(_program(function, next(iter(meshes), None))(leaves))
