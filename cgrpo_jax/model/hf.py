@@ -246,6 +246,13 @@ def _shards(tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> Iter
     yield shard
 
 
+def _readable(file: pathlib.Path) -> None:
+    """As any new file by the umask: safetensors makes its own for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
+
+
 def save_hf(
     out: str | os.PathLike,
     cfg: ModelConfig,
@@ -266,7 +273,7 @@ def save_hf(
         dtype_on_file = ""  # of the first tensor, the embedding
         for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):
             save_file(shard, folder / f"{len(sizes)}.safetensors", metadata={"format": "pt"})
-            shutil.copymode(folder / "config.json", folder / f"{len(sizes)}.safetensors")  # by the umask, not 0600
+            _readable(folder / f"{len(sizes)}.safetensors")
             sizes.append({name: array.nbytes for name, array in shard.items()})
             dtype_on_file = dtype_on_file or str(next(iter(shard.values())).dtype)
         if len(sizes) == 1:
