@@ -31,13 +31,14 @@ from cgrpo_jax import build, config
 from cgrpo_jax.build import Run
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.learning.update import init_state, make_update, put_bins
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.records import Done, Kind, Name, Problem, Request, Segment
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.critics import CRITICS
 from cgrpo_jax.text.prompts import question_messages
-from cgrpo_jax.training import make_bins, packed
+from cgrpo_jax.training import make_bins
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.progress import Progress
 
@@ -154,7 +155,7 @@ def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
         return Segment([*prompt[:-1], row // G, prompt[-1]], ids[row], False, pg_T, none_T, none_T, none_T, quiet)
 
     sizes = build.bin_sizes(run, len(prompt) + 1)
-    bins = put_bins(run.mesh, packed([segment(row) for row in range(P * G)], sizes, build.terms(cfg)))
+    bins = put_bins(run.mesh, pack_smallest([segment(row) for row in range(P * G)], sizes, build.terms(cfg)))
 
     def work(round_: int) -> Round:
         nonlocal state

@@ -14,7 +14,7 @@ from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import nonfinite_counts, nonfinite_steps
-from cgrpo_jax.learning.packing import Bins, pack
+from cgrpo_jax.learning.packing import Bins, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
@@ -36,9 +36,7 @@ def _bins_of_step(run: Run, step: int) -> Bins:
         rows.append(
             (run.tokenizer.encode_chat(messages), np.asarray([*run.tokenizer.encode_text(text), end], np.int32))
         )
-    longest = max(len(prompt) for prompt, _ in rows)
-    short, long = build.bin_sizes(run, PLAIN_PROMPT)
-    return pack(credit.supervised(rows), long if longest > PLAIN_PROMPT else short, build.terms(cfg))
+    return pack_smallest(credit.supervised(rows), build.bin_sizes(run, PLAIN_PROMPT), build.terms(cfg))
 
 
 def sft(cfg: Config, workdir: pathlib.Path) -> None:

@@ -15,11 +15,11 @@ from cgrpo_jax.config import Config
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import nonfinite_counts, nonfinite_steps
-from cgrpo_jax.learning.packing import Bins, BinSize, PackingError, Terms, pack
+from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
 from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
 from cgrpo_jax.options import SamplingConfig
-from cgrpo_jax.records import Group, Segment, Source
+from cgrpo_jax.records import Group, Source
 from cgrpo_jax.sampling.sampler import Sampler
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
@@ -30,21 +30,13 @@ from cgrpo_jax.workdir.progress import Progress, Silence
 T = TypeVar("T")
 
 
-def packed(segments: Sequence[Segment], sizes: Sequence[BinSize], terms: Terms) -> Bins:
-    """Bins of the first size that holds all segments."""
-    for size in sizes[:-1]:
-        with contextlib.suppress(PackingError):
-            return pack(segments, size, terms)
-    return pack(segments, sizes[-1], terms)
-
-
 def make_bins(groups: Sequence[Group] | None, cfg: Config, sizes: Sequence[BinSize]) -> list[Bins]:
     """The bins of each update of this rollout, which has its own share of the problems."""
     assert groups is not None  # only the leader packs
     share = len(groups) // cfg.train.updates_per_rollout
     parts = [groups[first : first + share] for first in range(0, len(groups), share)]
     constant = float(cfg.sampling.max_new_tokens)
-    return [packed(credit.segments(part, cfg.objective, constant), sizes, build.terms(cfg)) for part in parts]
+    return [pack_smallest(credit.segments(part, cfg.objective, constant), sizes, build.terms(cfg)) for part in parts]
 
 
 def on_all(hosts: Hosts, sampler: Sampler, lead: Callable[[Callable[[Source], None]], T] | None) -> T | None:

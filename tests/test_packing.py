@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cgrpo_jax.learning.packing import Bins, PackingError, Terms, bin_size, ladder, pack, shares_prompts
+from cgrpo_jax.learning.packing import Bins, PackingError, Terms, bin_size, ladder, pack, pack_smallest, shares_prompts
 from cgrpo_jax.records import Segment
 
 ALL = Terms(ce=True, ent=True, kl=True, sampler=True)
@@ -141,3 +141,13 @@ def test_ladder_bounds_the_shapes():
     assert [ladder(n) for n in (1, 64, 65, 97, 128, 129)] == [64, 64, 80, 112, 128, 160]
     sizes = {ladder(n) for n in range(1, 8193)}
     assert len(sizes) < 32 and all(n <= ladder(n) < max(65, 1.25 * n + 8) for n in range(1, 8193))
+
+
+def test_the_smallest_size_that_holds_all_is_taken(rng):
+    small, large = size(True), size(True, prompt=200)
+    assert pack_smallest([segment(rng, [1] * 9, 3)], (small, large), ALL).prompt_AQS.shape == (3, 2, 64)
+    long = [segment(rng, [1] * 9, 3), segment(rng, [1] * 90, 3)]
+    bins = pack_smallest(long, (small, large), ALL)
+    assert bins.prompt_AQS.shape == (3, 2, large.prompt_slots) and unpack(bins) == expected(long)
+    with pytest.raises(PackingError, match="a prompt of 300 tokens"):
+        pack_smallest([segment(rng, [1] * 300, 3)], (small, large), ALL)

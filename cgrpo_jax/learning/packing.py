@@ -10,6 +10,7 @@ shared the row begins with the prompt's last id, so a row takes as many places a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -220,3 +221,11 @@ def pack(segments: Sequence[Segment], size: BinSize, terms: Terms) -> Bins:
                 first = _fill(bins, (a, unit * each + r), first, number, segment, not size.prompts)
         placed += 1
     return bins._replace(count=np.int32(-(-placed // units)))
+
+
+def pack_smallest(segments: Sequence[Segment], sizes: Sequence[BinSize], terms: Terms) -> Bins:
+    """`pack` into the first size that holds all segments. Raises PackingError where not even the last one does."""
+    for size in sizes[:-1]:
+        with contextlib.suppress(PackingError):
+            return pack(segments, size, terms)
+    return pack(segments, sizes[-1], terms)

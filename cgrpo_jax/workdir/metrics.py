@@ -14,6 +14,16 @@ from tensorboardX import SummaryWriter
 
 from cgrpo_jax.records import Attempt, Group
 
+# What a reader of a curve should know; TensorBoard shows it beside the name.
+NOTES = {
+    "loss/total": (
+        "With one update a rollout each ratio is 1, so the responses' part is minus the sum of their weighted advantages "
+        "and says nothing of progress: it can be 0 while the gradient is not. Read rewards, evaluations and grad_norm."
+    ),
+    "policy/kl_clamped": "Share of tokens beyond objective.kl_limit, where the KL term has no gradient.",
+    "policy/entropy": "Over the tokens that were trained on: those of problems with an advantage.",
+}
+
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
@@ -165,7 +175,7 @@ class Writer:
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}
             file.write(json.dumps({"step": step} | known) + "\n")
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            self.board.add_scalar(name, value, step, summary_description=NOTES.get(name, ""))
         self.board.flush()
 
     def rollout(self, step: int, groups: Sequence[Group]) -> None:
