@@ -84,7 +84,8 @@ def row_counts(run: Run) -> list[int]:
     cfg, least = run.cfg, run.sampler.least_rows
     asked = cfg.train.prompts * cfg.train.samples
     if cfg.eval.every or cfg.method == "eval":
-        asked = max(asked, (cfg.eval.problems or 1 << 20) * cfg.eval.samples)
+        sets = 1 + len([name for name in cfg.eval.tasks.split(",") if name.strip()])
+        asked = max(asked, sets * (cfg.eval.problems or 1 << 20) * cfg.eval.samples)
     most = min(run.sampler.room.rows, least * power_of_two(-(-asked // least)))
     return [least << i for i in range(power_of_two(most // least).bit_length())]
 
