@@ -16,6 +16,7 @@ from cgrpo_jax.data import sources
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.leading import load_data
 from cgrpo_jax.learning.finite import TrainingError
+from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.training import train
@@ -64,6 +65,9 @@ METRICS = [
     "loss/responses",
     "loss/refinements",
     "policy/refined_prob",
+    "policy/clipped",
+    "policy/clipped_refinements",
+    "tokens/trained",
     "policy/grad_norm",
     "sampler/logp_diff_mean",
     "sampler/logp_diff_max",
@@ -76,6 +80,9 @@ METRICS = [
 ]
 
 
+CHECKING = ("cgrpo_jax.config", "cgrpo_jax.options", "cgrpo_jax.checks")
+
+
 def record_reads(monkeypatch, read):
     """Notes each configuration leaf that the program reads, other than to check, compare, hash or print it."""
 
@@ -85,11 +92,7 @@ def record_reads(monkeypatch, read):
         def noting(self, name):
             caller = sys._getframe(1)
             inside = caller.f_globals.get("__name__", "")
-            if (
-                inside.startswith("cgrpo_jax")
-                and inside != "cgrpo_jax.config"
-                and caller.f_code.co_filename != "<string>"
-            ):
+            if inside.startswith("cgrpo_jax") and inside not in CHECKING and caller.f_code.co_filename != "<string>":
                 read.add(prefix + name)
             return plain(self, name)
 
@@ -120,10 +123,12 @@ def finished(tmp_path_factory):
 
 
 def test_every_key_is_read(finished, tmp_path, monkeypatch):
-    """By the run, or where the run has no use for it: a file, the hub, another source of evaluation, a cosine."""
+    """By the run, or where the run has no use for it: a file, the hub, another source of evaluation, a cosine, a KL."""
     read = set(json.loads((finished / "read.json").read_text()))
     record_reads(monkeypatch, read)
     make_optimizer(options.OptimizerConfig(schedule="cosine"), 5)
+    one, yes = np.ones((1, 1), np.float32), np.ones((1, 1), bool)
+    token_loss(one, one, Tokens(yes, yes, one, kl_BT=one, ref_logp_BT=one), options.ObjectiveConfig())
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n{}\n')
     source = sources.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
     sources.load_problems(source, 0, lambda golds: [Reading(True, "ok")] * len(golds), lambda problem: 1)
@@ -136,7 +141,7 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
         value = getattr(config.Config(), field.name)
         inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else None
         leaves += [field.name] if inner is None else [f"{field.name}.{leaf.name}" for leaf in inner]
-    assert len(leaves) > 50 and [name for name in leaves if name not in read] == ["method"]  # main reads that one
+    assert len(leaves) > 50 and [name for name in leaves if name not in read] == []
 
 
 def test_what_a_run_writes(finished):
@@ -170,7 +175,7 @@ def test_named_tasks_are_evaluated_in_training(tmp_path):
     for source, names in (("", {"eval/sums"}), ("arithmetic", {"eval", "eval/sums"})):
         run = build.open_run(small(**asked, **{"eval.source": source}))
         with Verifier(VerifierConfig(workers=1)) as verifier:
-            _, evaluations = load_data(run, verifier, print)
+            _, evaluations, _ = load_data(run, verifier, print)
         assert set(evaluations) == names and [p.answer for p in evaluations["eval/sums"]] == ["69", "69"]
     with jax.numpy_rank_promotion("allow"):
         train(small(**asked, **{"train.steps": 1}), tmp_path / "w")
@@ -249,13 +254,17 @@ def test_every_switch_of_the_tables_trains(tmp_path, name):
 
 
 def test_non_finite_gradients_stop_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "cgrpo_jax.learning.packing._credit", lambda reward_PG, *_: (reward_PG * np.nan, np.ones_like(reward_PG))
-    )
-    with jax.numpy_rank_promotion("allow"), pytest.raises(TrainingError, match="3 non-finite gradients in a row"):
+    """By the third step in a row, which is logged and not saved; the weights are still those of the beginning."""
+    monkeypatch.setattr("cgrpo_jax.learning.credit.group_advantages", lambda reward_G, **_: reward_G * np.nan)
+    words = "step 3: 3 steps in a row were not finite .train.max_nonfinite., in this one 1 gradients;"
+    with jax.numpy_rank_promotion("allow"), pytest.raises(TrainingError, match=words):
         train(small(**{"train.steps": 9}), tmp_path / "w")
     rows = lines(tmp_path / "w/metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2] and rows[-1]["policy/nonfinite_total"] == 2
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1]["policy/nonfinite_total"] == 3
+    assert all(row["policy/nonfinite_tokens"] == 0 for row in rows)  # of the gradient alone
+    assert sorted(path.name for path in (tmp_path / "w/checkpoints").iterdir()) == ["1", "2"]
+    one, start = weights(tmp_path / "w", tmp_path, "a"), weights(QUICKSTART, tmp_path, "b")
+    assert all(one[name].tobytes() == start[name].tobytes() for name in one)
 
 
 def run_main(*arguments):
