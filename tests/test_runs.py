@@ -1,4 +1,4 @@
-"""Whole runs: against numbers on file, rows and weights of groups, resume with a reference, steps without a gradient."""
+"""Whole runs: against numbers on file, rows of groups, resume with a reference, steps without a gradient."""
 
 import json
 import shutil
