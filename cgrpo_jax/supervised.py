@@ -67,11 +67,11 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                     bins = put_bins(run.mesh, _bins_of_step(run, step))
                     state, sums = update(state, {}, bins)
                     scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
-                nonfinite = nonfinite_steps(nonfinite, step + 1, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
                 values = update_metrics([scalars])
                 values["seconds/update"] = progress.take_seconds()["update"]
                 writer.scalars(step + 1, values)
                 progress.step_done(step + 1, {"loss": values["loss/total"], "s": values["seconds/update"]})
+                nonfinite = nonfinite_steps(nonfinite, step + 1, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
                 if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == steps:
                     seen = (step + 1) * cfg.train.prompts
                     checkpointer.save(step + 1, state, resuming.checkpoint_meta(run, past, step + 1, seen))

@@ -234,12 +234,13 @@ VARIANTS = {
         "refine.critique": "indicative",
     },
     "grpo": {
-        "refine.trigger": "never", "train.samples": 8, "objective.aggregation": "sequence_mean", "objective.kl_coef": 0.04,
-        "objective.divide_by_std": True,
+        "refine.trigger": "never", "train.samples": 8, "objective.aggregation": "sequence_mean",
+        "objective.kl_coef": 0.04, "objective.divide_by_std": True,
     },
     "ablation": {
-        "train.samples": 8, "refine.trigger": "any_wrong", "refine.k": 1, "refine.select": "random", "objective.refined_shape": "ratio",
-        "refine.critique": "worked", "objective.aggregation": "token_mean", "objective.weights": "uniform", "train.remat": "full", "sampling.top_p": 0.9,
+        "train.samples": 8, "refine.trigger": "any_wrong", "refine.k": 1, "refine.select": "random",
+        "objective.refined_shape": "ratio", "refine.critique": "worked", "objective.aggregation": "token_mean",
+        "objective.weights": "uniform", "train.remat": "full", "sampling.top_p": 0.9,
     },
 }  # fmt: skip
 
