@@ -13,7 +13,7 @@ from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.learning import credit
-from cgrpo_jax.learning.finite import nonfinite_counts, nonfinite_steps
+from cgrpo_jax.learning.finite import check_last, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
 from cgrpo_jax.workdir import compilation
@@ -76,3 +76,4 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                     seen = (step + 1) * cfg.train.prompts
                     checkpointer.save(step + 1, state, resuming.checkpoint_meta(run, past, step + 1, seen))
         progress.log(f"compiled {compiled}")
+        check_last(nonfinite, steps)
