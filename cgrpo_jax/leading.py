@@ -108,9 +108,10 @@ class Desk:
             values |= accuracies(asked, attempts, name)
         self.writer.scalars(step, values)
         for name in [name for name in values if name.endswith("/nonfinite")]:
+            tokens, asked = f"{values[name]:.0f}", name.removesuffix("/nonfinite")
             self.progress.log(
-                f"step {step}: {values[name]:.0f} tokens of {name.removesuffix('/nonfinite')} were sampled from numbers "
-                "that are not finite; its accuracy means nothing"
+                f"step {step}: {tokens} tokens of {asked} were sampled from numbers that are not finite; its accuracy "
+                "means nothing"
             )
         for name in [name for name in values if f"{name}/low" in values]:
             low, high = values[f"{name}/low"], values[f"{name}/high"]
