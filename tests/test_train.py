@@ -112,6 +112,7 @@ EVALUATED = {"eval.every": 1, "eval.problems": 8, "eval.samples": 2}
 def finished(tmp_path_factory):
     """A run of two steps with evaluation, and which configuration leaves it read."""
     workdir, read = tmp_path_factory.mktemp("run") / "w", set()
+    jax.clear_caches()  # what is static is read where a program is traced, which an earlier test may have done
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
         jax.numpy_rank_promotion("allow"),
