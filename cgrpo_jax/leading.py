@@ -108,9 +108,9 @@ class Desk:
             values |= accuracies(asked, attempts, name)
         self.writer.scalars(step, values)
         for name in [name for name in values if name.endswith("/nonfinite")]:
-            tokens, asked = f"{values[name]:.0f}", name.removesuffix("/nonfinite")
+            tokens, measured = f"{values[name]:.0f}", name.removesuffix("/nonfinite")
             self.progress.log(
-                f"step {step}: {tokens} tokens of {asked} were sampled from numbers that are not finite; its accuracy "
+                f"step {step}: {tokens} tokens of {measured} were sampled from numbers that are not finite; its accuracy "
                 "means nothing"
             )
         for name in [name for name in values if f"{name}/low" in values]:
