@@ -110,8 +110,8 @@ class Desk:
         for name in [name for name in values if name.endswith("/nonfinite")]:
             tokens, measured = f"{values[name]:.0f}", name.removesuffix("/nonfinite")
             self.progress.log(
-                f"step {step}: {tokens} tokens of {measured} were sampled from numbers that are not finite; its accuracy "
-                "means nothing"
+                f"step {step}: {tokens} tokens of {measured} were sampled from numbers that are not finite; "
+                "its accuracy means nothing"
             )
         for name in [name for name in values if f"{name}/low" in values]:
             low, high = values[f"{name}/low"], values[f"{name}/high"]
