@@ -205,21 +205,6 @@ def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any]:
             }
 
 
-def both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the form of transformers 4 beside `rope_parameters`, which only 5 reads.
-
-    What is there already stays. The older form alone is read by both.
-    """
-    rope, old = dict(raw.get("rope_parameters") or {}), raw.get("rope_scaling") or {}
-    theta, kind = rope.pop("rope_theta", None), rope.get("rope_type") or rope.get("type") or "default"
-    added: dict[str, Any] = {}
-    if raw.get("rope_theta") is None and (theta := old.get("rope_theta", theta)) is not None:
-        added["rope_theta"] = theta
-    if kind != "default" and not old:
-        added["rope_scaling"] = {"rope_type": kind} | rope
-    return {**raw, **added}
-
-
 def config_to_hf(cfg: ModelConfig, eos_ids: tuple[int, ...], pad_id: int) -> dict[str, Any]:
     """A `config.json` for a model that was made here and has none yet; both rope forms are written."""
     rope = _scaling_to_hf(cfg.rope_scaling)
