@@ -387,7 +387,13 @@ def test_both_forms_of_the_rope_configuration(tmp_path, rope):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
-@pytest.mark.parametrize("change", [{}, {"mscale": 0.8, "mscale_all_dim": 0.5}, {"truncate": False}, {"factor": 40.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"mscale": 0.8, "mscale_all_dim": 0.5}, {"mscale": 0.8}, {"truncate": False}, {"factor": 40.0},
+        {"beta_fast": 16, "beta_slow": 4}, {"original_max_position_embeddings": 6},  # a ramp without length
+    ],
+)  # fmt: skip
 def test_frequencies_of_a_long_model_equal_transformers(tmp_path, change):
     """Qwen's head of 128 and theta of 1e6, where the ramp of yarn has many steps."""
     pytest.importorskip("torch", reason="torch is not installed")
