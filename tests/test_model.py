@@ -334,6 +334,7 @@ YARN_OF_CARD = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embed
         ({"rope_scaling": YARN_OF_CARD | {"truncate": "no"}}, "truncate = 'no'"),
         ({"rope_scaling": "yarn"}, "rope_scaling = 'yarn'"),
         ({"rope_scaling": YARN_OF_CARD, "original_max_position_embeddings": 256}, "original_max_position_embeddings"),
+        ({"rope_scaling": YARN_OF_CARD | {"type": "linear"}}, "rope_scaling.type = 'linear'"),
         ({"rope_theta": 4e4}, "rope_theta = 40000, rope_parameters.rope_theta = 10000"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary"),

@@ -79,6 +79,8 @@ def _rope_scaling(path: pathlib.Path, raw: Mapping[str, Any]) -> RopeScaling | N
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     rope = raw.get(key) or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("type", kind) != kind:  # the older name; 4 goes by it, 5 by the newer
+        _refuse(path, f"{key}.type", rope["type"], f"that of rope_type, {kind!r}")
     positions = raw.get("max_position_embeddings")
     outside, inside = raw.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
     if kind in ("yarn", "llama3") and outside not in (None, inside):
