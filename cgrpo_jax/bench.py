@@ -147,7 +147,7 @@ def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     cfg, rng = run.cfg, np.random.default_rng(0)
     prompt, new = run.tokenizer.encode_chat(sums(1, 0)[0].messages), cfg.sampling.max_new_tokens
     P, G = cfg.train.prompts, cfg.train.samples
-    ids = rng.integers(0, run.model.vocab, (P * G, new)).astype(np.int32)
+    ids = rng.integers(0, run.model.vocab_used or run.model.vocab, (P * G, new)).astype(np.int32)
     quiet, none_T = np.zeros(new, np.float32), np.zeros(new)
 
     def segment(row: int) -> Segment:

@@ -88,6 +88,8 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     tokenizer = Tokenizer(folder, cfg.model.thinking)
     if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
+    if largest + 1 < model.vocab:  # a padded vocabulary, such as Qwen's 151,936 for 151,669 ids
+        model = dataclasses.replace(model, vocab_used=largest + 1)
     dtype = compute_dtype(cfg.model.dtype, devices[0])
     prompt = longest_prompt(cfg)
     room = room_for(model, mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from cgrpo_jax import convert
 from cgrpo_jax.model import hf, sharding
-from cgrpo_jax.model.decoder import init_params
+from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, config_to_hf
+from cgrpo_jax.model.hf_older import both_rope_forms, both_tokenizer_forms
 
 
 def load(folder, mesh, dtype=None):
@@ -76,6 +77,71 @@ def test_export_opens_in_transformers(folder, tmp_path, mesh, rng):
     gate = model.model.layers[1].mlp.gate_proj.weight
     np.testing.assert_array_equal(gate.detach().numpy(), params["layers"]["mlp"]["gate"]["kernel"][1])
     assert gate.dtype == torch.float32
+
+
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256, "rope_theta": 20_000.0}
+
+
+def of_transformers_5(folder):
+    """The embedded model as 5 writes it: one form of the rope, a class that 4 has not, special tokens as a list."""
+    shutil.copytree(QUICKSTART, folder)
+    raw = json.loads((folder / "config.json").read_text())
+    raw.pop("rope_theta")
+    (folder / "config.json").write_text(json.dumps(raw | {"rope_parameters": YARN}))
+    raw = json.loads((folder / "tokenizer_config.json").read_text())
+    raw.pop("model_input_names")
+    raw |= {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "extra_special_tokens": ["<|im_start|>"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(raw | {"is_local": True, "local_files_only": False}))
+    return folder
+
+
+def test_an_export_generates_in_the_oldest_transformers(tmp_path, mesh):
+    """4.56 knows neither `rope_parameters` nor the class, and makes token types that `generate` refuses."""
+    source = of_transformers_5(tmp_path / "model")
+    convert.convert(str(source), "hf", str(tmp_path / "out"))
+    written, tokenizer = (
+        json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("config", "tokenizer_config")
+    )
+    assert written["rope_theta"] == 20_000 and written["rope_parameters"] == YARN
+    assert written["rope_scaling"] == {key: value for key, value in YARN.items() if key != "rope_theta"}
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
+    assert tokenizer["additional_special_tokens"] == ["<|im_start|>"] and "extra_special_tokens" not in tokenizer
+    assert config_from_hf(tmp_path / "out") == config_from_hf(source)
+
+    pytest.importorskip("torch", reason="torch is not installed")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = (kind.from_pretrained(tmp_path / "out") for kind in (AutoTokenizer, AutoModelForCausalLM))
+    turn = [{"role": "user", "content": "What is 2+3?"}] * 30  # some hundred tokens
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] > 302
+    cfg, params = load(tmp_path / "out", mesh)
+    ours = logits(cfg, params, forward(cfg, params, jnp.asarray(inputs["input_ids"].numpy(), jnp.int32)))
+    np.testing.assert_allclose(ours, model(**inputs).logits.detach().numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_side_files_that_both_read_stay_as_they_are(tmp_path, name):
+    """Within the project every side file does: an Orbax folder keeps what 4 would not read."""
+    source = of_transformers_5(tmp_path / "model")
+    convert.convert(str(source), "orbax", str(tmp_path / "orbax"))
+    assert (tmp_path / "orbax/hf" / name).read_bytes() == (source / name).read_bytes()
+    convert.convert(str(QUICKSTART), "hf", str(tmp_path / "out"))
+    assert (tmp_path / "out" / name).read_bytes() == (QUICKSTART / name).read_bytes()
+
+
+def test_only_what_is_lacking_is_added():
+    old = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    both = old | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
+    assert both_rope_forms(old) == old and both_rope_forms(both) == both and both_rope_forms({}) == {}
+    assert both_rope_forms({"rope_parameters": both["rope_parameters"]}).keys() == both.keys()
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    assert both_rope_forms(plain) == plain | {"rope_theta": 5e5}
+    assert both_rope_forms({"rope_scaling": old["rope_scaling"] | {"rope_theta": 5e5}})["rope_theta"] == 5e5
+    llama = {"tokenizer_class": "LlamaTokenizerFast", "extra_special_tokens": {"image": "<i>"}}
+    assert both_tokenizer_forms(llama) == llama and both_tokenizer_forms({}) == {}
 
 
 def test_what_transformers_saves_is_read(tmp_path, mesh):

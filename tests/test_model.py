@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ from cgrpo_jax.model.attention import (
     write_ring_of_layer,
 )
 from cgrpo_jax.model.decoder import init_params, logits, run_layers, scanned_in_place, unrolled, unstack
-from cgrpo_jax.model.hf_config import config_from_hf, config_to_hf
+from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, config_to_hf
+from cgrpo_jax.model.rope import rope_frequencies
 
 forward = jax.jit(decoder.forward, static_argnums=0, static_argnames=("dtype", "remat"))
 
@@ -48,15 +50,40 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 20_000.0, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 20_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+WHOLE = YARN | {"mscale": 0.707, "mscale_all_dim": 1.0, "beta_fast": 16, "beta_slow": 2}
+BROKEN = YARN | {"truncate": False, "attention_factor": 1.25, "factor": 2.5}
+BARE = {
+    "rope_type": "yarn",
+    "rope_theta": 20_000.0,
+    "factor": 4.0,
+}  # the original positions are max_position_embeddings
+
+
+def scaled(rope):
+    """In the form of transformers 5, and of 4, which knows no theta inside."""
+    old = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return {"rope_theta": rope["rope_theta"], "rope_parameters": rope, "rope_scaling": old}
+
+
 CASES = {
     "llama": ("llama", {"tie_word_embeddings": False}),
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
-    # in the form of transformers 5, and of 4
-    "llama3_rope": ("llama", {"rope_parameters": LLAMA3, "rope_scaling": LLAMA3, "tie_word_embeddings": False}),
+    "llama3_rope": ("llama", scaled(LLAMA3)),
+    "llama_linear": ("llama", scaled(LINEAR)),
+    "llama_yarn_whole": ("llama", scaled(WHOLE)),
+    "llama_yarn_bare": ("llama", scaled(BARE) | {"max_position_embeddings": 160}),
     "qwen2": ("qwen2", {"tie_word_embeddings": False}),
     "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2_linear": ("qwen2", scaled(LINEAR)),
+    "qwen2_yarn": ("qwen2", scaled(YARN) | {"max_position_embeddings": 128}),
+    "qwen2_yarn_broken": ("qwen2", scaled(BROKEN)),
     "qwen3": ("qwen3", {"tie_word_embeddings": False}),
     "qwen3_tied": ("qwen3", {"tie_word_embeddings": True}),
+    "qwen3_linear": ("qwen3", scaled(LINEAR)),
+    "qwen3_yarn": ("qwen3", scaled(YARN)),
+    "qwen3_yarn_whole": ("qwen3", scaled(WHOLE | BROKEN)),
 }
 
 
@@ -72,7 +99,6 @@ def random_checkpoint(request, tmp_path):
     transformers = pytest.importorskip("transformers")
     family, changes = CASES[request.param]
     raw = config_to_hf(tiny_config(family), (1,), 0) | changes
-    raw.pop("rope_theta")
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
@@ -275,34 +301,120 @@ def test_compile_size_is_flat_in_depth():
     assert program(12) == program(3)
 
 
+def read(folder, raw):
+    (folder / "config.json").write_text(json.dumps(raw))
+    return config_from_hf(folder)
+
+
+def plain_config(family="llama", **changes):
+    """A `config.json` of transformers 5 as a dict; None takes a key away."""
+    raw = config_to_hf(tiny_config(family), (1,), 0) | changes
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+YARN_OF_CARD = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rope_parameters": None, "rope_theta": None}, "rope_theta"),
+        ({"rope_parameters": None, "rope_theta": None}, "rope_theta is null"),
         ({"model_type": "gpt2"}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_scaling.rope_type = 'longrope'"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_size": None}, "hidden_size"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "original_max_position"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": None}}, "low_freq_factor"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "lacks 'factor'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor = '4'"),
+        ({"rope_scaling": YARN_OF_CARD | {"beta_fast": -1}}, "beta_fast = -1"),
+        ({"rope_scaling": YARN_OF_CARD | {"mscale": "1", "mscale_all_dim": 1}}, "mscale = '1'"),
+        ({"rope_scaling": YARN_OF_CARD | {"truncate": "no"}}, "truncate = 'no'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling = 'yarn'"),
+        ({"rope_scaling": YARN_OF_CARD, "original_max_position_embeddings": 256}, "original_max_position_embeddings"),
+        ({"rope_scaling": YARN_OF_CARD | {"type": "linear"}}, "rope_scaling.type = 'linear'"),
+        ({"rope_theta": 4e4}, "rope_theta = 40000, rope_parameters.rope_theta = 10000"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters.full_attention"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = 'sliding_attention'"),
     ],
 )
 def test_config_errors_name_the_key(tmp_path, change, words):
-    raw = config_to_hf(tiny_config("llama"), (1,), 0) | change
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match=words):
-        config_from_hf(tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
+        read(tmp_path, config_to_hf(tiny_config("llama"), (1,), 0) | change)
+    assert len(str(caught.value).splitlines()) == 1
 
 
-def test_both_forms_of_the_rope_configuration(tmp_path):
-    """transformers 4 wrote `rope_theta` and `rope_scaling`, 5 writes `rope_parameters`."""
-    new = config_to_hf(tiny_config("llama"), (1,), 0) | {"rope_parameters": LLAMA3}
-    new.pop("rope_theta")
-    old = {k: v for k, v in new.items() if k != "rope_parameters"}
-    old |= {"rope_theta": 10_000.0, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}}
-    (tmp_path / "config.json").write_text(json.dumps(new))
-    first = config_from_hf(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    assert config_from_hf(tmp_path) == first
-    assert first.rope_scaling is not None and first.rope_scaling.factor == 8.0
+def test_a_theta_that_transformers_would_drop_is_refused(tmp_path):
+    """The card's `rope_scaling` beside what transformers 5 wrote: theta would be 10,000 there."""
+    raw = plain_config("qwen2", rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    assert read(tmp_path, raw).rope_theta == 1e6
+    with pytest.raises(CheckpointError, match="beside rope_scaling"):
+        read(tmp_path, raw | {"rope_scaling": YARN_OF_CARD})
+    assert read(tmp_path, raw | {"rope_scaling": YARN_OF_CARD, "rope_theta": 1e6}).rope_theta == 1e6
+
+
+def test_all_that_says_full_attention_is_read(tmp_path):
+    kinds = {"layer_types": ["full_attention"] * 2, "partial_rotary_factor": 1.0, "use_sliding_window": False}
+    assert read(tmp_path, plain_config(**kinds)) == read(tmp_path, plain_config())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_no_theta_is_that_of_llama_2(tmp_path, family):
+    assert read(tmp_path, plain_config(family, rope_theta=None, rope_parameters=None)).rope_theta == 10_000
+
+
+def test_yarn_widens_the_positions(tmp_path):
+    """The cards of Qwen leave `max_position_embeddings` as it was."""
+    assert read(tmp_path, plain_config(rope_scaling=YARN_OF_CARD)).max_positions == 4096
+    wider = plain_config(rope_scaling=YARN_OF_CARD, max_position_embeddings=5000)
+    assert read(tmp_path, wider).max_positions == 5000
+    assert read(tmp_path, plain_config(rope_scaling={"type": "linear", "factor": 4.0})).max_positions == 1024
+
+
+@pytest.mark.parametrize("rope", [LLAMA3, LINEAR, YARN, WHOLE, BROKEN])
+def test_both_forms_of_the_rope_configuration(tmp_path, rope):
+    """transformers 4 wrote `rope_theta` and `rope_scaling`, 5 writes `rope_parameters`; here both are written."""
+    new = plain_config(rope_theta=None, rope_parameters=rope)
+    old = plain_config(**scaled(rope) | {"rope_parameters": None})
+    first = read(tmp_path, new)
+    assert read(tmp_path, old) == first and type(first.rope_scaling).__name__.lower().startswith(rope["rope_type"])
+    written = config_to_hf(first, (1,), 0)
+    assert read(tmp_path, written) == first
+    assert read(tmp_path, {key: value for key, value in written.items() if key != "rope_parameters"}) == first
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"mscale": 0.8, "mscale_all_dim": 0.5}, {"mscale": 0.8}, {"truncate": False}, {"factor": 40.0},
+        {"beta_fast": 16, "beta_slow": 4}, {"original_max_position_embeddings": 6},  # a ramp without length
+    ],
+)  # fmt: skip
+def test_frequencies_of_a_long_model_equal_transformers(tmp_path, change):
+    """Qwen's head of 128 and theta of 1e6, where the ramp of yarn has many steps."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768} | change
+    raw = plain_config("qwen3", rope_theta=1e6, rope_parameters=None, rope_scaling=rope, head_dim=128)
+    cfg = read(tmp_path, raw)
+    theirs, scale = ROPE_INIT_FUNCTIONS["yarn"](AutoConfig.from_pretrained(tmp_path), "cpu")
+    ours = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+    assert ours.dtype == np.float32 and cfg.rope_scaling.attention_factor == pytest.approx(scale, rel=1e-12)
+
+
+def test_what_stands_beside_rope_parameters_counts(tmp_path):
+    """As in transformers: the card's `rope_scaling`, put into a folder that has `rope_parameters` too."""
+    beside = read(tmp_path, plain_config("qwen3", rope_scaling=YARN_OF_CARD))
+    assert beside == read(tmp_path, plain_config("qwen3", rope_parameters=None, rope_scaling=YARN_OF_CARD))
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    scaling = getattr(theirs, "rope_parameters", None) or theirs.rope_scaling
+    assert scaling["rope_type"] == "yarn" and beside.rope_scaling.factor == scaling["factor"]

@@ -1,9 +1,13 @@
 """Chat turns to ids: as the template for benign text, never a forged special token for hostile text."""
 
+import json
+import shutil
+
 import pytest
+from conftest import QUICKSTART
 
 from cgrpo_jax.text.prompts import question_messages, refinement_messages
-from cgrpo_jax.text.tokenizer import Tokenizer
+from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
 BENIGN = [
     "What is 2+2?", "Émile a 3 pommes\n\n\tet 4 poires", "<think>\nhm\n</think>\n\\boxed{5}", "", " leading and trailing ",
@@ -63,11 +67,6 @@ def test_decoding_leaves_special_tokens_out_and_think_in(any_tokenizer):
 
 
 def test_end_ids_are_a_set_from_all_files(tmp_path, tokenizer):
-    import json
-    import shutil
-
-    from conftest import QUICKSTART
-
     shutil.copytree(QUICKSTART, tmp_path / "model")
     (tmp_path / "model/generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     assert Tokenizer(tmp_path / "model").eos_ids == (0, 2)
@@ -75,10 +74,6 @@ def test_end_ids_are_a_set_from_all_files(tmp_path, tokenizer):
 
 def test_a_base_model_is_asked_in_plain_text(tmp_path):
     """No chat template: the user's text alone, in which special tokens are but text."""
-    import shutil
-
-    from conftest import QUICKSTART
-
     shutil.copytree(QUICKSTART, tmp_path / "model")
     (tmp_path / "model/chat_template.jinja").unlink()
     base = Tokenizer(tmp_path / "model")
@@ -88,11 +83,34 @@ def test_a_base_model_is_asked_in_plain_text(tmp_path):
     assert not set(base.encode_chat(forged)) & {base.hf.convert_tokens_to_ids(t) for t in base.special}
 
 
+@pytest.mark.parametrize(
+    ("single", "start"),
+    [
+        (["A", "<|im_end|>"], ""),
+        (["<|im_start|>", "A", "<|im_end|>"], "<|im_start|>"),
+        (["<|im_start|>", "<|im_end|>", "A"], "<|im_start|><|im_end|>"),
+    ],
+)
+def test_an_end_token_that_the_tokenizer_appends_is_not_put_before_the_question(tmp_path, single, start):
+    """What its post-processor puts before a text begins the prompt of a base model; what it puts behind is left out."""
+    shutil.copytree(QUICKSTART, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").unlink()
+    path = tmp_path / "model/tokenizer.json"
+    raw = json.loads(path.read_text())
+    ids = {token["content"]: token["id"] for token in raw["added_tokens"]}
+    raw["post_processor"] = {
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"Sequence" if t == "A" else "SpecialToken": {"id": t, "type_id": 0}} for t in single],
+        "special_tokens": {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in single if t != "A"},
+    }  # fmt: skip
+    path.write_text(json.dumps(raw))
+    base = Tokenizer(tmp_path / "model")
+    assert base.hf.encode("hm")[-1] == ids[single[-1]] if single[-1] != "A" else True
+    expected = start + "2+3=?\n"
+    assert base.start == start and base.hf.decode(base.encode_chat([{"role": "user", "content": "2+3=?"}])) == expected
+
+
 def test_thinking_is_switched_by_the_template(tmp_path, tokenizer):
-    import shutil
-
-    from conftest import QUICKSTART
-
     shutil.copytree(QUICKSTART, tmp_path / "model")
     with pytest.raises(ValueError, match="no such switch"):
         Tokenizer(tmp_path / "model", "off")
@@ -115,11 +133,6 @@ SHOUTING = "{% for m in messages %}<|im_start|>{{ m.content | upper }}<|im_end|>
 
 def with_template(tmp_path, template, added=()):
     """The embedded tokenizer with another template and added tokens that are not "special"."""
-    import json
-    import shutil
-
-    from conftest import QUICKSTART
-
     shutil.copytree(QUICKSTART, tmp_path / "model")
     (tmp_path / "model/chat_template.jinja").write_text(template)
     path = tmp_path / "model/tokenizer.json"
@@ -159,10 +172,99 @@ def test_turn_marks_that_are_not_called_special_cannot_be_forged(tmp_path):
 
 
 def test_a_template_that_rewrites_text_refuses_only_what_is_dangerous(tmp_path):
-    from cgrpo_jax.text.tokenizer import PromptError
-
     tokenizer, _ = with_template(tmp_path, SHOUTING)
     assert "WHY?" in tokenizer.hf.decode(tokenizer.encode_chat(question_messages("Why?")))
     (tmp_path / "model/chat_template.jinja").write_text(SHOUTING.replace("| upper", "| replace('?', '!')"))
     with pytest.raises(PromptError):
         Tokenizer(tmp_path / "model").encode_chat(question_messages("<|im_end|>?"))
+
+
+def turn_template(end, between="", last=""):
+    """Turns with this token behind each, or only between turns, or only behind the last one."""
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}" + end + "{% if loop.last %}" + last
+        + "{% else %}" + between + "{% endif %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )  # fmt: skip
+
+
+REFUSING = "{% if messages[-1].role == 'assistant' or messages | length > 2 %}{{ raise_exception('no') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (turn_template("</turn>"), ["</turn>"]),
+        (turn_template(" </turn>"), ["</turn>"]),  # as Llama 2 writes it
+        (turn_template("\n</turn><tool>"), ["</turn>"]),
+        (turn_template("", between="</turn>"), ["</turn>"]),  # as Qwen 1.5 does
+        (turn_template("", last="</turn>"), ["</turn>", "<|im_start|>"]),  # the next turn's begin ends one, too
+        (turn_template("", between="<tool>", last="</turn>"), ["<tool>", "</turn>"]),
+        (turn_template("</turn>").replace("m.content", "m.content | trim | upper"), ["</turn>"]),
+        (turn_template("</turn>").replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}"), ["</turn>"]),
+        (turn_template("!"), []),  # ends a turn by no token
+        (turn_template("</turn>") + REFUSING, []),
+        (REFUSING + "{% for m in messages %}{{ m.content }}</turn>{% endfor %}", []),
+    ],
+)
+def test_what_the_template_ends_a_turn_with_ends_a_response(tmp_path, template, ends):
+    """Though it is in no list of end-of-sequence ids, and not even called special."""
+    tokenizer, _ = with_template(tmp_path, template, ["</turn", "</turn>", "<tool>"])
+    ids = {tokenizer.hf.convert_tokens_to_ids(token) for token in ends}
+    assert set(tokenizer.eos_ids) == {2} | ids
+    for end in tokenizer.eos_ids:
+        assert tokenizer.decode([*tokenizer.encode_text("so 5"), end]) == "so 5"
+
+
+def test_a_template_alone_may_say_what_ends_a_turn(tmp_path):
+    tokenizer, _ = with_template(tmp_path, turn_template("</turn>"), ["</turn>"])
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = tmp_path / "model" / name
+        raw = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in raw.items() if not k.startswith("eos_token")}))
+    assert Tokenizer(tmp_path / "model").eos_ids == (tokenizer.hf.convert_tokens_to_ids("</turn>"),)
+    (tmp_path / "model/chat_template.jinja").write_text(turn_template("!"))
+    with pytest.raises(ValueError, match="no eos_token_id"):
+        Tokenizer(tmp_path / "model")
+
+
+CUTTING = turn_template("<|im_end|>").replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] | trim }}")
+SOLUTION = "<think>\nFirst 2+3.\n</think>\nSo it is [5].</think> \\boxed{5}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CUTTING,
+        CUTTING.replace("'</think>'", "'[5]'"),
+        CUTTING.replace("| trim", ""),
+        turn_template("<|im_end|>").replace("m.content", "m.content | replace('<think>', '')"),
+        turn_template("<|im_end|>").replace(
+            "{{ m.content }}",
+            "{% if '</think>' in m.content %}{{ m.content.split('</think>')[1] }}{% else %}{{ m.content }}{% endif %}",
+        ),
+    ],
+)
+def test_a_template_that_cuts_thoughts_out_does_not_lose_the_question(tmp_path, template, tokenizer):
+    """A refinement's prompt holds the previous solution, with its think part, in the user's turn."""
+    cutting, _ = with_template(tmp_path, template)
+    messages = refinement_messages("Why 2+3?", SOLUTION, "It is wrong.")
+    assert cutting.encode_chat(messages) == tokenizer.encode_chat(messages)
+    hostile = refinement_messages("Why 2+3?", SOLUTION + "<|im_end|>", "It is wrong.")
+    assert cutting.encode_chat(hostile) == tokenizer.encode_chat(hostile)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["m.content[:40]", "m.content.split('**')[0]", "m.content | replace('?', '!')", "'' if loop.last else m.content"],
+)
+def test_a_template_that_loses_text_is_refused(tmp_path, change):
+    losing, _ = with_template(tmp_path, turn_template("<|im_end|>").replace("m.content", change))
+    with pytest.raises(PromptError, match="leaves out"):
+        losing.encode_chat(refinement_messages("Why 2+3?", SOLUTION, "It is wrong."))
+
+
+def test_a_template_without_a_system_turn_is_taken_as_it_is(tmp_path):
+    quiet = turn_template("<|im_end|>").replace("in messages", "in messages if m.role != 'system'")
+    own, _ = with_template(tmp_path, quiet)
+    text = own.hf.decode(own.encode_chat(question_messages("Why?")))
+    assert "Why?" in text and "helpful" not in text

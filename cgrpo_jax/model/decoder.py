@@ -23,29 +23,20 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from cgrpo_jax.model.attention import Extend, KVCache, Seen, among_themselves, attend, attend_to_own
+from cgrpo_jax.model.rope import RopeScaling, rope_angles
 
 Params = dict[str, Any]
 FEW_ROWS = 64  # see `product`
+CLOSED = -1e30  # logit of an id that is never drawn: finite, so that no entropy or gradient becomes 0 x infinity
 # "dots" keeps the outputs of the weight products and recomputes attention and elementwise work: less memory traffic
 # makes it faster than keeping everything. "full" keeps the input of each layer only.
 REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3Rope:
-    """The `llama3` rope scaling of Llama 3.1 and later (frequencies interpolated below `low_freq_factor`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +53,12 @@ class ModelConfig:
     head_dim: int  # H
     rope_theta: float
     max_positions: int
-    rope_scaling: Llama3Rope | None = None
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    vocab_used: int | None = None  # ids that the tokenizer has, from 0 on; `logits` closes those beyond. None: all
 
 
 def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike) -> KVCache:
@@ -75,22 +67,9 @@ def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike) -> KVC
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-    """Angular frequencies `[H/2]`, radians per position; rounded as the reference rounds them, in float32."""
-    exponent = np.arange(0, cfg.head_dim, 2, dtype=np.float32) / np.float32(cfg.head_dim)
-    freq = np.float32(1.0) / np.float32(cfg.rope_theta) ** exponent
-    if (scaling := cfg.rope_scaling) is None:
-        return freq
-    turns = scaling.original_max_positions * freq / np.float32(2 * np.pi)  # full turns within the original context
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = np.clip(smooth, 0.0, 1.0)
-    return (freq * (smooth + (1.0 - smooth) / scaling.factor)).astype(np.float32)
-
-
-def rope_angles(cfg: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, each `[B, T, 1, H/2]` in float32."""
-    angle = positions_BT[:, :, None, None].astype(jnp.float32) * rope_frequencies(cfg)[None, None, None]
-    return jnp.cos(angle), jnp.sin(angle)
+def _angles(cfg: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of RoPE, each `[B, T, 1, H/2]` in float32."""
+    return rope_angles(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling, positions_BT)
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -204,7 +183,7 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
 
     def init_layer(key: jax.Array) -> Params:
         block = Block(cfg, jnp.float32)
-        return block.init(key, x_BTD, rope_angles(cfg, positions_BT), seen, None, attend_to_own)["params"]
+        return block.init(key, x_BTD, _angles(cfg, positions_BT), seen, None, attend_to_own)["params"]
 
     params = {
         "embed": {"embedding": INIT(embed_key, (cfg.vocab, cfg.width))},
@@ -278,7 +257,7 @@ def run_layers(
       remat: what the backward pass computes again, a key of REMAT.
       loop: `scanned`, `unrolled` or `scanned_in_place`; parameters, past and `extend` must be in its form.
     """
-    rope = rope_angles(cfg, positions_BT)
+    rope = _angles(cfg, positions_BT)
 
     def layer(x_BTD: jax.Array, layer_params: Any, layer_past: Any) -> tuple[jax.Array, Any]:
         return Block(cfg, dtype).apply({"params": layer_params}, x_BTD, rope, seen, layer_past, extend)  # type: ignore[return-value]
@@ -307,8 +286,13 @@ def forward(
 
 
 def logits(cfg: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """Logits `[..., V]` of hidden states `[..., D]`, accumulated in float32 (float64 for a float64 model)."""
+    """Logits `[..., V]` of hidden states `[..., D]`, accumulated in float32 (float64 for a float64 model).
+
+    Ids from `vocab_used` on have the logit CLOSED, for sampler and trainer alike: their probability is 0.
+    """
     kernel_VD = params["embed"]["embedding"] if cfg.tie_embeddings else params["head"]["kernel"]
     flat = hidden.reshape(-1, cfg.width)
     out = product(flat, kernel_VD.astype(flat.dtype), accumulator(flat.dtype))
+    if cfg.vocab_used is not None and cfg.vocab_used < cfg.vocab:
+        out = jnp.where((jnp.arange(cfg.vocab) < cfg.vocab_used)[None], out, CLOSED)
     return out.reshape(*hidden.shape[:-1], cfg.vocab)

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
+from cgrpo_jax.model.hf_older import both_rope_forms, both_tokenizer_forms
 from cgrpo_jax.model.sharding import path_of
 
 # (path of ours, Hugging Face name). Shapes agree: linear weights are [out, in] here as there.
@@ -233,6 +234,14 @@ def copy_side_files(source: str | os.PathLike, out: pathlib.Path) -> None:
             shutil.copyfile(file, out / name)
 
 
+def _for_older_transformers(folder: pathlib.Path) -> None:
+    """Rewrites the side files of an export that 4.56 would not read, or read otherwise; others stay as they are."""
+    for name, both_forms in (("config.json", both_rope_forms), ("tokenizer_config.json", both_tokenizer_forms)):
+        path = folder / name
+        if path.exists() and (mended := both_forms(raw := read_json(path))) != raw:
+            write_json(path, mended)
+
+
 def _shards(tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> Iterator[dict[str, np.ndarray]]:
     """Groups tensors, in order, into dicts of at most `shard_bytes` (a larger tensor stands alone)."""
     shard: dict[str, np.ndarray] = {}
@@ -261,7 +270,7 @@ def save_hf(
     dtype: DTypeLike | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a folder that `transformers` opens: sharded safetensors, config, tokenizer, chat template.
+    """Writes a folder that `transformers` opens, from 4.56 on: sharded safetensors, config, tokenizer, chat template.
 
     Args:
       side_folder: where configuration, tokenizer and chat template come from.
@@ -269,6 +278,7 @@ def save_hf(
     """
     with whole_folder(out) as folder:
         copy_side_files(side_folder, folder)
+        _for_older_transformers(folder)
         sizes: list[dict[str, int]] = []  # tensor name -> bytes, a dict per file
         dtype_on_file = ""  # of the first tensor, the embedding
         for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):

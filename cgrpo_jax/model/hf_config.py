@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from cgrpo_jax.model.decoder import Llama3Rope, ModelConfig
+from cgrpo_jax.model.decoder import ModelConfig
+from cgrpo_jax.model.rope import LinearRope, Llama3Rope, RopeScaling, YarnRope, yarn_attention_factor
 
 # What a family adds to the common decoder. A new dense family of this shape is one more record.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -16,6 +19,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"qkv_bias": False, "qk_norm": True},
 }
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+DEFAULT_THETA = 10_000.0  # of transformers, where a file names none: Llama 2's
 
 
 class CheckpointError(ValueError):
@@ -35,8 +39,113 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def _refuse(path: pathlib.Path, key: str, value: Any, allowed: str) -> None:
+    raise CheckpointError(f"{path}: {key} = {value!r} is not supported (only {allowed})")
+
+
+def _positive(path: pathlib.Path, table: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A number greater than 0 of the rope's part of `config.json`; None or nothing is the default, if there is one."""
+    value = table.get(key)
+    if value is None and default is not None:
+        return float(default)
+    if value is None:
+        raise CheckpointError(f"{path}: the rope scaling lacks {key!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise CheckpointError(f"{path}: {key} = {value!r} of the rope: a number greater than 0 is needed")
+    return float(value)
+
+
+def _rope_theta(path: pathlib.Path, raw: Mapping[str, Any]) -> float:
+    """One for the whole file: which of several counts depends on the version of transformers, so they must agree."""
+    places = {"": raw} | {f"{key}.": raw.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
+    found = {f"{name}rope_theta": table["rope_theta"] for name, table in places.items() if "rope_theta" in table}
+    given = {key: _positive(path, {key: value}, key) for key, value in found.items() if value is not None}
+    if len(set(given.values())) > 1:
+        several = ", ".join(f"{key} = {value:g}" for key, value in given.items())
+        raise CheckpointError(f"{path}: {several}: which one counts depends on the version of transformers")
+    if found and not given:
+        raise CheckpointError(f"{path}: {next(iter(found))} is null")
+    theta = next(iter(given.values()), DEFAULT_THETA)
+    if raw.get("rope_scaling") and theta != DEFAULT_THETA and given.keys() == {"rope_parameters.rope_theta"}:
+        raise CheckpointError(
+            f"{path}: transformers lets rope_scaling replace rope_parameters and its rope_theta = {theta:g}; write "
+            "rope_theta beside rope_scaling as well"
+        )
+    return theta
+
+
+def _rope_scaling(path: pathlib.Path, raw: Mapping[str, Any]) -> RopeScaling | None:
+    """That of `rope_scaling` where it is there, else of `rope_parameters`: transformers goes by the same order."""
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(key) or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("type", kind) != kind:  # the older name; 4 goes by it, 5 by the newer
+        _refuse(path, f"{key}.type", rope["type"], f"that of rope_type, {kind!r}")
+    positions = raw.get("max_position_embeddings")
+    outside, inside = raw.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
+    if kind in ("yarn", "llama3") and outside not in (None, inside):
+        _refuse(path, "original_max_position_embeddings", outside, f"inside {key}, where it is {inside}")
+    number = functools.partial(_positive, path, rope)
+    if kind == "linear":
+        return LinearRope(number("factor"))
+    if kind == "llama3":
+        original = int(number("original_max_position_embeddings"))
+        return Llama3Rope(number("factor"), number("low_freq_factor"), number("high_freq_factor"), original)
+    if kind == "yarn":
+        factor = number("factor")
+        if not isinstance(rope.get("truncate", True), bool):
+            _refuse(path, f"{key}.truncate", rope["truncate"], "true, false")
+        computed = yarn_attention_factor(
+            factor, *(number(key) if rope.get(key) else None for key in ("mscale", "mscale_all_dim"))
+        )
+        return YarnRope(
+            factor=factor,
+            original_max_positions=int(number("original_max_position_embeddings", positions)),
+            attention_factor=number("attention_factor", computed),
+            beta_fast=number("beta_fast", 32),
+            beta_slow=number("beta_slow", 1),
+            truncate=rope.get("truncate", True),
+        )
+    if kind != "default":
+        _refuse(path, f"{key}.rope_type", kind, "'default', 'linear', 'llama3', 'yarn'")
+    return None
+
+
+def _check_rope(path: pathlib.Path, raw: Mapping[str, Any]) -> None:
+    """Refuses what is no rope of one kind over the whole head in all layers."""
+    if raw.get("partial_rotary_factor") not in (None, 1):
+        _refuse(path, "partial_rotary_factor", raw["partial_rotary_factor"], "1")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = raw.get(key) or {}
+        if not isinstance(rope, dict):
+            _refuse(path, key, rope, "an object")
+        if rope.get("partial_rotary_factor") not in (None, 1):
+            _refuse(path, f"{key}.partial_rotary_factor", rope["partial_rotary_factor"], "1")
+        for name, value in rope.items():
+            if isinstance(value, dict):
+                _refuse(path, f"{key}.{name}", value, "one rope for all layers")
+
+
+def _check_layers(path: pathlib.Path, raw: Mapping[str, Any]) -> None:
+    """Refuses what makes other layers of the decoder than those here."""
+    if raw.get("hidden_act", "silu") != "silu":
+        _refuse(path, "hidden_act", raw["hidden_act"], "'silu'")
+    biased = () if raw["model_type"] == "qwen2" else ("attention_bias",)
+    for key in ("use_sliding_window", "mlp_bias", *biased):
+        if raw.get(key):
+            _refuse(path, key, raw[key], "false")
+    kinds = raw.get("layer_types") or []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if kind != "full_attention":
+            _refuse(path, "layer_types", kind, "'full_attention'")
+
+
 def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
-    """Reads `config.json`, in the form of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
+    """Reads `config.json`, in the form of transformers 4 (`rope_theta`) or 5 (`rope_parameters`).
+
+    YaRN stretches the positions that a model takes to `factor` times the original ones, even where
+    `max_position_embeddings` was left as it was (the Qwen model cards leave it).
+    """
     path = pathlib.Path(folder) / "config.json"
     raw = read_json(path)
 
@@ -45,34 +154,15 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
             raise CheckpointError(f"{path}: key {key!r} is missing")
         return raw[key]
 
-    def refuse(key: str, value: Any, allowed: str) -> None:
-        raise CheckpointError(f"{path}: {key} = {value!r} is not supported (only {allowed})")
-
     family = str(raw.get("model_type"))
     if family not in FAMILIES:
-        refuse("model_type", family, ", ".join(FAMILIES))
-    if raw.get("hidden_act", "silu") != "silu":
-        refuse("hidden_act", raw["hidden_act"], "'silu'")
-    for key in ("use_sliding_window", "mlp_bias") + (() if family == "qwen2" else ("attention_bias",)):
-        if raw.get(key):
-            refuse(key, raw[key], "false")
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = rope.get("rope_theta", raw.get("rope_theta"))
-    if theta is None:
-        raise CheckpointError(f"{path}: neither 'rope_theta' nor 'rope_parameters.rope_theta' is there")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    scaling = None
-    if rope_type == "llama3":
-        try:
-            scaling = Llama3Rope(
-                float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]),
-                int(rope["original_max_position_embeddings"]),
-            )  # fmt: skip
-        except KeyError as error:
-            raise CheckpointError(f"{path}: llama3 rope scaling lacks {error}") from None
-    elif rope_type != "default":
-        refuse("rope type", rope_type, "'default', 'llama3'")
-    heads, width = need("num_attention_heads"), need("hidden_size")
+        _refuse(path, "model_type", family, ", ".join(FAMILIES))
+    _check_layers(path, raw)
+    _check_rope(path, raw)
+    heads, width, positions = need("num_attention_heads"), need("hidden_size"), need("max_position_embeddings")
+    scaling = _rope_scaling(path, raw)
+    if isinstance(scaling, YarnRope):
+        positions = max(positions, int(scaling.factor * scaling.original_max_positions))
     return ModelConfig(
         family=family,
         vocab=need("vocab_size"),
@@ -82,32 +172,51 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
         heads=heads,
         kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or width // heads,
-        rope_theta=float(theta),
+        rope_theta=_rope_theta(path, raw),
         rope_scaling=scaling,
-        max_positions=need("max_position_embeddings"),
+        max_positions=positions,
         norm_eps=need("rms_norm_eps"),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         **FAMILIES[family],
     )
 
 
+def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any]:
+    match scaling:
+        case None:
+            return {"rope_type": "default"}
+        case LinearRope():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case Llama3Rope():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+            }
+        case YarnRope():
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "attention_factor": scaling.attention_factor,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "truncate": scaling.truncate,
+                "original_max_position_embeddings": scaling.original_max_positions,
+            }
+
+
 def config_to_hf(cfg: ModelConfig, eos_ids: tuple[int, ...], pad_id: int) -> dict[str, Any]:
     """A `config.json` for a model that was made here and has none yet; both rope forms are written."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": cfg.rope_theta}
-    if cfg.rope_scaling is not None:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": cfg.rope_scaling.factor,
-            "low_freq_factor": cfg.rope_scaling.low_freq_factor,
-            "high_freq_factor": cfg.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": cfg.rope_scaling.original_max_positions,
-        }
+    rope = _scaling_to_hf(cfg.rope_scaling)
+    scaling = {} if cfg.rope_scaling is None else {"rope_scaling": rope}
     return {
         "architectures": [ARCHITECTURES[cfg.family]], "model_type": cfg.family, "dtype": "float32",
         "vocab_size": cfg.vocab, "hidden_size": cfg.width, "intermediate_size": cfg.mlp_width,
         "num_hidden_layers": cfg.layers, "num_attention_heads": cfg.heads, "num_key_value_heads": cfg.kv_heads,
         "head_dim": cfg.head_dim, "hidden_act": "silu", "rms_norm_eps": cfg.norm_eps,
         "max_position_embeddings": cfg.max_positions, "tie_word_embeddings": cfg.tie_embeddings,
-        "rope_theta": cfg.rope_theta, "rope_parameters": rope,
+        "rope_theta": cfg.rope_theta, **scaling, "rope_parameters": {**rope, "rope_theta": cfg.rope_theta},
         "eos_token_id": list(eos_ids), "pad_token_id": pad_id,
     }  # fmt: skip

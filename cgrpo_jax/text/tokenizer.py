@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 import pathlib
 import re
@@ -16,10 +18,17 @@ from cgrpo_jax.records import Message
 # Private-use characters stand in for the contents while the template's own text is found out.
 PLACEHOLDER = "\ue000{}\ue001"
 DATE = "26 Jul 2024"  # what Llama 3's templates themselves fall back to
+# Others stand in for what a template may take for a mark and cut a text at (`</think>`, `[/INST]`).
+HIDDEN = str.maketrans({"<": "\ue002", "[": "\ue003"})
 
 
 class PromptError(ValueError):
-    """Text that cannot be put into a chat turn without danger."""
+    """Text that cannot be put into a chat turn without danger or loss."""
+
+
+def _squeezed(text: str) -> str:
+    """Without what a template may change and yet lose nothing: white space and case."""
+    return "".join(text.split()).casefold()
 
 
 class Tokenizer:
@@ -35,20 +44,48 @@ class Tokenizer:
         self.switches = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
         if thinking != "auto" and "enable_thinking" not in str(self.hf.chat_template):
             raise CheckpointError(f"{folder}: model.thinking = {thinking!r}, but its chat template has no such switch")
+        added = self.hf.added_tokens_decoder.values()
+        self.added = tuple(str(token) for token in added)
+        self.special = frozenset(str(token) for token in added if token.special)
+        self.start = self._written_before() if self.plain else ""  # the template's own business elsewhere
+        self.eos_ids = self._end_ids(folder)
+
+    def _written_before(self) -> str:
+        """What the tokenizer puts before a text; what it puts behind one would end the turn before it begins."""
+        marked = self.hf("x", return_special_tokens_mask=True)
+        pairs = zip(marked["input_ids"], marked["special_tokens_mask"], strict=True)
+        return cast(str, self.hf.decode([i for i, _ in itertools.takewhile(operator.itemgetter(1), pairs)]))
+
+    def _end_ids(self, folder: pathlib.Path) -> tuple[int, ...]:
+        """Ids that end a response: of the tokenizer, of both configurations, and what the template ends a turn with."""
         ids: set[int] = set() if self.hf.eos_token_id is None else {int(cast(int, self.hf.eos_token_id))}
         for name in ("generation_config.json", "config.json"):
             if (folder / name).exists():
                 eos = read_json(folder / name).get("eos_token_id")
                 ids |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
+        ids |= {cast(int, self.hf.convert_tokens_to_ids(token)) for token in self._turn_ends()}
         if not ids:
             raise CheckpointError(f"{folder}: no eos_token_id in tokenizer, generation_config.json or config.json")
-        self.eos_ids = tuple(sorted(ids))
-        self.start = (
-            cast(str, self.hf.decode(self.hf.encode(""))) if self.plain else ""
-        )  # the template's own business elsewhere
-        added = self.hf.added_tokens_decoder.values()
-        self.added = tuple(str(token) for token in added)
-        self.special = frozenset(str(token) for token in added if token.special)
+        return tuple(sorted(ids))
+
+    def _turn_ends(self) -> set[str]:
+        """The added tokens that the template writes right after an assistant's text, inside a chat and at its end.
+
+        Where they are in no list of end-of-sequence ids (a base model with the template of its chat model) every
+        response would run to the length limit.
+        """
+        said = PLACEHOLDER.format(1)
+        found: set[str] = set()
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        for chat in ([*turns, turns[0]], turns) if not self.plain else ():
+            try:
+                text = self._templated(chat, add_generation_prompt=False)
+            except Exception:  # a template is somebody's program, and this one takes no such turns
+                continue
+            behind = text.partition(said)[2].lstrip()
+            if ends := [token for token in self.added if behind.startswith(token)]:
+                found.add(max(ends, key=len))
+        return found
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text: what looks like a special token is spelled out in ordinary tokens."""
@@ -61,7 +98,8 @@ class Tokenizer:
         around the turns (`<think>` stays what it is unless the template writes one).
 
         Raises:
-          PromptError: the template rewrites the contents, so template and text cannot be told apart safely.
+          PromptError: the template leaves out a part of the contents, or rewrites them and they hold special tokens,
+            so template and text cannot be told apart safely.
         """
         text, spans, own = self._render(messages)
         guarded = self.special | {token for token in self.added if token in own}
@@ -92,13 +130,25 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of sampled ids; special tokens are left out, `<think>` parts stay."""
-        return cast(str, self.hf.decode(list(ids), skip_special_tokens=True))
+        """Text of sampled ids; special tokens and the end of the turn are left out, `<think>` parts stay."""
+        kept = list(ids)
+        if kept and kept[-1] in self.eos_ids:  # which need not be called special
+            kept.pop()
+        return cast(str, self.hf.decode(kept, skip_special_tokens=True))
+
+    def _templated(self, turns: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+        # Llama 3's templates would write today's date: a prompt must not depend on the day.
+        fixed: dict[str, Any] = {"tokenize": False, "date_string": DATE} | self.switches
+        text = self.hf.apply_chat_template(list(turns), add_generation_prompt=add_generation_prompt, **fixed)
+        return cast(str, text)
 
     def _render(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]] | None, str]:
         """The templated text, the (start, end) spans of the contents in it, and the template's own part of it.
 
         No spans where the template rewrites the contents.
+
+        Raises:
+          PromptError: a part of a text is not in what the template makes of it. A system turn may be left out whole.
         """
 
         def template(contents: Sequence[str]) -> str:
@@ -106,20 +156,28 @@ class Tokenizer:
                 asked = [c for m, c in zip(messages, contents, strict=True) if m["role"] != "system"]
                 return self.start + "\n\n".join(asked) + "\n"
             turns = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
-            # Llama 3's templates would write today's date: a prompt must not depend on the day.
-            fixed: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
-            fixed |= self.switches
-            return cast(str, self.hf.apply_chat_template(turns, **fixed))
+            return self._templated(turns, add_generation_prompt=True)
 
         contents = [message["content"] for message in messages]
-        rendered = template(contents)
-        skeleton = template([PLACEHOLDER.format(i) for i in range(len(contents))])
-        pieces = re.split("\ue000(\\d+)\ue001", skeleton)
-        for used in (contents, [content.strip() for content in contents]):  # some templates strip
+        pieces = re.split("\ue000(\\d+)\ue001", template([PLACEHOLDER.format(i) for i in range(len(contents))]))
+        own, shown = "\ue000".join(pieces[0::2]), {int(number) for number in pieces[1::2]}
+        if any(message["role"] != "system" for i, message in enumerate(messages) if i not in shown):
+            raise PromptError("the chat template leaves out a turn")
+
+        def filled(used: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
             text, spans = pieces[0], []
             for number, literal in zip(pieces[1::2], pieces[2::2], strict=True):
                 spans.append((len(text), len(text) + len(used[int(number)])))
                 text += used[int(number)] + literal
-            if text == rendered:
-                return text, spans, "\ue000".join(pieces[0::2])
-        return rendered, None, "\ue000".join(pieces[0::2])
+            return text, spans
+
+        for seen in (contents, [content.translate(HIDDEN) for content in contents]):
+            rendered = template(seen)
+            for how in (str, str.strip):  # some templates strip
+                if filled([how(content) for content in seen])[0] == rendered:
+                    return *filled([how(content) for content in contents]), own
+        rendered = template(contents)
+        for number in sorted(shown):
+            if _squeezed(contents[number]) not in _squeezed(rendered):
+                raise PromptError(f"the chat template leaves out a part of the {messages[number]['role']}'s text")
+        return rendered, None, own
