@@ -11,7 +11,7 @@ from typing import Any
 
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
-from cgrpo_jax.data.sources import FILE_SUFFIXES
+from cgrpo_jax.data.files import local_file
 from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
@@ -38,8 +38,8 @@ def contents_of(run: Run) -> dict[str, str]:
 
     Problems that are no file (a hub set, a task) stand for themselves: source and revision.
     """
-    data, cfg = pathlib.Path(run.cfg.data.source), run.cfg
-    if data.suffix not in FILE_SUFFIXES:
+    data, cfg = local_file(run.cfg.data.source), run.cfg
+    if data is None:
         content = f"{cfg.data.source} at {cfg.data.revision}"
     else:
         content = files_digest([data]) if data.is_file() else "no such file"
