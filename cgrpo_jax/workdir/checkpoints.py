@@ -6,10 +6,14 @@ The metadata of a step holds a digest of each array, taken before it was written
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
 import pathlib
+import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,10 +28,33 @@ from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.options import CheckpointConfig
 from cgrpo_jax.workdir.digests import leaf_digests, nonfinite_leaves
 
+_OF_AN_ARRAY = "Encountered error while reading array"
+_DETAILS = re.compile(r"\. See full TensorStore details| \[(?:source locations|tensorstore_spec)=")
+
+
+@functools.cache
+def _silence_other_readers() -> None:
+    """What other threads still find wrong after the first error was raised is not printed; once a process.
+
+    Each array that cannot be read would print a traceback and a page of TensorStore's details.
+    """
+    hook = sys.unraisablehook
+
+    def without_readers(found: Any) -> None:
+        if not str(found.exc_value).startswith(("Event loop is closed", _OF_AN_ARRAY)):
+            hook(found)
+
+    sys.unraisablehook = without_readers
+    warnings.filterwarnings("ignore", message="coroutine 'Store.* was never awaited", category=RuntimeWarning)
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+
 
 def _one_line(error: BaseException) -> str:
     """Begin and end of the first line of a message of Orbax or TensorStore, which may go on for pages."""
+    if str(error).startswith(_OF_AN_ARRAY) and error.__cause__:
+        error = error.__cause__  # which names the array
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = _DETAILS.split(line)[0].strip()
     return line if len(line) <= 300 else f"{line[:140]} ... {line[-140:]}"
 
 
@@ -187,6 +214,7 @@ class Checkpointer:
         folder = self.folder / str(step)
         digests = self.meta(step)["digests"]
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        _silence_other_readers()
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
@@ -262,6 +290,7 @@ def restore_params(
     def placed(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path_of(path), leaf.shape))
 
+    _silence_other_readers()
     try:
         tree = ocp.StandardCheckpointHandler().metadata(source).tree
         with ocp.StandardCheckpointer() as checkpointer:
