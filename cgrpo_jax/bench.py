@@ -40,6 +40,7 @@ from cgrpo_jax.rollout.critics import CRITICS
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.training import make_bins
 from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.places import expanded
 from cgrpo_jax.workdir.progress import Progress
 
 
@@ -246,10 +247,10 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--micro_batch", type=int, default=2, help="problems at once in the gradient")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the computation")
-    parser.add_argument("--lengths", type=pathlib.Path, help="refill, static: JSON with prompt_tokens, response_tokens")
+    parser.add_argument("--lengths", type=expanded, help="refill, static: JSON with prompt_tokens, response_tokens")
     parser.add_argument("--rows", type=int, default=32, help="refill, static: rows decoded together")
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the result here")
+    parser.add_argument("--json", type=expanded, help="also write the result here")
     args = parser.parse_args()
     if (args.mode in ("refill", "static")) != (args.lengths is not None):
         parser.error("--lengths goes with --mode=refill and --mode=static")

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as BpeTokenizer
 from cgrpo_jax.data.arithmetic import warm_start_row
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES, config_to_hf, write_json
+from cgrpo_jax.workdir.places import expanded
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -71,4 +72,4 @@ def write_folder(out: pathlib.Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    write_folder(pathlib.Path(sys.argv[1]))
+    write_folder(expanded(sys.argv[1]))
