@@ -23,16 +23,20 @@ class CheckpointError(ValueError):
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Raises CheckpointError where it holds no JSON object."""
     try:
-        return json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a Hugging Face folder needs it") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: a JSON object is needed, not {type(raw).__name__}")
+    return raw
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
@@ -44,6 +48,17 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
         if raw.get(key) is None:
             raise CheckpointError(f"{path}: key {key!r} is missing")
         return raw[key]
+
+    def size(key: str, default: Any = None) -> int:
+        value = need(key) if default is None else raw.get(key) or default
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{path}: {key} = {value!r}: a positive whole number is needed")
+        return value
+
+    def number(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CheckpointError(f"{path}: {key} = {value!r}: a number is needed")
+        return float(value)
 
     def refuse(key: str, value: Any, allowed: str) -> None:
         raise CheckpointError(f"{path}: {key} = {value!r} is not supported (only {allowed})")
@@ -72,20 +87,20 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
             raise CheckpointError(f"{path}: llama3 rope scaling lacks {error}") from None
     elif rope_type != "default":
         refuse("rope type", rope_type, "'default', 'llama3'")
-    heads, width = need("num_attention_heads"), need("hidden_size")
+    heads, width = size("num_attention_heads"), size("hidden_size")
     return ModelConfig(
         family=family,
-        vocab=need("vocab_size"),
+        vocab=size("vocab_size"),
         width=width,
-        mlp_width=need("intermediate_size"),
-        layers=need("num_hidden_layers"),
+        mlp_width=size("intermediate_size"),
+        layers=size("num_hidden_layers"),
         heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or width // heads,
-        rope_theta=float(theta),
+        kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", width // heads),
+        rope_theta=number("rope_theta", theta),
         rope_scaling=scaling,
-        max_positions=need("max_position_embeddings"),
-        norm_eps=need("rms_norm_eps"),
+        max_positions=size("max_position_embeddings"),
+        norm_eps=number("rms_norm_eps", need("rms_norm_eps")),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         **FAMILIES[family],
     )
