@@ -22,6 +22,20 @@ class PromptError(ValueError):
     """Text that cannot be put into a chat turn without danger."""
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _folded(messages: Sequence[Message]) -> Sequence[Message]:
+    """What the system says stands at the head of the first turn that follows it."""
+    said = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    if not said or not others:
+        return messages
+    head: Message = {"role": others[0]["role"], "content": "\n\n".join([*said, others[0]["content"]])}
+    return [head, *others[1:]]
+
+
 class Tokenizer:
     """The tokenizer of a Hugging Face folder with its chat template and its set of end-of-sequence ids."""
 
@@ -29,8 +43,12 @@ class Tokenizer:
         folder = pathlib.Path(folder)
         if not (folder / "tokenizer.json").exists():
             raise CheckpointError(f"{folder}/tokenizer.json: no such file; a fast tokenizer is needed")
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
+        try:
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
+        except Exception as error:  # of many kinds, of three libraries
+            raise CheckpointError(f"{folder}: its tokenizer cannot be read ({_one_line(error)})") from error
         self.hf = cast(PreTrainedTokenizerBase, loaded)
+        self._choose_template(folder)
         self.plain = self.hf.chat_template is None  # a base model: its prompt is the user's text alone
         self.switches = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
         if thinking != "auto" and "enable_thinking" not in str(self.hf.chat_template):
@@ -49,6 +67,27 @@ class Tokenizer:
         added = self.hf.added_tokens_decoder.values()
         self.added = tuple(str(token) for token in added)
         self.special = frozenset(str(token) for token in added if token.special)
+        self.folds_system = False  # into the user's turn
+        self._try_template(folder)
+
+    def _choose_template(self, folder: pathlib.Path) -> None:
+        """Of several named templates the default one, else the only one. Raises CheckpointError for others."""
+        named: Any = self.hf.chat_template
+        if isinstance(named, dict) and "default" not in named:
+            if len(named) != 1:
+                raise CheckpointError(f"{folder}: its chat templates are {', '.join(sorted(named))}, and no 'default'")
+            (self.hf.chat_template,) = named.values()
+
+    def _try_template(self, folder: pathlib.Path) -> None:
+        """Whether the template takes a system turn. Raises CheckpointError where it fails without one, too."""
+        for fold in (False, True):
+            self.folds_system = fold
+            try:
+                self._render(({"role": "system", "content": "a"}, {"role": "user", "content": "b"}))
+                return
+            except PromptError as error:
+                failed = error
+        raise CheckpointError(f"{folder}: {failed}")
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text: what looks like a special token is spelled out in ordinary tokens."""
@@ -105,12 +144,16 @@ class Tokenizer:
             if self.plain:
                 asked = [c for m, c in zip(messages, contents, strict=True) if m["role"] != "system"]
                 return self.start + "\n\n".join(asked) + "\n"
-            turns = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
+            turns: list[Message] = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
             # Llama 3's templates would write today's date: a prompt must not depend on the day.
             fixed: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
             fixed |= self.switches
-            return cast(str, self.hf.apply_chat_template(turns, **fixed))
+            try:
+                return cast(str, self.hf.apply_chat_template(turns, **fixed))
+            except Exception as error:  # whatever a template raises, or Jinja finds wrong with it
+                raise PromptError(f"the chat template fails ({type(error).__name__}: {_one_line(error)})") from error
 
+        messages = _folded(messages) if self.folds_system else messages
         contents = [message["content"] for message in messages]
         rendered = template(contents)
         skeleton = template([PLACEHOLDER.format(i) for i in range(len(contents))])
