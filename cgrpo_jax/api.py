@@ -72,7 +72,7 @@ def _keep_programs() -> None:
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; what a kill left of a last line is none."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 

@@ -91,7 +91,7 @@ def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
 def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request]]:
     """Requests of each problem, of the recorded lengths; the prompts are random ids."""
-    record, rng = json.loads(path.read_text()), np.random.default_rng(0)
+    record, rng = json.loads(path.read_text(encoding="utf-8")), np.random.default_rng(0)
     lengths_P = list(zip(record["prompt_tokens"], record["response_tokens"], strict=True))[:problems]
     asked = []
     for p, (count, limits) in enumerate(lengths_P):
@@ -277,7 +277,7 @@ def main() -> None:
     )
     print(json.dumps(result, indent=1))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def peak_memory_gib(run: Run) -> float:

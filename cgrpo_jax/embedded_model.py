@@ -55,7 +55,7 @@ def write_folder(out: pathlib.Path) -> None:
     )  # fmt: skip
 
     tokenizer.save(str(out / "tokenizer.json"))
-    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     write_json(out / "config.json", config_to_hf(cfg, (ids[END],), ids[PAD]))
     write_json(out / "generation_config.json", {"eos_token_id": ids[END], "pad_token_id": ids[PAD]})
     write_json(

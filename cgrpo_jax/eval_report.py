@@ -28,7 +28,7 @@ def main() -> None:
     try:
         if len(args.runs) == 1:
             tables.write(args.runs[0])
-            print((args.runs[0] / "results.md").read_text())
+            print((args.runs[0] / "results.md").read_text(encoding="utf-8"))
         else:
             print(tables.compare(args.runs, args.out))
     except (tables.ReportError, OSError) as error:

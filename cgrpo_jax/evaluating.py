@@ -72,11 +72,11 @@ def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(settings, indent=1) + "\n")
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         partial.rename(path)
         return
     try:
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); take another workdir") from None
     if missing := [name for name in settings if name not in old]:
@@ -94,7 +94,7 @@ def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
 
 def _write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]]) -> None:
     """One line an answer: what was found in the text, and the verdict."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for named, row in zip(task, attempts_PG, strict=True):
             for g, attempt in enumerate(row):
                 record = {
@@ -192,7 +192,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
             "mean": mean_of_tasks(entries, cfg.seed),
         }
         partial = workdir / "results.json.partial"
-        partial.write_text(json.dumps(results) + "\n")
+        partial.write_text(json.dumps(results) + "\n", encoding="utf-8")
         partial.rename(workdir / "results.json")
         tables.write(workdir)
         progress.log(f"compiled {compiled}")

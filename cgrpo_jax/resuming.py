@@ -132,5 +132,5 @@ def start_workdir(run: Run, past: Past, workdir: pathlib.Path, log: Log) -> None
             raise CheckpointError(f"{side}: files of another model than {run.folder}; take another workdir")
         log(f"{side} keeps the files the run began with")
     partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(run.cfg), indent=2) + "\n")
+    partial.write_text(json.dumps(dataclasses.asdict(run.cfg), indent=2) + "\n", encoding="utf-8")
     partial.rename(workdir / "config.json")

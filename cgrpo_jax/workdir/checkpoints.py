@@ -189,10 +189,10 @@ class Checkpointer:
         note = {"step": step, "metric": self.metric, "value": self.manager.metrics(step)[self.metric]}
         path = self.folder.with_name("best.json")
         text = json.dumps(note) + "\n"
-        if path.exists() and path.read_text() == text:
+        if path.exists() and path.read_text(encoding="utf-8") == text:
             return
         partial = path.with_name("best.json.partial")
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         partial.rename(path)
         self.log(f"best so far: step {step}, {self.metric} {note['value']:.4f}")
 
@@ -228,7 +228,7 @@ class Checkpointer:
 def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     """The metadata of a checkpoint folder. Raises CheckpointError where it cannot be read or has no digests."""
     try:
-        meta = json.loads((folder / "meta" / "metadata").read_text())
+        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read (metadata: {_one_line(error)})") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("digests"), dict):
@@ -271,7 +271,7 @@ def save_params(folder: pathlib.Path, params: Params) -> None:
         checkpointer.save(folder.absolute() / "params", params)
     (folder / "meta").mkdir()
     digests = {"digests": leaf_digests({"params": params})}
-    (folder / "meta" / "metadata").write_text(json.dumps(digests))
+    (folder / "meta" / "metadata").write_text(json.dumps(digests), encoding="utf-8")
 
 
 def restore_params(
