@@ -39,6 +39,18 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def _size(path: pathlib.Path, key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{path}: {key} = {value!r}: a positive whole number is needed")
+    return value
+
+
+def _number(path: pathlib.Path, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CheckpointError(f"{path}: {key} = {value!r}: a number is needed")
+    return float(value)
+
+
 def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
     """Reads `config.json`, in the form of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
     path = pathlib.Path(folder) / "config.json"
@@ -50,15 +62,7 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
         return raw[key]
 
     def size(key: str, default: Any = None) -> int:
-        value = need(key) if default is None else raw.get(key) or default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{path}: {key} = {value!r}: a positive whole number is needed")
-        return value
-
-    def number(key: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise CheckpointError(f"{path}: {key} = {value!r}: a number is needed")
-        return float(value)
+        return _size(path, key, need(key) if default is None else raw.get(key) or default)
 
     def refuse(key: str, value: Any, allowed: str) -> None:
         raise CheckpointError(f"{path}: {key} = {value!r} is not supported (only {allowed})")
@@ -97,10 +101,10 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
         heads=heads,
         kv_heads=size("num_key_value_heads", heads),
         head_dim=size("head_dim", width // heads),
-        rope_theta=number("rope_theta", theta),
+        rope_theta=_number(path, "rope_theta", theta),
         rope_scaling=scaling,
         max_positions=size("max_position_embeddings"),
-        norm_eps=number("rms_norm_eps", need("rms_norm_eps")),
+        norm_eps=_number(path, "rms_norm_eps", need("rms_norm_eps")),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         **FAMILIES[family],
     )
