@@ -17,6 +17,7 @@ from ml_collections import config_dict
 
 from cgrpo_jax.config import Config, ConfigError, from_config_dict
 from cgrpo_jax.config_files import get_config
+from cgrpo_jax.workdir.places import expanded, local_folder
 
 if TYPE_CHECKING:
     import pandas
@@ -71,7 +72,7 @@ def _keep_programs() -> None:
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; what a kill left of a last line is none."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
@@ -91,7 +92,7 @@ def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dic
     Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError, and OSError where another process works
       in `workdir`, before anything is compiled; TrainingError where training cannot go on.
     """
-    cfg, folder = _settled(config, ("rl", "sft")), pathlib.Path(workdir)
+    cfg, folder = _settled(config, ("rl", "sft")), local_folder(workdir, "workdir")
     from cgrpo_jax import supervised, training
 
     _keep_programs()
@@ -111,7 +112,7 @@ def evaluate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> 
 
     Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError.
     """
-    cfg, folder = _settled(config, ("eval",)), pathlib.Path(workdir)
+    cfg, folder = _settled(config, ("eval",)), local_folder(workdir, "workdir")
     from cgrpo_jax import evaluating
     from cgrpo_jax.evaluation import tables
 
@@ -164,7 +165,7 @@ def load_run(workdir: str | os.PathLike) -> RunTables:
 
     Raises: RunError where `workdir` holds no metrics.
     """
-    folder = pathlib.Path(workdir)
+    folder = expanded(workdir)
     steps: dict[int, dict[str, Any]] = {}
     for row in _metrics(folder):  # training and evaluation of a step have a line each
         steps.setdefault(row["step"], {}).update(row)

@@ -40,6 +40,7 @@ from cgrpo_jax.rollout.critics import CRITICS
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.training import make_bins
 from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.places import expanded
 from cgrpo_jax.workdir.progress import Progress
 
 
@@ -90,7 +91,7 @@ def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
 def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request]]:
     """Requests of each problem, of the recorded lengths; the prompts are random ids."""
-    record, rng = json.loads(path.read_text()), np.random.default_rng(0)
+    record, rng = json.loads(path.read_text(encoding="utf-8")), np.random.default_rng(0)
     lengths_P = list(zip(record["prompt_tokens"], record["response_tokens"], strict=True))[:problems]
     asked = []
     for p, (count, limits) in enumerate(lengths_P):
@@ -246,10 +247,10 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--micro_batch", type=int, default=2, help="problems at once in the gradient")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the computation")
-    parser.add_argument("--lengths", type=pathlib.Path, help="refill, static: JSON with prompt_tokens, response_tokens")
+    parser.add_argument("--lengths", type=expanded, help="refill, static: JSON with prompt_tokens, response_tokens")
     parser.add_argument("--rows", type=int, default=32, help="refill, static: rows decoded together")
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the result here")
+    parser.add_argument("--json", type=expanded, help="also write the result here")
     args = parser.parse_args()
     if (args.mode in ("refill", "static")) != (args.lengths is not None):
         parser.error("--lengths goes with --mode=refill and --mode=static")
@@ -276,7 +277,7 @@ def main() -> None:
     )
     print(json.dumps(result, indent=1))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def peak_memory_gib(run: Run) -> float:

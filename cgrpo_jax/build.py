@@ -26,6 +26,7 @@ from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
+from cgrpo_jax.workdir.places import expanded
 
 PACKAGE = "package://"
 
@@ -48,7 +49,7 @@ def model_folder(path: str, revision: str = "main") -> pathlib.Path:
     """A local Hugging Face folder for a path, a hub id, or `package://NAME`. Downloads only what is safe to read."""
     if path.startswith(PACKAGE):
         return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
-    folder = pathlib.Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_dir():
         return folder
     if not path or path.startswith(("/", ".", "~")) or path.count("/") > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cgrpo_jax.config import Config, ConfigError
-from cgrpo_jax.data.sources import FILE_SUFFIXES
+from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.options import faults
@@ -11,7 +11,7 @@ from cgrpo_jax.options import faults
 
 def _evaluation_faults(cfg: Config) -> list[str]:
     wrong = []
-    own_file = cfg.data.source.endswith(FILE_SUFFIXES) and cfg.eval.source in ("", cfg.data.source)
+    own_file = local_file(cfg.data.source) is not None and cfg.eval.source in ("", cfg.data.source)
     if cfg.eval.every and own_file and not cfg.eval.tasks:
         wrong.append(
             "eval.every needs eval.source or eval.tasks: a file has no split, and its rows are those of training"

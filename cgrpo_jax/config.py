@@ -40,7 +40,7 @@ class Config:
 
     # rl | sft: the supervised warm start | eval: no training, eval.tasks only
     method: str = option("rl", choices=("rl", "sft", "eval"))
-    seed: int = option(0, at_least=0)
+    seed: int = option(0, at_least=0, at_most=2**32 - 1)
     model: ModelSource = ModelSource()
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()

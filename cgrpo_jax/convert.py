@@ -17,17 +17,19 @@ import jax
 import jax.numpy as jnp
 
 from cgrpo_jax.build import model_folder, whole_mesh
+from cgrpo_jax.config import ConfigError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.workdir.checkpoints import restore_params, save_params
+from cgrpo_jax.workdir.places import expanded, local_folder
 
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     """Parameters in the dtype they have on file, and the folder with their configuration and tokenizer."""
     mesh = whole_mesh()
     sharding_of = functools.partial(sharding.param_sharding, mesh)
-    folder = pathlib.Path(source)
+    folder = expanded(source)
     if (folder / "checkpoints").is_dir():
         steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
         if not steps or (step is not None and step not in steps):
@@ -50,6 +52,7 @@ def convert(
     Raises:
       CheckpointError: the source cannot be read, does not match its configuration, or `out` exists already.
     """
+    out = str(local_folder(out, "--out"))
     hf.check_vacant(pathlib.Path(out))
     params, side = load(source, step)
     cfg = config_from_hf(side)
@@ -81,7 +84,7 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     try:
         convert(args.source, args.to, args.out, args.dtype, args.step, args.shard_gb)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote {args.out}")
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as BpeTokenizer
 from cgrpo_jax.data.arithmetic import warm_start_row
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES, config_to_hf, write_json
+from cgrpo_jax.workdir.places import expanded
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -54,7 +55,7 @@ def write_folder(out: pathlib.Path) -> None:
     )  # fmt: skip
 
     tokenizer.save(str(out / "tokenizer.json"))
-    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     write_json(out / "config.json", config_to_hf(cfg, (ids[END],), ids[PAD]))
     write_json(out / "generation_config.json", {"eos_token_id": ids[END], "pad_token_id": ids[PAD]})
     write_json(
@@ -71,4 +72,4 @@ def write_folder(out: pathlib.Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    write_folder(pathlib.Path(sys.argv[1]))
+    write_folder(expanded(sys.argv[1]))

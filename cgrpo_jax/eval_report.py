@@ -8,10 +8,10 @@ Each run is a workdir with a results.json (method=eval). The first one is what t
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 
 from cgrpo_jax.evaluation import tables
+from cgrpo_jax.workdir.places import expanded
 
 
 def main() -> None:
@@ -20,15 +20,15 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="workdirs; the first is the base")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for the comparison (needed with several runs)")
+    parser.add_argument("runs", nargs="+", type=expanded, help="workdirs; the first is the base")
+    parser.add_argument("--out", type=expanded, help="folder for the comparison (needed with several runs)")
     args = parser.parse_args()
     if len(args.runs) > 1 and args.out is None:
         parser.error("--out is needed with several runs")
     try:
         if len(args.runs) == 1:
             tables.write(args.runs[0])
-            print((args.runs[0] / "results.md").read_text())
+            print((args.runs[0] / "results.md").read_text(encoding="utf-8"))
         else:
             print(tables.compare(args.runs, args.out))
     except (tables.ReportError, OSError) as error:

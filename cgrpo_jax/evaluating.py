@@ -15,7 +15,7 @@ import numpy as np
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
-from cgrpo_jax.data.sources import prompt_fault
+from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
@@ -72,11 +72,11 @@ def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(settings, indent=1) + "\n")
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         partial.rename(path)
         return
     try:
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); take another workdir") from None
     if missing := [name for name in settings if name not in old]:
@@ -94,7 +94,7 @@ def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
 
 def _write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]]) -> None:
     """One line an answer: what was found in the text, and the verdict."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for named, row in zip(task, attempts_PG, strict=True):
             for g, attempt in enumerate(row):
                 record = {
@@ -136,15 +136,16 @@ def entry(
     )
 
 
-def _load_tasks(run: Run, log: Callable[[str], None]) -> dict[str, list[Named]]:
+def _load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None]) -> dict[str, list[Named]]:
     cfg = run.cfg
 
     def prompt_tokens(problem: Problem) -> int:
         return len(run.tokenizer.encode_chat(problem.messages))
 
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
-    names = parse_names(cfg.eval.tasks)
-    return {name: load_task(name, where, cfg.eval.problems, cfg.data, fault, log) for name, where in names}
+    parsable = functools.partial(equivalence.readable, verifier=verifier)
+    load = functools.partial(load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable)
+    return {name: load(name, where) for name, where in parse_names(cfg.eval.tasks)}
 
 
 def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
@@ -161,7 +162,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
     with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
         if run.tokenizer.plain:
             progress.log("the model has no chat template: prompts are plain text")
-        tasks = _load_tasks(run, progress.log)
+        tasks = _load_tasks(run, verifier, progress.log)
         settings = settings_of(run)
         _check_settings(folder, settings)
         answers = Answers(folder, tasks)
@@ -191,7 +192,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
             "mean": mean_of_tasks(entries, cfg.seed),
         }
         partial = workdir / "results.json.partial"
-        partial.write_text(json.dumps(results) + "\n")
+        partial.write_text(json.dumps(results) + "\n", encoding="utf-8")
         partial.rename(workdir / "results.json")
         tables.write(workdir)
         progress.log(f"compiled {compiled}")

@@ -8,7 +8,8 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from cgrpo_jax.build import Run
-from cgrpo_jax.data.sources import DataError, Problems, load_problems, prompt_fault
+from cgrpo_jax.data.checking import DataError, prompt_fault
+from cgrpo_jax.data.sources import Problems, load_problems
 from cgrpo_jax.data.tasks import load_task, parse_names
 from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.grading import equivalence, rewards
@@ -37,16 +38,18 @@ def load_data(
         lengths.append(count)
         return count
 
-    load = functools.partial(
-        load_problems, seed=cfg.seed, parsable=functools.partial(equivalence.readable, verifier=verifier), log=log
-    )
+    parsable = functools.partial(equivalence.readable, verifier=verifier)
+    load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log)
     load_training = functools.partial(load, cfg.data, prompt_tokens=measured)
     if not cfg.eval.every:
         problems = load_training()
         return problems, {}, max(lengths)
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
+    load_named = functools.partial(
+        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable
+    )
     tasks = {
-        f"eval/{name}": [named.problem for named in load_task(name, where, cfg.eval.problems, cfg.data, fault, log)]
+        f"eval/{name}": [named.problem for named in load_named(name, where)]
         for name, where in parse_names(cfg.eval.tasks)
     }
     if tasks and not cfg.eval.source:

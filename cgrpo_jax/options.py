@@ -48,7 +48,7 @@ class ModelSource:
 class DataConfig:
     """Where problems come from."""
 
-    source: str = ""  # file (.jsonl .parquet .csv) | hub id[:config] | arithmetic | reasoning_gym:TASK
+    source: str = ""  # file (.jsonl .json .parquet .csv) | hub id[:config] | arithmetic | reasoning_gym:TASK
     split: str = "train"
     revision: str = "main"  # of a hub id
     question_column: str = ""  # "" looks for the usual names

@@ -11,7 +11,7 @@ from typing import Any
 
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
-from cgrpo_jax.data.sources import FILE_SUFFIXES
+from cgrpo_jax.data.files import local_file
 from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
@@ -38,8 +38,8 @@ def contents_of(run: Run) -> dict[str, str]:
 
     Problems that are no file (a hub set, a task) stand for themselves: source and revision.
     """
-    data, cfg = pathlib.Path(run.cfg.data.source), run.cfg
-    if data.suffix not in FILE_SUFFIXES:
+    data, cfg = local_file(run.cfg.data.source), run.cfg
+    if data is None:
         content = f"{cfg.data.source} at {cfg.data.revision}"
     else:
         content = files_digest([data]) if data.is_file() else "no such file"
@@ -132,5 +132,5 @@ def start_workdir(run: Run, past: Past, workdir: pathlib.Path, log: Log) -> None
             raise CheckpointError(f"{side}: files of another model than {run.folder}; take another workdir")
         log(f"{side} keeps the files the run began with")
     partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(run.cfg), indent=2) + "\n")
+    partial.write_text(json.dumps(dataclasses.asdict(run.cfg), indent=2) + "\n", encoding="utf-8")
     partial.rename(workdir / "config.json")

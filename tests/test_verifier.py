@@ -10,7 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from cgrpo_jax.grading.verifier import Reading, Verifier, VerifierError
+from cgrpo_jax.grading import equivalence
+from cgrpo_jax.grading import verifier as verifier_module
+from cgrpo_jax.grading.parts import Parts
+from cgrpo_jax.grading.verifier import Reading, Reply, Verifier, VerifierError
 from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.records import Verdict
 
@@ -169,3 +172,136 @@ def test_no_worker_outlives_the_pool():
         for worker in workers:
             pool.idle.put(worker)
     assert all(worker.process.poll() is not None for worker in workers)
+
+
+def timed(pairs, **changes):
+    """Verdicts by the grader of answers, and the wall seconds that they took once the workers had started."""
+    with Verifier(VerifierConfig(workers=1, **changes)) as pool:
+        pool.compare([("1", "1")])
+        began = time.perf_counter()
+        verdicts = equivalence.compare(pairs, pool)
+        return verdicts, time.perf_counter() - began
+
+
+def test_the_time_limit_is_that_of_an_answer():
+    """Not of each of its parts: four power towers in a list, and then an answer with a limit of its own."""
+    towers = ", ".join(f"{n}^{{{n}^{{{n}^{{{n}}}}}}}" for n in (9, 8, 7, 6))
+    verdicts, seconds = timed([("2, 3, 5, 7", towers), (r"\frac{x}{2}", "x/2")], cpu_seconds=1.0)
+    assert verdicts == [Verdict(0.0, False, "timeout"), Verdict(1.0, True, "ok")]
+    assert seconds < 8, seconds
+
+
+def test_many_parts_against_many_have_one_limit():
+    """60 against 60 are 3,600 questions."""
+    gold = ", ".join(f"\\sqrt{{{n}}}+x" for n in range(101, 161))
+    answer = ", ".join(f"x+1+\\sqrt{{{n}}}" for n in range(101, 161))
+    verdicts, seconds = timed([(gold, answer)], cpu_seconds=1.0)
+    assert verdicts == [Verdict(0.0, False, "timeout")] and seconds < 8, seconds
+
+
+def test_what_an_answer_is_charged_does_not_depend_on_others():
+    """Equal answers have equal verdicts, in any order, and what one has no time for is still asked by another."""
+    towers = ("2, 3, \\frac{y}{2}", "9^{9^{9^{9}}}, 8^{8^{8^{8}}}, y/2")
+    pairs = [towers, (r"\frac{y}{2}", "y/2"), towers]
+    for order in (pairs, pairs[::-1]):
+        verdicts, seconds = timed(order, cpu_seconds=1.0)
+        assert [verdict.status for verdict in verdicts] == ["timeout", "ok", "timeout"]
+        assert [verdict.correct for verdict in verdicts] == [False, True, False] and seconds < 8, seconds
+
+
+class Scripted:
+    """Answers from a table of CPU seconds; a part that takes longer than what is left is cut."""
+
+    cpu_seconds = 2.0
+
+    def __init__(self, takes):
+        self.takes, self.asked = takes, []
+
+    def compare_parts(self, answers):
+        found = []
+        for questions, left in answers:
+            replies = []
+            for question in questions:
+                if left <= 0:
+                    break
+                self.asked.append(question)
+                takes = self.takes[question[1]]
+                replies.append(Reply(takes <= left, "ok" if takes <= left else "timeout", min(takes, left)))
+                left -= takes
+            found.append(replies)
+        return found
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_limit_is_charged_alike_in_any_order(reverse):
+    """(a) uses 1.5 of 2 s for its first part and has no time for its second, which (b) alone has."""
+    scripted = Scripted({"p": 1.5, "q": 1.0, "r": 0.1})
+    wanted = {0: [("g", "p"), ("h", "q"), ("i", "r")], 1: [("h", "q")], 2: [("g", "p"), ("h", "q"), ("i", "r")]}
+    parts = Parts(scripted, 3)
+    for answer in wanted:
+        assert all(parts.says(answer, question) for question in wanted[answer])
+    numbers = sorted(wanted, reverse=reverse)
+    parts.ask({answer: parts.unknown(answer, wanted[answer]) for answer in numbers})
+    assert parts.spent == [True, False, True] and scripted.asked.count(("g", "p")) == 1  # equal answers are asked once
+    assert [parts.verdict(answer, answer == 1, wanted[answer]).status for answer in range(3)] == [
+        "timeout",
+        "ok",
+        "timeout",
+    ]
+    assert not parts.says(0, ("i", "r")) and parts.says(1, ("h", "q"))
+
+
+LEAVING = """
+import json, sys
+sys.path.insert(0, {folder!r})
+import verifier_worker, math_verify
+kept = []
+def parse(text, **_):
+    if text.startswith("\\\\boxed{{grow"):
+        kept.append(bytearray(int(text.split()[1].rstrip("}}")) << 20))
+    return [text]
+math_verify.parse, math_verify.verify = parse, lambda gold, answer, **_: True
+verifier_worker.main(int(sys.argv[1]))
+"""
+
+
+def test_a_worker_that_has_grown_is_replaced_before_it_is_blamed(tmp_path, monkeypatch):
+    """Answers that leave 100 MB each behind, of 1,000: none is refused. One that takes 600 is, wherever it stands."""
+    folder = str(pathlib.Path(verifier_module.__file__).parent)
+    (tmp_path / "leaving.py").write_text(LEAVING.format(folder=folder))
+    monkeypatch.setattr("cgrpo_jax.grading.verifier.WORKER", tmp_path / "leaving.py")
+    with Verifier(VerifierConfig(workers=1, memory_mb=1000)) as pool:
+        answers = ["grow 100"] * 5 + ["grow 600"] + ["grow 100"] * 2 + ["grow 600", "5"]
+        statuses = [pool.compare([("5", answer)])[0].status for answer in answers]
+    assert statuses == ["memory" if answer == "grow 600" else "ok" for answer in answers]
+
+
+def test_too_little_memory_to_begin_with_is_said():
+    with (
+        Verifier(VerifierConfig(workers=1, memory_mb=60)) as pool,
+        pytest.raises(VerifierError, match="memory_mb = 60"),
+    ):
+        pool.compare([("5", "5")])
+
+
+def test_a_worker_that_cannot_be_restarted_is_an_error_that_says_so(monkeypatch):
+    """And once there are processes again, the pool works."""
+    popen, working = subprocess.Popen, True
+
+    def start(*args, **kwargs):
+        if not working:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return popen(*args, **kwargs)
+
+    monkeypatch.setattr("cgrpo_jax.grading.verifier.subprocess.Popen", start)
+    with Verifier(VerifierConfig(workers=1, cpu_seconds=1.0)) as pool:
+        assert pool.compare([("1", "1")]) == [Verdict(1.0, True, "ok")]
+        working = False
+        for _ in range(2):
+            with pytest.raises(VerifierError, match=r"worker cannot be restarted: .*temporarily unavailable"):
+                pool.compare([("9", BOMB)])
+        working = True
+        assert pool.compare([("1", "1")]) == [Verdict(1.0, True, "ok")]
+    working = False
+    with pytest.raises(VerifierError, match=r"worker cannot be started: .*temporarily unavailable"):
+        Verifier(VerifierConfig(workers=2))

@@ -17,6 +17,7 @@ from cgrpo_jax.text.prompts import INSTRUCTION, question_messages
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
+NAMED = 12  # columns in a message
 ROLES = ("system", "user", "assistant")
 LISTS = (list, tuple, np.ndarray)
 
@@ -36,21 +37,44 @@ class Parsed(NamedTuple):
     answer_column: str
 
 
+def _missing(row: Mapping[str, Any], column: str) -> RowError:
+    """Names the columns that are there."""
+    names = [str(name) for name, value in row.items() if value is not None]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return RowError(column, f"missing; there: {', '.join(names[:NAMED]) or 'none'}{more}")
+
+
 def required(row: Mapping[str, Any], column: str) -> Any:
     if row.get(column) is None:
-        raise RowError(column, "missing")
+        raise _missing(row, column)
     return row[column]
 
 
 def text_of(value: Any, column: str) -> str:
-    """Text, or a number as text; neither empty nor NaN nor infinite (so a table may write a missing number)."""
+    """Text, or a number as text, also as the one element of a list.
+
+    It is neither empty nor NaN nor infinite (so a table may write a missing number), nor is it half a character.
+    """
+    if isinstance(value, LISTS) and len(value) == 1:
+        value = value[0].item() if isinstance(value[0], np.generic) else value[0]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise RowError(column, f"text or a number is needed, not {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError(column, f"{value} is no number")
     if not str(value).strip():
         raise RowError(column, "empty")
-    return str(value)
+    return _whole_characters(str(value), column)
+
+
+def _whole_characters(text: str, column: str) -> str:
+    """The text itself. Raises RowError where it has no form in UTF-8, which every tokenizer needs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = f"byte {code - 0xDC00:#04x} is no UTF-8" if 0xDC80 <= code <= 0xDCFF else "half a surrogate pair"
+        raise RowError(column, f"{what} (character {error.start + 1})") from None
+    return text
 
 
 def _json_like(value: Any) -> Any:
@@ -77,6 +101,8 @@ def other_columns(row: Mapping[str, Any], used: Collection[str]) -> dict[str, An
                 columns[name] = _json_like(value)
             except TypeError:
                 continue
+            except RecursionError:
+                raise RowError(name, "too many lists within lists") from None
     return columns
 
 
@@ -87,16 +113,28 @@ def _messages(value: Any, column: str) -> tuple[Message, ...]:
             raise RowError(column, f"a chat turn needs a 'role' of {', '.join(ROLES)}")
         if not isinstance(turn.get("content"), str):
             raise RowError(column, "a chat turn needs text as its 'content'")
+        _whole_characters(turn["content"], column)
     if not turns or turns[-1]["role"] != "user":
         raise RowError(column, "the last chat turn must be the user's")
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
 
 
 def _column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> str:
+    """The column of that name, else the first of the usual names; those may be spelt `Question` or `ANSWER`, too."""
     for column in (named,) if named else usual:
         if row.get(column) is not None:
             return column
-    raise RowError(named or "/".join(usual), "missing")
+    if not named:
+        spelt = {str(name).lower(): name for name, value in row.items() if value is not None}
+        for column in usual:
+            if column in spelt:
+                return spelt[column]
+    raise _missing(row, named or "/".join(usual))
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a cell holds turns. A list of one text is that text."""
+    return isinstance(value, LISTS) and not (len(value) == 1 and isinstance(value[0], str))
 
 
 def _gold(text: str) -> str:
@@ -136,9 +174,9 @@ def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     if not gold:
         raise RowError(answer_column, "no final answer in it")
     column = _column(row, cfg.question_column, QUESTION_COLUMNS)
-    turns_column = "prompt" if isinstance(row.get("prompt"), LISTS) else column
+    turns_column = "prompt" if _is_chat(row.get("prompt")) else column
     others = _others(row, {column, turns_column}, answer_column)
-    if not isinstance(row[turns_column], LISTS):
+    if not _is_chat(row[turns_column]):
         question = text_of(row[column], column)
         return Parsed(Problem(question, gold, question_messages(question), columns=others), column, answer_column)
     messages = _messages(row[turns_column], turns_column)

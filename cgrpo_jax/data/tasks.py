@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cgrpo_jax.data import sources
+from cgrpo_jax.data.checking import DataError, Fault, Parsable, Parse, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import choices, gpqa
 from cgrpo_jax.data.rows import Parsed, RowError, parse_row
-from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.theoremqa_rows import theoremqa
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
-
-Parse = Callable[[Mapping[str, Any], int], Parsed]  # (row, its number) -> problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +75,22 @@ def parse_names(names: str) -> list[tuple[str, str]]:
     return found
 
 
-def load_task(name: str, where: str, limit: int, cfg: DataConfig, fault: sources.Fault, log) -> list[Named]:
+def load_task(
+    name: str,
+    where: str,
+    limit: int,
+    cfg: DataConfig,
+    fault: Fault,
+    log: Callable[[str], None],
+    parsable: Parsable | None = None,
+) -> list[Named]:
     """The first `limit` problems of a task (0: all).
 
     Args:
       where: of `parse_names`.
       cfg: for `on_bad_row`.
       fault: what is wrong with a problem, if anything.
+      parsable: which golds the verifier can read, as in training; what it says is kept on disk. None: not asked.
 
     Raises:
       DataError: the source cannot be read, or bad rows and `on_bad_row` is "error".
@@ -99,24 +106,18 @@ def load_task(name: str, where: str, limit: int, cfg: DataConfig, fault: sources
         on_bad_row=cfg.on_bad_row,
         max_prompt_tokens=cfg.max_prompt_tokens,
     )
-    good: list[Named] = []
-    bad: list[tuple[int, str]] = []
+    sources.say_large(source.source, log)
     rows = [(number, row) for number, row in sources.open_rows(source) if _belongs(row, task)]
     if task.sample and task.sample < len(rows):
         chosen = np.random.default_rng(0).choice(len(rows), task.sample, replace=False)
         rows = [rows[i] for i in sorted(chosen)]
-    for number, row in itertools.islice(rows, limit or None):
-        try:
-            if isinstance(row, RowError):
-                raise row
-            parsed = task.parse(row, number) if task.parse else parse_row(_joined(row), _columns(row, source))
-            if message := fault(parsed.problem):
-                raise RowError(parsed.question_column, message)
-            good.append(Named(str(number), parsed.problem))
-        except RowError as error:
-            bad.append((number, str(error)))
-    sources.report_bad_rows(bad, len(good), source, log)
-    return good
+
+    def parse(row: Mapping[str, Any], number: int) -> Parsed:
+        return task.parse(row, number) if task.parse else parse_row(_joined(row), _columns(row, source))
+
+    good, bad = sift(itertools.islice(rows, limit or None), parse, fault, parsable, log)
+    report_bad_rows(bad, len(good), source, log)
+    return [Named(str(number), parsed.problem) for number, parsed in good]
 
 
 def _belongs(row: Mapping[str, Any] | RowError, task: Task) -> bool:

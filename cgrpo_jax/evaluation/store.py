@@ -68,7 +68,7 @@ class Store:
         record = stored._asdict()
         completion = record.pop("completion")
         record |= {"finished": completion.finished, "ids": completion.ids.tolist(), "text": text}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.lines[stored.problem, stored.sample] = stored
 
@@ -116,7 +116,7 @@ class SamplingRuns:
         self.runs: list[dict[str, Any]] = []
         if path.exists():
             try:
-                self.runs = json.loads(path.read_text())
+                self.runs = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise DataError(f"{path}: not valid JSON ({error}); remove it, and time is counted anew") from None
 
@@ -130,7 +130,7 @@ class SamplingRuns:
         self.runs[-1]["seconds"] = time.perf_counter() - self.since
         self.runs[-1]["tokens"] += tokens
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.runs) + "\n")
+        partial.write_text(json.dumps(self.runs) + "\n", encoding="utf-8")
         partial.rename(self.path)
 
     def summary(self) -> dict[str, Any]:

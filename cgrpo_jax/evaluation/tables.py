@@ -36,7 +36,7 @@ def read(workdir: pathlib.Path) -> Results:
     if not path.exists():
         raise ReportError(f"{path}: no such file; run configs/eval.py with this workdir first")
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}: not valid JSON ({error})") from error
     version = results.get("version") if isinstance(results, dict) else None
@@ -218,7 +218,7 @@ def _finish(figure, axes, runs: int, path: pathlib.Path) -> None:
 def write(workdir: pathlib.Path) -> None:
     """results.md, pass_at_1.png and, where problems have several answers, pass_at_k.png, beside results.json."""
     results = read(workdir)
-    (workdir / "results.md").write_text(table(results))
+    (workdir / "results.md").write_text(table(results), encoding="utf-8")
     _plots({workdir.name: results}, workdir)
 
 
@@ -236,6 +236,6 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     runs = dict(zip(names, map(read, workdirs), strict=True))
     text = differences(runs)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "compared.md").write_text(text)
+    (out / "compared.md").write_text(text, encoding="utf-8")
     _plots(runs, out)
     return text

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from cgrpo_jax.grading.normalise import Number, clean, number, same_number, split_commas, split_top, split_unit, words
+from cgrpo_jax.grading.parts import Parts
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.records import Verdict
 
@@ -285,32 +286,30 @@ def render(parsed: Parsed) -> str:
 def compare(pairs: Sequence[tuple[str, str]], verifier: Verifier) -> list[Verdict]:
     """A verdict for each (gold, answer). Parts that need math-verify are asked together, again while new ones come up.
 
-    Until it is answered a question counts as yes, so that an answer which fails elsewhere is refused at once.
+    All parts of an answer share its CPU limit (`Parts`).
     """
-    known: dict[tuple[str, str], Verdict] = {}
+    parts = Parts(verifier, len(pairs))
     verdicts: list[Verdict | None] = [None] * len(pairs)
     parsed = [(_top(gold), _top(answer)) for gold, answer in pairs]
     for round_ in range(MAX_ROUNDS):
-        missing: dict[tuple[str, str], None] = {}
+        missing: dict[int, list[tuple[str, str]]] = {}
         for index, (gold, answer) in enumerate(parsed):
             if verdicts[index] is None:
                 asked: list[tuple[str, str]] = []
 
-                def ask(gold: str, answer: str, asked: list = asked) -> bool:
+                def ask(gold: str, answer: str, asked: list = asked, index: int = index) -> bool:
                     asked.append((gold, answer))
-                    return known[gold, answer].correct if (gold, answer) in known else True
+                    return parts.says(index, (gold, answer))
 
                 correct = same(gold, answer, ask)
-                unknown = [question for question in asked if question not in known]
+                unknown = parts.unknown(index, asked)
                 if correct and unknown and round_ < MAX_ROUNDS - 1:
-                    missing.update(dict.fromkeys(unknown))
+                    missing[index] = unknown
                     continue
-                failed = [known[q].status for q in asked if q in known and known[q].status != "ok"]
-                correct = correct and not unknown
-                verdicts[index] = Verdict.of(correct, failed[0] if failed and not correct else "ok")
+                verdicts[index] = parts.verdict(index, correct and not unknown, asked)
         if not missing:
             break
-        known.update(zip(missing, verifier.compare(list(missing)), strict=True))
+        parts.ask(missing)
     return [verdict or Verdict.of(False) for verdict in verdicts]
 
 

@@ -1,8 +1,8 @@
 """Compares mathematical answers with `math-verify`, in worker processes that may be killed.
 
-Model text is never evaluated in this process. Each answer has a CPU-time limit (kept by the kernel in the worker) and
-a wall-clock backstop five times larger, counted from when a worker takes it, so waiting in the queue costs nothing. A
-worker that hangs or dies is replaced; its answer scores 0 and says why.
+Model text is never evaluated in this process. Each answer has a CPU-time limit for all of its parts (kept by the kernel
+in the worker) and a wall-clock backstop five times larger, counted from when a worker takes it, so waiting in the queue
+costs nothing. A worker that hangs or dies is replaced; its answer scores 0 and says why.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ class Reading(NamedTuple):
     status: str
 
 
-class _Reply(NamedTuple):
+class Reply(NamedTuple):
     """Of a worker: yes, no, or no and the status that says why nobody knows."""
 
     yes: bool
     status: str
+    seconds: float = 0.0  # of CPU time that it took; all that was allowed where that was not enough
+    worn: bool = False  # the worker has grown, and is replaced before it could be short of memory
 
 
 class _Worker:
     def __init__(self, cfg: VerifierConfig):
-        self.wall_seconds = BACKSTOP * cfg.cpu_seconds
-        limits = [str(cfg.cpu_seconds), str(cfg.memory_mb * 2**20)]
+        self.cpu_seconds = cfg.cpu_seconds
         # -P: the folder of the script is not searched for imports.
-        command = [sys.executable, "-P", str(WORKER), *limits]
+        command = [sys.executable, "-P", str(WORKER), str(cfg.memory_mb * 2**20)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(  # its own session: Ctrl-C is for the main process alone
             command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
@@ -59,7 +60,7 @@ class _Worker:
         self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.stdout, selectors.EVENT_READ)
-        self.ready = self.too_slow = False
+        self.ready = self.too_slow = self.closed = False
 
     def _line(self, seconds: float) -> str:
         """The next line, or "" where the worker is silent for too long (it is killed) or gone."""
@@ -69,8 +70,13 @@ class _Worker:
             return ""
         return self.stdout.readline()
 
-    def ask(self, gold: str, answer: str | None) -> _Reply:
-        """Is the answer equal to the gold? Without an answer: can the gold be read?"""
+    def ask(self, gold: str, answer: str | None, seconds: float | None = None) -> Reply:
+        """Is the answer equal to the gold? Without an answer: can the gold be read?
+
+        Args:
+          seconds: of CPU time, at most; None: those of the configuration.
+        """
+        seconds = self.cpu_seconds if seconds is None else seconds
         if not self.ready:
             if self._line(START_SECONDS) != "ready\n":
                 self.process.kill()
@@ -78,16 +84,16 @@ class _Worker:
                 raise VerifierError(f"a verifier worker did not start: {errors[-1]}")
             self.ready = True
         try:
-            self.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
+            self.stdin.write(json.dumps({"gold": gold, "answer": answer, "seconds": seconds}) + "\n")
             self.stdin.flush()
-            line = self._line(self.wall_seconds)
+            line = self._line(BACKSTOP * seconds)
         except BrokenPipeError:
             line = ""
         if not line.endswith("\n"):
             timed_out = self.process.wait() == -signal.SIGPROF or self.too_slow
-            return _Reply(False, "timeout" if timed_out else "died")
-        reply = _Reply(**json.loads(line))
-        if reply.status == "memory":  # a fresh worker takes over
+            return Reply(False, "timeout" if timed_out else "died", seconds)
+        reply = Reply(**json.loads(line))
+        if reply.status == "memory" or reply.worn:  # a fresh worker takes over
             self.process.kill()
             self.process.wait()
         return reply
@@ -96,6 +102,9 @@ class _Worker:
         return self.process.poll() is None
 
     def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
         self.process.kill()
         self.process.wait()
         self.selector.close()
@@ -105,15 +114,28 @@ class _Worker:
             self.stdin.close()
 
 
+def _started(cfg: VerifierConfig, what: str) -> _Worker:
+    try:
+        return _Worker(cfg)
+    except OSError as error:
+        raise VerifierError(f"a verifier worker cannot be {what}: {error}") from error
+
+
 class Verifier:
     """A pool of workers. Use as a context manager; workers start at once, so their imports overlap other work."""
 
     def __init__(self, cfg: VerifierConfig):
-        self.cfg = cfg
+        """Raises VerifierError where the system has no process to give."""
+        self.cfg, self.cpu_seconds = cfg, cfg.cpu_seconds
         self.threads = concurrent.futures.ThreadPoolExecutor(cfg.workers)
         self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(cfg.workers):
-            self.idle.put(_Worker(cfg))
+        try:
+            for _ in range(cfg.workers):
+                self.idle.put(_started(cfg, "started"))
+        except VerifierError:
+            while not self.idle.empty():
+                self.idle.get().close()
+            raise
 
     def __enter__(self) -> Verifier:
         return self
@@ -128,19 +150,40 @@ class Verifier:
         replies = self.threads.map(self._ask, [gold for gold, _ in pairs], [answer for _, answer in pairs])
         return [Verdict.of(reply.yes, reply.status) for reply in replies]
 
+    def compare_parts(self, answers: Sequence[tuple[Sequence[tuple[str, str]], float]]) -> list[list[Reply]]:
+        """Replies to the (gold, answer) questions of each answer, in order.
+
+        Args:
+          answers: questions, and the CPU seconds for all of them. Where these are used up the list of replies ends
+            early.
+        """
+        return list(self.threads.map(self._ask_all, *zip(*answers, strict=True))) if answers else []
+
     def readable(self, golds: Sequence[str]) -> list[Reading]:
         """Whether each gold answer can be read at all."""
         replies = self.threads.map(self._ask, golds, [None] * len(golds))
         return [Reading(reply.yes, reply.status) for reply in replies]
 
-    def _ask(self, gold: str, answer: str | None) -> _Reply:
+    def _ask_all(self, questions: Sequence[tuple[str, str]], left: float) -> list[Reply]:
+        replies: list[Reply] = []
+        for gold, answer in questions:
+            if left <= 0:
+                break
+            replies.append(self._ask(gold, answer, left))
+            left -= replies[-1].seconds
+        return replies
+
+    def _ask(self, gold: str, answer: str | None, seconds: float | None = None) -> Reply:
+        """Raises VerifierError where there is no worker, and none can be started."""
         worker = self.idle.get()
         try:
-            return worker.ask(gold, answer)
+            if worker.closed:  # none could be started in its place before
+                worker = _started(self.cfg, "restarted")
+            return worker.ask(gold, answer, seconds)
         finally:
             try:
-                if not worker.alive():
+                if not worker.closed and not worker.alive():
                     worker.close()
-                    worker = _Worker(self.cfg)
+                    worker = _started(self.cfg, "restarted")
             finally:  # even where the system has no process to give, somebody may wait for this place
                 self.idle.put(worker)

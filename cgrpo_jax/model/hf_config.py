@@ -27,16 +27,32 @@ class CheckpointError(ValueError):
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Raises CheckpointError where it holds no JSON object."""
     try:
-        return json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a Hugging Face folder needs it") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: a JSON object is needed, not {type(raw).__name__}")
+    return raw
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _size(path: pathlib.Path, key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{path}: {key} = {value!r}: a positive whole number is needed")
+    return value
+
+
+def _number(path: pathlib.Path, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CheckpointError(f"{path}: {key} = {value!r}: a number is needed")
+    return float(value)
 
 
 def _refuse(path: pathlib.Path, key: str, value: Any, allowed: str) -> None:
@@ -154,28 +170,31 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
             raise CheckpointError(f"{path}: key {key!r} is missing")
         return raw[key]
 
+    def size(key: str, default: Any = None) -> int:
+        return _size(path, key, need(key) if default is None else raw.get(key) or default)
+
     family = str(raw.get("model_type"))
     if family not in FAMILIES:
         _refuse(path, "model_type", family, ", ".join(FAMILIES))
     _check_layers(path, raw)
     _check_rope(path, raw)
-    heads, width, positions = need("num_attention_heads"), need("hidden_size"), need("max_position_embeddings")
+    heads, width, positions = size("num_attention_heads"), size("hidden_size"), size("max_position_embeddings")
     scaling = _rope_scaling(path, raw)
     if isinstance(scaling, YarnRope):
         positions = max(positions, int(scaling.factor * scaling.original_max_positions))
     return ModelConfig(
         family=family,
-        vocab=need("vocab_size"),
+        vocab=size("vocab_size"),
         width=width,
-        mlp_width=need("intermediate_size"),
-        layers=need("num_hidden_layers"),
+        mlp_width=size("intermediate_size"),
+        layers=size("num_hidden_layers"),
         heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or width // heads,
+        kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", width // heads),
         rope_theta=_rope_theta(path, raw),
         rope_scaling=scaling,
         max_positions=positions,
-        norm_eps=need("rms_norm_eps"),
+        norm_eps=_number(path, "rms_norm_eps", need("rms_norm_eps")),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         **FAMILIES[family],
     )

@@ -3,3 +3,9 @@
 In: turns and contents. Out: prompt ids, decoded responses.
 May import: model, records.
 """
+
+import os
+
+# transformers says on import that there is no PyTorch, which nothing here needs, and goes on to advise.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

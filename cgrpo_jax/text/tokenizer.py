@@ -31,6 +31,20 @@ def _squeezed(text: str) -> str:
     return "".join(text.split()).casefold()
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _folded(messages: Sequence[Message]) -> Sequence[Message]:
+    """What the system says stands at the head of the first turn that follows it."""
+    said = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    if not said or not others:
+        return messages
+    head: Message = {"role": others[0]["role"], "content": "\n\n".join([*said, others[0]["content"]])}
+    return [head, *others[1:]]
+
+
 class Tokenizer:
     """The tokenizer of a Hugging Face folder with its chat template and its set of end-of-sequence ids."""
 
@@ -38,8 +52,12 @@ class Tokenizer:
         folder = pathlib.Path(folder)
         if not (folder / "tokenizer.json").exists():
             raise CheckpointError(f"{folder}/tokenizer.json: no such file; a fast tokenizer is needed")
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
+        try:
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
+        except Exception as error:  # of many kinds, of three libraries
+            raise CheckpointError(f"{folder}: its tokenizer cannot be read ({_one_line(error)})") from error
         self.hf = cast(PreTrainedTokenizerBase, loaded)
+        self._choose_template(folder)
         self.plain = self.hf.chat_template is None  # a base model: its prompt is the user's text alone
         self.switches = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
         if thinking != "auto" and "enable_thinking" not in str(self.hf.chat_template):
@@ -48,6 +66,8 @@ class Tokenizer:
         self.added = tuple(str(token) for token in added)
         self.special = frozenset(str(token) for token in added if token.special)
         self.start = self._written_before() if self.plain else ""  # the template's own business elsewhere
+        self.folds_system = False  # into the user's turn
+        self._try_template(folder)
         self.eos_ids = self._end_ids(folder)
 
     def _written_before(self) -> str:
@@ -67,6 +87,25 @@ class Tokenizer:
         if not ids:
             raise CheckpointError(f"{folder}: no eos_token_id in tokenizer, generation_config.json or config.json")
         return tuple(sorted(ids))
+
+    def _choose_template(self, folder: pathlib.Path) -> None:
+        """Of several named templates the default one, else the only one. Raises CheckpointError for others."""
+        named: Any = self.hf.chat_template
+        if isinstance(named, dict) and "default" not in named:
+            if len(named) != 1:
+                raise CheckpointError(f"{folder}: its chat templates are {', '.join(sorted(named))}, and no 'default'")
+            (self.hf.chat_template,) = named.values()
+
+    def _try_template(self, folder: pathlib.Path) -> None:
+        """Whether the template takes a system turn. Raises CheckpointError where it fails without one, too."""
+        for fold in (False, True):
+            self.folds_system = fold
+            try:
+                self._render(({"role": "system", "content": "a"}, {"role": "user", "content": "b"}))
+                return
+            except PromptError as error:
+                failed = error
+        raise CheckpointError(f"{folder}: {failed}")
 
     def _turn_ends(self) -> set[str]:
         """The added tokens that the template writes right after an assistant's text, inside a chat and at its end.
@@ -156,8 +195,12 @@ class Tokenizer:
                 asked = [c for m, c in zip(messages, contents, strict=True) if m["role"] != "system"]
                 return self.start + "\n\n".join(asked) + "\n"
             turns = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
-            return self._templated(turns, add_generation_prompt=True)
+            try:
+                return self._templated(turns, add_generation_prompt=True)
+            except Exception as error:  # whatever a template raises, or Jinja finds wrong with it
+                raise PromptError(f"the chat template fails ({type(error).__name__}: {_one_line(error)})") from error
 
+        messages = _folded(messages) if self.folds_system else messages
         contents = [message["content"] for message in messages]
         pieces = re.split("\ue000(\\d+)\ue001", template([PLACEHOLDER.format(i) for i in range(len(contents))]))
         own, shown = "\ue000".join(pieces[0::2]), {int(number) for number in pieces[1::2]}

@@ -6,10 +6,14 @@ The metadata of a step holds a digest of each array, taken before it was written
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
 import pathlib
+import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,10 +28,33 @@ from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.options import CheckpointConfig
 from cgrpo_jax.workdir.digests import leaf_digests, nonfinite_leaves
 
+_OF_AN_ARRAY = "Encountered error while reading array"
+_DETAILS = re.compile(r"\. See full TensorStore details| \[(?:source locations|tensorstore_spec)=")
+
+
+@functools.cache
+def _silence_other_readers() -> None:
+    """What other threads still find wrong after the first error was raised is not printed; once a process.
+
+    Each array that cannot be read would print a traceback and a page of TensorStore's details.
+    """
+    hook = sys.unraisablehook
+
+    def without_readers(found: Any) -> None:
+        if not str(found.exc_value).startswith(("Event loop is closed", _OF_AN_ARRAY)):
+            hook(found)
+
+    sys.unraisablehook = without_readers
+    warnings.filterwarnings("ignore", message="coroutine 'Store.* was never awaited", category=RuntimeWarning)
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+
 
 def _one_line(error: BaseException) -> str:
     """Begin and end of the first line of a message of Orbax or TensorStore, which may go on for pages."""
+    if str(error).startswith(_OF_AN_ARRAY) and error.__cause__:
+        error = error.__cause__  # which names the array
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = _DETAILS.split(line)[0].strip()
     return line if len(line) <= 300 else f"{line[:140]} ... {line[-140:]}"
 
 
@@ -162,10 +189,10 @@ class Checkpointer:
         note = {"step": step, "metric": self.metric, "value": self.manager.metrics(step)[self.metric]}
         path = self.folder.with_name("best.json")
         text = json.dumps(note) + "\n"
-        if path.exists() and path.read_text() == text:
+        if path.exists() and path.read_text(encoding="utf-8") == text:
             return
         partial = path.with_name("best.json.partial")
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         partial.rename(path)
         self.log(f"best so far: step {step}, {self.metric} {note['value']:.4f}")
 
@@ -187,6 +214,7 @@ class Checkpointer:
         folder = self.folder / str(step)
         digests = self.meta(step)["digests"]
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        _silence_other_readers()
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
@@ -200,7 +228,7 @@ class Checkpointer:
 def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     """The metadata of a checkpoint folder. Raises CheckpointError where it cannot be read or has no digests."""
     try:
-        meta = json.loads((folder / "meta" / "metadata").read_text())
+        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read (metadata: {_one_line(error)})") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("digests"), dict):
@@ -243,7 +271,7 @@ def save_params(folder: pathlib.Path, params: Params) -> None:
         checkpointer.save(folder.absolute() / "params", params)
     (folder / "meta").mkdir()
     digests = {"digests": leaf_digests({"params": params})}
-    (folder / "meta" / "metadata").write_text(json.dumps(digests))
+    (folder / "meta" / "metadata").write_text(json.dumps(digests), encoding="utf-8")
 
 
 def restore_params(
@@ -262,6 +290,7 @@ def restore_params(
     def placed(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path_of(path), leaf.shape))
 
+    _silence_other_readers()
     try:
         tree = ocp.StandardCheckpointHandler().metadata(source).tree
         with ocp.StandardCheckpointer() as checkpointer:

@@ -12,6 +12,8 @@ import warnings
 
 import jax
 
+from cgrpo_jax.workdir.places import cache_folder, expanded, writable
+
 UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(?P<program>[^']+)'")
 
 
@@ -45,19 +47,18 @@ def watch() -> Compilations:
     return counts
 
 
-def cache_root() -> pathlib.Path:
-    """Where this project keeps what can be made again."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cgrpo_jax"
-
-
-def keep_on_disk() -> pathlib.Path:
-    """Turns the persistent compilation cache on and returns its folder.
+def keep_on_disk() -> pathlib.Path | None:
+    """Turns the persistent compilation cache on and returns its folder; None, which is said, where it has none.
 
     The environment comes first: JAX_COMPILATION_CACHE_DIR is another folder, JAX_ENABLE_COMPILATION_CACHE=false none.
     An entry that cannot be read (a run was killed while it wrote) is removed, so that the program compiled instead
     takes its place; jax itself would leave it there for ever.
     """
-    folder = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_root() / "programs")
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR", "").strip()
+    folder = writable(expanded(named)) if named else cache_folder("programs")
+    if folder is None:
+        jax.config.update("jax_compilation_cache_dir", None)
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     warnings.filterwarnings("always", message=UNREADABLE.pattern)  # each one, not the first of each text

@@ -27,7 +27,7 @@ def exclusive(workdir: str | os.PathLike) -> Iterator[None]:
     """
     path = pathlib.Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -171,7 +171,7 @@ class Writer:
         partial.rename(self.path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             # JSON knows no NaN and no infinity: null
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}
             file.write(json.dumps({"step": step} | known) + "\n")
@@ -182,7 +182,7 @@ class Writer:
     def rollout(self, step: int, groups: Sequence[Group]) -> None:
         """One line a problem: question, responses, critiques, refinements, scores, and which rows were trained on."""
         path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             for group in groups:
                 record = {
                     "question": group.problem.question,

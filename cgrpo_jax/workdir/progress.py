@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import time
@@ -9,6 +10,33 @@ from collections.abc import Iterator, Mapping
 
 import rich.console
 import rich.progress
+import rich.table
+
+WINDOW = 50  # things that are done lately: by their pace the time that is left is told
+
+
+def duration(seconds: float) -> str:
+    """As a person would say it: 47 s, 12.5 min, 3.2 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _columns(width: int) -> list[rich.progress.ProgressColumn]:
+    """What fits on a line of so many characters; nothing wraps, the note gives way first."""
+    fixed, free = rich.table.Column(no_wrap=True), rich.table.Column(no_wrap=True, ratio=1, overflow="ellipsis")
+    columns: list[rich.progress.ProgressColumn] = [
+        rich.progress.TextColumn("[bold]{task.description}", table_column=fixed),
+        rich.progress.TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=fixed),
+        rich.progress.TextColumn("{task.fields[note]}", table_column=free),
+    ]
+    if width >= 50:
+        columns.append(rich.progress.TimeElapsedColumn(table_column=fixed))
+    if width >= 30:
+        columns.append(rich.progress.TextColumn("{task.fields[left]}", table_column=fixed))
+    if width >= 110:
+        columns.insert(1, rich.progress.BarColumn(bar_width=30))
+    return columns
 
 
 class Progress:
@@ -19,19 +47,14 @@ class Progress:
         self.seconds: dict[str, float] = {}
         self.began = self.since = time.perf_counter()
         self.running: list[str] = []  # phases, the innermost last
-        self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self.bar = rich.progress.Progress(
-            rich.progress.TextColumn("[bold]{task.description:<9}"),
-            rich.progress.BarColumn(bar_width=30),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[note]}"),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("start", total=steps, completed=first_step, note="")
+        # When a step (an answer) was done; the first of a process compiles, and only begins the clock.
+        self.marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
+        terminal = sys.stderr.isatty()  # also where a variable asks for colours in files
+        self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True, force_terminal=terminal)
+        self.live = terminal and not self.console.is_dumb_terminal
+        columns = _columns(self.console.width)
+        self.bar = rich.progress.Progress(*columns, console=self.console, disable=not self.live, expand=True)
+        self.task = self.bar.add_task("start", total=steps, completed=first_step, note="", left="")
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -70,12 +93,17 @@ class Progress:
         seconds, self.seconds = self.seconds, {}
         return seconds
 
+    def _left(self, done: int) -> str:
+        """What to say of the time that is left now that so many are done; nothing before the second of a process."""
+        self.marks.append((time.perf_counter(), done))
+        (then, first), (now, last) = self.marks[0], self.marks[-1]
+        return f"left {duration((now - then) / (last - first) * (self.steps - done))}" if last > first else ""
+
     def step_done(self, step: int, notes: Mapping[str, float]) -> None:
-        note = "  ".join(f"{name} {value:.4g}" for name, value in notes.items())
-        self.bar.update(self.task, completed=step, note=note)
-        if not self.console.is_terminal:
-            left = (time.perf_counter() - self.began) / (step - self.first) * (self.steps - step)
-            self.log(f"{self.unit} {step}/{self.steps}  {note}  left {left / 60:.1f} min")
+        note, left = "  ".join(f"{name} {value:.4g}" for name, value in notes.items()), self._left(step)
+        self.bar.update(self.task, completed=step, note=note, left=left)
+        if not self.live:
+            self.log(f"{self.unit} {step}/{self.steps}  {note}  {left}".rstrip())
 
     def expect(self, count: int) -> None:
         """There are `count` things to do (not known at first)."""
@@ -85,9 +113,11 @@ class Progress:
     def answered(self) -> None:
         """One more of many small things is done; off a terminal, a line at each tenth."""
         self.first += 1
-        self.bar.update(self.task, completed=self.first)
-        if not self.console.is_terminal and self.first % max(1, self.steps // 10) == 0:
-            self.log(f"{self.unit} {self.first}/{self.steps}  {time.perf_counter() - self.began:.0f} s")
+        left = self._left(self.first)
+        self.bar.update(self.task, completed=self.first, left=left)
+        if not self.live and self.first % max(1, self.steps // 10) == 0:
+            passed = duration(time.perf_counter() - self.began)
+            self.log(f"{self.unit} {self.first}/{self.steps}  {passed}  {left}".rstrip())
 
     def log(self, text: str) -> None:
         """A line above the bar; markup and control characters in it mean nothing."""

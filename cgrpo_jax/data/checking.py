@@ -1,0 +1,140 @@
+"""Every bad row of a source is found before anything compiles: parsed, its gold read, its prompt measured."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from cgrpo_jax import grading
+from cgrpo_jax.data.rows import Parsed, RowError
+from cgrpo_jax.grading.golds import hopeless
+from cgrpo_jax.grading.verifier import Reading
+from cgrpo_jax.options import DataConfig
+from cgrpo_jax.records import Problem
+from cgrpo_jax.text.tokenizer import PromptError
+from cgrpo_jax.workdir.places import cache_folder
+
+SHOWN = 20
+EVERY = 10.0  # seconds between two lines about a long check
+LONG = 1_000_000  # characters of a question
+
+Parsable = Callable[[Sequence[str]], list[Reading]]
+Parse = Callable[[Mapping[str, Any], int], Parsed]  # (row, its number) -> problem
+Fault = Callable[[Problem], str | None]  # what is wrong with a problem, if anything
+Log = Callable[[str], None]
+Good = list[tuple[int, Parsed]]
+Bad = list[tuple[int, str]]
+
+
+class DataError(ValueError):
+    """A data source that cannot be used; lists every bad row."""
+
+
+def _reader() -> list[str]:
+    """Changes with whatever decides which golds can be read: the libraries, and each file of `grading`."""
+    versions = [importlib.metadata.version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy")]
+    files = sorted(pathlib.Path(grading.__file__).parent.glob("*.py"))
+    return versions + [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def _unreadable(golds: Sequence[str], parsable: Parsable) -> dict[str, str]:
+    """What is wrong with gold answers that the verifier cannot read, asked once for each set of golds."""
+    unique, folder = sorted(set(golds)), cache_folder("checked_golds")
+    digest = hashlib.sha256(json.dumps([_reader(), unique]).encode()).hexdigest()
+    cache = folder / f"{digest}.json" if folder else None
+    with contextlib.suppress(OSError, ValueError):  # a cache that cannot be read is made again
+        if cache and cache.exists():
+            return json.loads(cache.read_text(encoding="utf-8"))
+    readings = dict(zip(unique, parsable(unique), strict=True))
+    found = {gold: "math-verify cannot read" for gold, reading in readings.items() if not reading.readable}
+    unsure = {gold: f"math-verify gives up ({r.status}) on" for gold, r in readings.items() if r.status != "ok"}
+    if cache and not unsure:  # a busy machine is no property of a gold
+        with contextlib.suppress(OSError):
+            partial = cache.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(found), encoding="utf-8")
+            partial.rename(cache)
+    return found | unsure
+
+
+def prompt_fault(problem: Problem, *, prompt_tokens: Callable[[Problem], int], most: int) -> str | None:
+    """What is wrong with a problem's prompt: too long, or not to be encoded safely."""
+    try:
+        length = prompt_tokens(problem)
+    except PromptError as error:
+        return str(error)
+    over = f"{length} tokens with its template, data.max_prompt_tokens is {most}"
+    return over if length > most else None
+
+
+def _parsed(row: Mapping[str, Any] | RowError, number: int, parse: Parse) -> Parsed:
+    """Raises RowError for a row that makes no problem, or one whose gold no answer could equal."""
+    if isinstance(row, RowError):
+        raise row
+    try:
+        parsed = parse(row, number)
+    except RecursionError:
+        raise RowError("-", "too many lists within lists") from None
+    if parsed.problem.grader == "math" and (why := hopeless(parsed.problem.answer)):
+        raise RowError(parsed.answer_column, f"no answer could equal {parsed.problem.answer[:60]!r} ({why})")
+    return parsed
+
+
+def sift(
+    rows: Iterable[tuple[int, Mapping[str, Any] | RowError]],
+    parse: Parse,
+    fault: Fault,
+    parsable: Parsable | None,
+    log: Log,
+) -> tuple[Good, Bad]:
+    """The rows that can be used, and what is wrong with each other one.
+
+    Args:
+      parsable: which golds of the mathematical grader can be read; None: this is not asked.
+      log: is told now and then how far a long check is.
+    """
+    parsed: Good = []
+    good: Good = []
+    bad: Bad = []
+    for number, row in rows:
+        try:
+            parsed.append((number, _parsed(row, number, parse)))
+        except RowError as error:
+            bad.append((number, str(error)))
+    golds = [problem.answer for _, (problem, _, _) in parsed if problem.grader == "math"]
+    unreadable = _unreadable(golds, parsable) if parsable and golds else {}
+    told = time.monotonic()
+    for done, (number, made) in enumerate(parsed):
+        problem = made.problem
+        if time.monotonic() - told > EVERY:
+            told = time.monotonic()
+            log(f"checked {done} of {len(parsed)} rows")
+        if len(problem.question) > LONG:
+            log(f"row {number}: measuring a question of {len(problem.question) / 1e6:.0f} million characters")
+        if problem.grader == "math" and problem.answer in unreadable:
+            reason = f"{unreadable[problem.answer]} {problem.answer[:60]!r}"
+            bad.append((number, str(RowError(made.answer_column, reason))))
+        elif message := fault(problem):
+            bad.append((number, str(RowError(made.question_column, message))))
+        else:
+            good.append((number, made))
+    return good, bad
+
+
+def report_bad_rows(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, log: Log) -> None:
+    """Refuses, or names, the rows that are left out."""
+    lines = [f"  {cfg.source}, row {number}, {message}" for number, message in sorted(bad)]
+    if bad and cfg.on_bad_row == "error":
+        total = f"{len(bad)} bad rows of {len(bad) + kept} in {cfg.source}"
+        raise DataError("\n".join([f"{total} (data.on_bad_row=drop leaves them out):", *lines]))
+    if bad:
+        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        log("\n".join([f"dropped {len(bad)} bad rows of {len(bad) + kept}:", *lines[:SHOWN], *more]))
+    if not kept:
+        raise DataError(f"{cfg.source}: no usable row")
