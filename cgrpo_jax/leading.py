@@ -107,6 +107,12 @@ class Desk:
         for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
             values |= accuracies(asked, attempts, name)
         self.writer.scalars(step, values)
+        for name in [name for name in values if name.endswith("/nonfinite")]:
+            tokens, measured = f"{values[name]:.0f}", name.removesuffix("/nonfinite")
+            self.progress.log(
+                f"step {step}: {tokens} tokens of {measured} were sampled from numbers that are not finite; "
+                "its accuracy means nothing"
+            )
         for name in [name for name in values if f"{name}/low" in values]:
             low, high = values[f"{name}/low"], values[f"{name}/high"]
             self.progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")

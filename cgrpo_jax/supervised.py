@@ -13,7 +13,7 @@ from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.learning import credit
-from cgrpo_jax.learning.finite import nonfinite_counts, nonfinite_steps
+from cgrpo_jax.learning.finite import check_last, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
 from cgrpo_jax.workdir import compilation
@@ -67,12 +67,13 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                     bins = put_bins(run.mesh, _bins_of_step(run, step))
                     state, sums = update(state, {}, bins)
                     scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
-                nonfinite = nonfinite_steps(nonfinite, step + 1, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
                 values = update_metrics([scalars])
                 values["seconds/update"] = progress.take_seconds()["update"]
                 writer.scalars(step + 1, values)
                 progress.step_done(step + 1, {"loss": values["loss/total"], "s": values["seconds/update"]})
+                nonfinite = nonfinite_steps(nonfinite, step + 1, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
                 if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == steps:
                     seen = (step + 1) * cfg.train.prompts
                     checkpointer.save(step + 1, state, resuming.checkpoint_meta(run, past, step + 1, seen))
         progress.log(f"compiled {compiled}")
+        check_last(nonfinite, steps)

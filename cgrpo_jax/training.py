@@ -14,7 +14,7 @@ from cgrpo_jax import build, resuming
 from cgrpo_jax.config import Config
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
-from cgrpo_jax.learning.finite import nonfinite_counts, nonfinite_steps
+from cgrpo_jax.learning.finite import check_last, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
 from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
@@ -129,6 +129,7 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
                 checkpointer.save(done, state, resuming.checkpoint_meta(run, past, done, problems_seen), evaluated)
         checkpointer.wait()
         progress.log(f"compiled {compiled}")
+        check_last(nonfinite, steps)
         progress.log(
             f"done: step {steps} is in {workdir}/checkpoints; metrics.jsonl, rollouts/, tensorboard/ beside it"
         )

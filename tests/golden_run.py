@@ -1,4 +1,4 @@
-"""Two steps of the quickstart whose numbers are on file. Renew them: `python tests/golden_run.py` (says what changed)."""
+"""Two steps of the quickstart whose numbers are on file. To renew them: `python tests/golden_run.py`."""
 
 import json
 import os

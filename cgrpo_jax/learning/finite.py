@@ -9,6 +9,15 @@ class TrainingError(RuntimeError):
     """Training cannot go on."""
 
 
+def check_last(nonfinite: int, steps: int) -> None:
+    """Raises TrainingError where a run ends with steps that were not finite, though too few to have stopped it."""
+    if nonfinite:
+        raise TrainingError(
+            f"the last {nonfinite} of {steps} steps were not finite (metrics sampler/nonfinite, policy/nonfinite_*): "
+            "nothing was learnt in them"
+        )
+
+
 def nonfinite_counts(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of the metric sums of a step's updates."""
     return {

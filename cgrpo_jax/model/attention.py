@@ -20,24 +20,30 @@ FEW_QUERIES = 8  # see `attention_logits`
 class Seen(NamedTuple):
     """Which keys a query sees: those of its own segment and of EVERYBODY, up to its own position.
 
-    Positions are those of the text (as of RoPE), not places in the array. Segments of queries are not negative.
+    Positions are those of the text (as of RoPE), not places in the array; without them order does not matter. Segments
+    of queries are not negative.
     """
 
     segment_BT: jax.Array  # int32, of the queries
-    position_BT: jax.Array  # int32
     key_segment_BS: jax.Array  # int32
-    key_position_BS: jax.Array  # int32
+    position_BT: jax.Array | None = None  # int32
+    key_position_BS: jax.Array | None = None  # int32
+    shares: bool = False  # whether any key may be EVERYBODY's
 
     def mask(self) -> jax.Array:
         """`[B, T, S]`."""
         key_BTS = self.key_segment_BS[:, None, :]
-        own_BTS = (key_BTS == self.segment_BT[:, :, None]) | (key_BTS == EVERYBODY)
+        own_BTS = key_BTS == self.segment_BT[:, :, None]
+        if self.shares:
+            own_BTS |= key_BTS == EVERYBODY
+        if self.position_BT is None or self.key_position_BS is None:
+            return own_BTS
         return own_BTS & (self.key_position_BS[:, None, :] <= self.position_BT[:, :, None])
 
 
 def among_themselves(segment_BT: jax.Array, position_BT: jax.Array) -> Seen:
     """Queries that are the keys, too: causal within each segment."""
-    return Seen(segment_BT, position_BT, segment_BT, position_BT)
+    return Seen(segment_BT, segment_BT, position_BT, position_BT)
 
 
 def after_prompt(segment_BT: jax.Array, position_BT: jax.Array, prompt_length_B: jax.Array, slots: int) -> Seen:
@@ -46,15 +52,17 @@ def after_prompt(segment_BT: jax.Array, position_BT: jax.Array, prompt_length_B:
     prompt_BS = jnp.where(slot_S[None] < prompt_length_B[:, None], EVERYBODY, NOBODY)
     keys_BS = jnp.concatenate([prompt_BS, segment_BT], axis=1)
     places_BS = jnp.concatenate([jnp.broadcast_to(slot_S[None], (B, slots)), position_BT], axis=1)
-    return Seen(segment_BT, position_BT, keys_BS, places_BS)
+    return Seen(segment_BT, keys_BS, position_BT, places_BS, shares=True)
 
 
 def in_ring(time: jax.Array, length_R: jax.Array, slots: int) -> Seen:
-    """One query a row over a ring on a common clock: it sees what was written in its last `length_R` steps, and now."""
+    """One query a row over a ring on a common clock: it sees what was written in its last `length_R` steps, and now.
+
+    The barrier keeps the ages from being computed again in each layer and for each head.
+    """
     age_S = (time - jnp.arange(slots, dtype=jnp.int32)) % slots
-    live_RS = jnp.where(age_S[None] <= length_R[:, None], EVERYBODY, NOBODY)
-    zero_R1 = jnp.zeros((len(length_R), 1), jnp.int32)
-    return Seen(zero_R1, zero_R1, live_RS, jnp.zeros_like(live_RS))
+    live_RS = jnp.where(age_S[None] <= length_R[:, None], 0, NOBODY)
+    return Seen(jnp.zeros((len(length_R), 1), jnp.int32), jax.lax.optimization_barrier(live_RS))
 
 
 class KVCache(NamedTuple):
