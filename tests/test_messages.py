@@ -111,6 +111,32 @@ def test_a_cache_that_cannot_be_written_costs_the_cache(tmp_path, named):
     assert all("cannot be written to" in line and "Traceback" not in line for line in lines)
 
 
+FULL = """
+import shutil, jax, jax.numpy as jnp
+from cgrpo_jax.workdir import compilation
+folder = compilation.keep_on_disk()
+jax.jit(lambda x: x + 1)(jnp.int32(1))
+shutil.rmtree(folder)
+folder.write_text("")
+for n in range(2, 5):
+    jax.jit(lambda x: x * n)(jnp.int32(1))
+print("done")
+"""
+
+
+def test_a_cache_that_is_lost_in_the_run_is_said_once(tmp_path):
+    done = run_python(FULL, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.stdout == "done\n" and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("compilation cache: Error writing persistent compilation cache entry")
+
+
+def test_a_cache_that_is_not_wanted_is_not_looked_at(tmp_path):
+    (tmp_path / "file").write_text("")
+    folders = {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file")}
+    done = run_python("from cgrpo_jax.workdir import compilation; print(compilation.keep_on_disk())", **folders)
+    assert (done.stdout, done.stderr) == ("None\n", "")
+
+
 def test_a_seed_has_32_bits():
     from conftest import tiny_config
 
