@@ -100,15 +100,13 @@ for _ in range(2):
 
 @pytest.mark.parametrize("named", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"])
 def test_a_cache_that_cannot_be_written_costs_the_cache(tmp_path, named):
-    """A file stands where the folder should be (root may write into any folder). Each place is said once."""
+    """A file stands where the folder should be (root may write into any folder). It is said once."""
     (tmp_path / "file").write_text("")
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n')
     folders = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "fine"), named: str(tmp_path / "file")}
     done = run_python(CACHELESS, tmp_path / "a.jsonl", **folders)
     assert done.returncode == 0 and done.stdout.split() == ["None", "None", "2", "1", "1"], done.stdout + done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == len(set(lines)) == (1 if named == "JAX_COMPILATION_CACHE_DIR" else 2)
-    assert all("cannot be written to" in line and "Traceback" not in line for line in lines)
+    assert len(done.stderr.splitlines()) == 1 and "cannot be written to" in done.stderr, done.stderr
 
 
 FULL = """

@@ -41,7 +41,8 @@ def cache_root() -> pathlib.Path:
 
 def cache_folder(name: str) -> pathlib.Path | None:
     """A folder of the cache that is there and can be written to; None, which is said once, where there is none."""
-    return writable(cache_root() / name)
+    root = writable(cache_root())
+    return writable(root / name) if root else None
 
 
 @functools.cache
