@@ -63,7 +63,7 @@ def test_home_in_the_flags_of_the_other_commands(tmp_path):
 @pytest.mark.parametrize(
     ("workdir", "words"),
     [
-        ("", "empty"), (" ", "empty"), ("gs://bucket/run", "only a local folder"), ("s3://bucket/run", "only a local folder"),
+        ("", "empty"), (" ", "empty"), ("~nobody_of_that_name/run", "no such home folder"), ("gs://bucket/run", "only a local folder"), ("s3://bucket/run", "only a local folder"),
         (pathlib.Path("gs://bucket/run"), "only a local folder"), ("hdfs://host/run", "only a local folder"),
     ],
 )  # fmt: skip
@@ -73,6 +73,13 @@ def test_a_workdir_that_is_none_is_refused(workdir, words, tmp_path, monkeypatch
         cgrpo_jax.train(cgrpo_jax.get_config("quickstart"), workdir)
     with pytest.raises(ConfigError, match=f"workdir.*{words}"):
         cgrpo_jax.evaluate(cgrpo_jax.get_config("eval"), workdir)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_nobody_knows_is_no_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody_of_that_name/cache")
+    assert places.cache_folder("programs") is None and "no such home folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
