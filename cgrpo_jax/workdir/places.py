@@ -32,7 +32,7 @@ def local_folder(given: str | os.PathLike, name: str) -> pathlib.Path:
     if _REMOTE.match(text):
         raise ConfigError(f"{name} = {text!r}: only a local folder works; copy it there when the run is done")
     path = expanded(text)
-    if path.parts[0].startswith("~"):
+    if str(path).startswith("~"):
         raise ConfigError(f"{name} = {text!r}: no such home folder")
     return path
 
@@ -53,7 +53,7 @@ def cache_folder(name: str) -> pathlib.Path | None:
 def writable(folder: pathlib.Path) -> pathlib.Path | None:
     """The folder itself, made where it was not; None, which is said on stderr, where nothing can be kept in it."""
     try:
-        if folder.parts[0].startswith("~"):
+        if str(folder).startswith("~"):
             raise OSError(errno.ENOENT, "no such home folder")
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
