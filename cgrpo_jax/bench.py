@@ -30,7 +30,7 @@ import numpy as np
 from cgrpo_jax import build, config
 from cgrpo_jax.build import Run
 from cgrpo_jax.grading import rewards
-from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.grading.verifier import Verifier, VerifierError
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.learning.update import init_state, make_update, put_bins
 from cgrpo_jax.model.hf_config import CheckpointError
@@ -262,7 +262,7 @@ def main() -> None:
         run = bench_run(args)
         with Verifier(run.cfg.verifier) as verifier:
             result = measure(MODES[args.mode](run, verifier, args), args.repeats, warm_up=args.lengths is None)
-    except (config.ConfigError, CheckpointError) as error:
+    except (config.ConfigError, CheckpointError, VerifierError, OSError) as error:
         sys.exit(f"error: {error}")
     asked = {name: getattr(args, name) for name in ("mode", "model", "prompts", "samples", "new_tokens", "micro_batch")}
     result = (

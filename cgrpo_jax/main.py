@@ -23,9 +23,12 @@ from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.supervised import sft
+from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.places import local_folder
+
+ERRORS = (ConfigError, MeshError, DataError, CheckpointError, PromptError, TrainingError, VerifierError)
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> None:
         if run is None:
             raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, eval")
         run(cfg, workdir)
-    except (ConfigError, MeshError, DataError, CheckpointError, TrainingError, VerifierError, OSError) as error:
+    except (*ERRORS, OSError) as error:
         if _DEBUG.value:
             raise
         sys.exit(f"error: {error}")

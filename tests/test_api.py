@@ -156,8 +156,7 @@ MAIN = [
 
 @pytest.mark.parametrize(("arguments", "words"), MAIN)
 def test_the_command_takes_names_from_any_folder(tmp_path, arguments, words):
-    """One line of error each (transformers says before it that there is no torch); the last ones have read the
-    configuration and the embedded model."""
+    """One line of error each; the last ones have read the configuration and the embedded model."""
     command = [sys.executable, "-m", "cgrpo_jax.main", "--workdir=w", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment())
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(words), done.stderr

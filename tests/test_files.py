@@ -82,6 +82,7 @@ SHAPES = {
     "a.json": b"[" + GOOD + b"]",
     "bom.json": b"\xef\xbb\xbf[" + GOOD + b"]",
     "object.json": b'{"version": 1, "data": [' + GOOD + b"]}",
+    "lines.json": GOOD + GOOD,
     "a.CSV": b"\xef\xbb\xbfQuestion,ANSWER\nWhy?,5\n",
     "capitals.jsonl": b'{"Question": "Why?", "Answer": 5}',
     "shouted.jsonl": b'{"PROBLEM": "Why?", "Final_Answer": "5"}',

@@ -250,6 +250,24 @@ def test_work_is_told_at_the_poll_after_the_next_chunk():
         assert not stories.pending()
 
 
+def test_nothing_is_graded_on_the_thread_that_decodes(tokenizer):
+    """Also of refinements: the sampler's own thread only waits, and while an answer is graded it decodes a chunk."""
+    graded, decoded = [], []
+
+    def beside(items):
+        graded.append(threading.current_thread())
+        return score(items)
+
+    def answer(request):
+        decoded.append(threading.current_thread())
+        return completion(tokenizer, WRONG)
+
+    method = method_of(tokenizer, RefineConfig(trigger="always"), 3, scorer=by_rule(beside, tokenizer))
+    collect_groups([PROBLEM, PROBLEM], method, sampler_of(answer, []))
+    assert len(graded) == 4 and set(decoded) == {threading.current_thread()}
+    assert threading.current_thread() not in graded
+
+
 def test_late_work_is_waited_for_and_idle_waits():
     release = threading.Event()
 

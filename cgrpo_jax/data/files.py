@@ -73,8 +73,10 @@ def _rows_of_json(text: str) -> list[Row]:
     """Of a list of rows, or of an object that holds one list. Raises ValueError for anything else."""
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError:
-        raise
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return [_row(line) for line in text.split("\n") if line.strip()]  # .jsonl under another name
     except (ValueError, RecursionError):  # of one row, perhaps
         return [_row(element) for element in _elements(text)]
     if isinstance(whole, dict):

@@ -21,6 +21,9 @@ _ADDRESS = re.compile(r"https?://|www\.|file://", re.IGNORECASE)
 _PICTURE = re.compile(r"\[/?asy\]|\\includegraphics|\\begin ?\{tikzpicture\}|<(?:image|img)\b|!\[", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MATHEMATICS = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\[A-Za-z]+|\\.")
+_SAID = re.compile(r"\banswer (?:is|was|will be|=)|\banswer:", re.IGNORECASE)
+_NEGATIVE = re.compile(r"\b(?:no|none|not|never|cannot|nothing)\b", re.IGNORECASE)
+_SYMBOL = re.compile(r"\d+(?:[.,/]\d+)*|\b[A-Za-z]\b")
 _WORD = re.compile(r"[^\W\d_]{2,}|\b[aI]\b")
 _VERB = re.compile(
     r"\b(?:is|are|was|were|be|can|cannot|has|have|had|must|will|would|should|does|do|follows?|holds?|exists?|shows?|"
@@ -39,12 +42,18 @@ def _braces_close(text: str) -> bool:
 
 
 def _sentence(text: str) -> bool:
-    """Bare prose that begins with a word: four words and a full stop, five with a verb, or seven in a row."""
+    """Bare prose that begins with a word: four words and a full stop, four with a verb and a number, five with a verb
+    (but "there is no such n" may be an answer), or seven in a row. "The answer is" in front of it is always one."""
+    if _SAID.search(text):
+        return True
     prose = _MATHEMATICS.sub(" ", text).strip()
     if text[:1] in "$\\" or not prose[:1].isalpha() or not _WORD.match(prose):
         return False
-    longest = max(len(_WORD.findall(part)) for part in re.split(r"[,;]", prose))
-    return longest >= 7 or (longest >= 5 and bool(_VERB.search(prose))) or (longest >= 4 and prose[-1] in ".!")
+    verb, count = bool(_VERB.search(prose)), max(len(_WORD.findall(part)) for part in re.split(r"[,;]", prose))
+    symbols = _SYMBOL.findall(prose)
+    if count >= 7 or (count >= 4 and prose[-1] in ".!") or (verb and count >= 5 and not _NEGATIVE.search(prose)):
+        return True
+    return verb and any(symbol[0].isdigit() for symbol in symbols) and count + len(symbols) >= 4
 
 
 def hopeless(gold: str) -> str | None:

@@ -16,6 +16,8 @@ from cgrpo_jax.workdir.places import cache_folder, expanded, writable
 
 UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(?P<program>[^']+)'")
 
+UNWRITABLE = "Error writing persistent compilation cache entry"
+
 
 @dataclasses.dataclass
 class Compilations:
@@ -52,8 +54,10 @@ def keep_on_disk() -> pathlib.Path | None:
 
     The environment comes first: JAX_COMPILATION_CACHE_DIR is another folder, JAX_ENABLE_COMPILATION_CACHE=false none.
     An entry that cannot be read (a run was killed while it wrote) is removed, so that the program compiled instead
-    takes its place; jax itself would leave it there for ever.
+    takes its place; jax itself would leave it there for ever. That one cannot be written is said for the first alone.
     """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR", "").strip()
     folder = writable(expanded(named)) if named else cache_folder("programs")
     if folder is None:
@@ -62,10 +66,17 @@ def keep_on_disk() -> pathlib.Path | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     warnings.filterwarnings("always", message=UNREADABLE.pattern)  # each one, not the first of each text
-    show = warnings.showwarning
+    warnings.filterwarnings("always", message=UNWRITABLE)
+    show, told = warnings.showwarning, False
 
     def remove_unreadable(message, category, filename, lineno, file=None, line=None) -> None:
+        nonlocal told
         found = UNREADABLE.match(str(message))
+        if str(message).startswith(UNWRITABLE):
+            if not told:
+                print(f"compilation cache: {str(message).splitlines()[0][:300]}", file=sys.stderr)
+            told = True
+            return None
         if found is None:
             return show(message, category, filename, lineno, file, line)
         for entry in folder.glob(f"{found['program']}-*-cache"):

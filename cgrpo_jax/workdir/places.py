@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import pathlib
@@ -30,7 +31,10 @@ def local_folder(given: str | os.PathLike, name: str) -> pathlib.Path:
         raise ConfigError(f"{name} is empty; name a folder")
     if _REMOTE.match(text):
         raise ConfigError(f"{name} = {text!r}: only a local folder works; copy it there when the run is done")
-    return expanded(text)
+    path = expanded(text)
+    if str(path).startswith("~"):
+        raise ConfigError(f"{name} = {text!r}: no such home folder")
+    return path
 
 
 def cache_root() -> pathlib.Path:
@@ -41,15 +45,17 @@ def cache_root() -> pathlib.Path:
 
 def cache_folder(name: str) -> pathlib.Path | None:
     """A folder of the cache that is there and can be written to; None, which is said once, where there is none."""
-    return writable(cache_root() / name)
+    root = writable(cache_root())
+    return writable(root / name) if root else None
 
 
 @functools.cache
 def writable(folder: pathlib.Path) -> pathlib.Path | None:
     """The folder itself, made where it was not; None, which is said on stderr, where nothing can be kept in it."""
     try:
-        if not folder.is_absolute():
-            folder = folder.absolute()
+        if str(folder).startswith("~"):
+            raise OSError(errno.ENOENT, "no such home folder")
+        folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
