@@ -82,7 +82,7 @@ def load_task(name: str, where: str, limit: int, cfg: DataConfig, fault: sources
 
     Args:
       where: of `parse_names`.
-      cfg: for `on_bad_row`.
+      cfg: for `on_bad_row` and `grader`.
       fault: what is wrong with a problem, if anything.
 
     Raises:
@@ -97,6 +97,7 @@ def load_task(name: str, where: str, limit: int, cfg: DataConfig, fault: sources
         question_column=task.question,
         answer_column=task.answer,
         on_bad_row=cfg.on_bad_row,
+        grader=cfg.grader,
         max_prompt_tokens=cfg.max_prompt_tokens,
     )
     good: list[Named] = []

@@ -69,7 +69,7 @@ class _Worker:
             return ""
         return self.stdout.readline()
 
-    def ask(self, gold: str, answer: str | None) -> _Reply:
+    def ask(self, gold: str, answer: str | None, how: str = "equal") -> _Reply:
         """Is the answer equal to the gold? Without an answer: can the gold be read?"""
         if not self.ready:
             if self._line(START_SECONDS) != "ready\n":
@@ -78,7 +78,7 @@ class _Worker:
                 raise VerifierError(f"a verifier worker did not start: {errors[-1]}")
             self.ready = True
         try:
-            self.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
+            self.stdin.write(json.dumps({"gold": gold, "answer": answer, "how": how}) + "\n")
             self.stdin.flush()
             line = self._line(self.wall_seconds)
         except BrokenPipeError:
@@ -123,9 +123,15 @@ class Verifier:
         for _ in range(self.cfg.workers):
             self.idle.get().close()
 
-    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """A verdict for each (gold, answer)."""
-        replies = self.threads.map(self._ask, [gold for gold, _ in pairs], [answer for _, answer in pairs])
+    def compare(self, pairs: Sequence[tuple[str, str]], how: str = "equal") -> list[Verdict]:
+        """A verdict for each (gold, answer).
+
+        Args:
+          how: equal (in value, too), plain (what math-verify says, as it is) or rounded (is the answer, a plain
+            decimal, the rounding of the gold?).
+        """
+        golds, answers = [gold for gold, _ in pairs], [answer for _, answer in pairs]
+        replies = self.threads.map(self._ask, golds, answers, [how] * len(pairs))
         return [Verdict.of(reply.yes, reply.status) for reply in replies]
 
     def readable(self, golds: Sequence[str]) -> list[Reading]:
@@ -133,10 +139,10 @@ class Verifier:
         replies = self.threads.map(self._ask, golds, [None] * len(golds))
         return [Reading(reply.yes, reply.status) for reply in replies]
 
-    def _ask(self, gold: str, answer: str | None) -> _Reply:
+    def _ask(self, gold: str, answer: str | None, how: str = "equal") -> _Reply:
         worker = self.idle.get()
         try:
-            return worker.ask(gold, answer)
+            return worker.ask(gold, answer, how)
         finally:
             try:
                 if not worker.alive():
