@@ -11,6 +11,7 @@ _CUE = re.compile(
     r"[\s:*=]*",
     re.IGNORECASE,
 )
+_MARKED = re.compile(r"(?:^|\n)#### ?([-+$\d][^\n]{0,200})\s*$")  # the last line, as in GSM8K
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 # What stands between boxes that are one answer, and the name of a value in front of its box.
 _BETWEEN = re.compile(r"(?:[\s$,;.&]|\\[()\[\],;: ]|\\q?quad|\b(?:and|or)\b|\\text ?\{ ?(?:and|or|,)? ?\})*")
@@ -135,12 +136,9 @@ def _sentence(text: str) -> str:
 def _spoken(text: str) -> str | None:
     """What follows the last "answer is" that is followed by an answer, not by small talk."""
     said = [_sentence(text[match.end() : match.end() + MAX_ANSWER + 1]) for match in _last(_CUE, text)]
-    said = [sentence for sentence in said if sentence]
-    for sentence in said:
-        mathematical = bool(re.search(r"[\d\\^=+<>]", sentence))
-        if mathematical or (len(sentence.split()) <= 3 and not CHATTER.match(sentence)):
-            return sentence
-    return next((sentence for sentence in said if not CHATTER.match(sentence)), None)
+    answers = [sentence for sentence in said if sentence and not CHATTER.match(sentence)]
+    likely = [sentence for sentence in answers if re.search(r"[\d\\^=+<>]", sentence) or len(sentence.split()) <= 3]
+    return next(iter(likely or answers), None)
 
 
 def _last(pattern: re.Pattern, text: str) -> list[re.Match]:
@@ -156,6 +154,9 @@ def _said_after(text: str) -> str | None:
         answer = last_boxes(text)
         if answer:
             return answer
+    marked = _MARKED.search(text[-MAX_ANSWER:])
+    if marked:
+        return marked[1].strip()
     tagged = text.rpartition("<answer>")[2] if "<answer>" in text else ""
     return _spoken(text) or tagged.partition("</answer>")[0].strip() or None
 

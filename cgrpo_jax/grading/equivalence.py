@@ -163,8 +163,8 @@ def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         element, other = (part if isinstance(part, str) else part.parts[0] for part in (gold, answer))
         return same(element, other, ask)
     if isinstance(gold, str) and collection.kind == "bare" and len(set(collection.parts)) == len(collection.parts):
-        parts = [part for part in collection.parts if isinstance(part, str)]
-        if len(parts) == len(collection.parts) and all(same_leaf(gold, part, ask) for part in parts):
+        texts = [part for part in collection.parts if isinstance(part, str)]
+        if len(texts) == len(collection.parts) and all(same_leaf(gold, part, ask) for part in texts):
             return True  # "one half, or 0.5" says one thing
     if _grouped(text) and collection.kind == "bare":
         return _ordered(tuple(split_top(text, ",")), collection.parts, ask)
@@ -188,8 +188,8 @@ def compare(pairs: Sequence[tuple[str, str]], verifier: Verifier) -> list[Verdic
     known: dict[Question, Verdict] = {}
     verdicts: list[Verdict | None] = [None] * len(pairs)
     parsed = [(_top(gold), _top(answer)) for gold, answer in pairs]
-    for index, (gold, _) in enumerate(pairs):
-        if says_nothing(gold):
+    for index, pair in enumerate(pairs):
+        if says_nothing(pair[0]):
             verdicts[index] = Verdict.of(False)
     for round_ in range(MAX_ROUNDS):
         missing: dict[Question, None] = {}

@@ -30,6 +30,7 @@ class Ask(Protocol):
 
 BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_LABEL = re.compile(r"\\text ?\{ ?(?:\(?[A-H]\)|(?:the )?[a-z ]{1,40}(?<!not )(?:is|are|:)) ?:? ?\} ?", re.IGNORECASE)
 _GAP = re.compile(r"(?<=[^\W_]) +(?=[^\W_]|\\frac)")
 _JUXTAPOSED = re.compile(r"(?<![_^\d])\d+ +\d")  # "4 0/0" is no number and no product; "\log_2 8" is fine
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)")
@@ -51,16 +52,29 @@ def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
     """Two parts that are no collections."""
     if squeezed(gold) == squeezed(answer):
         return True
+    gold, answer = _unwrapped(gold), _without_label(_unwrapped(answer), gold)
     gold_words, answer_words = words(gold), words(answer)
     if gold_words is not None or answer_words is not None:
         return _same_words(gold, answer)
-    if "\\text" in gold and said(gold) == said(answer):
+    if "\\text" in gold + answer and said(gold) == said(answer):
         return True
     if "\\approx" in gold or "\\approx" in answer:
         return _approximate(gold, answer, ask)
     if "=" in gold or "=" in answer:
         return _equations(gold, answer, ask)
     return _same_value(gold, answer, ask)
+
+
+def _unwrapped(text: str) -> str:
+    """The number in \\text{12}."""
+    inner = _TEXT.fullmatch(text)
+    return inner[1].strip() if inner and number(inner[1]) else text
+
+
+def _without_label(answer: str, gold: str) -> str:
+    """Without "(B)" or "the total is" before a value, unless the gold is text itself."""
+    label = _LABEL.match(answer)
+    return answer[label.end() :] if label and words(gold) is None and answer[label.end() :] else answer
 
 
 def _same_words(gold: str, answer: str) -> bool:
@@ -98,7 +112,7 @@ def _approximate(gold: str, answer: str, ask: Ask) -> bool:
 
 def _equations(gold: str, answer: str, ask: Ask) -> bool:
     """At least one of the two has an equality sign. What it claims must all fit: 3 = 6 is not 6."""
-    of_gold, of_answer = sides(gold), sides(answer)
+    of_gold, of_answer = _name_first(sides(gold)), _name_first(sides(answer))
     if not all(of_gold) or not all(of_answer) or _COMPARED.search(answer):
         return False
     if len(of_gold) == len(of_answer) == 1:  # what is equal stands inside brackets
@@ -109,7 +123,7 @@ def _equations(gold: str, answer: str, ask: Ask) -> bool:
         named = is_name(of_gold[0]) or not letters(of_gold[0])
         return named and same_leaf(of_gold[-1], answer, ask)
     if is_name(of_gold[0]) and _head(of_gold[0]) == _head(of_answer[0]):
-        return _chain(of_gold[-1], of_answer, ask)
+        return _chain(of_gold[-1], _renamed(of_answer, of_gold[0]), ask)
     if len(of_gold) != 2 or len(of_answer) != 2 or letters(gold) != letters(answer):
         return False
     return ask(_for_math_verify(gold), _for_math_verify(answer))
@@ -129,6 +143,23 @@ def _chain(gold: str, of_answer: list[str], ask: Ask) -> bool:
 def _symbolic(side: str, gold: str) -> bool:
     """A formula on the way to a number, as in A = \\pi r^2 = 4\\pi; it names no value."""
     return not letters(gold) and bool(letters(side)) and not is_name(side) and not split_unit(side)[1]
+
+
+def _name_first(of_text: list[str]) -> list[str]:
+    """5 = x as x = 5."""
+    return of_text[::-1] if len(of_text) == 2 and is_name(of_text[1]) and not is_name(of_text[0]) else of_text
+
+
+def _renamed(of_answer: list[str], name: str) -> list[str]:
+    """f(t) = 2t as f(x) = 2x, where the gold has x and the answer has not."""
+    wanted, own = (re.search(r"\( ?([A-Za-z]) ?\)$", text) for text in (name, of_answer[0]))
+    if not wanted or not own or wanted[1] in letters(" ".join(of_answer)):
+        return of_answer
+
+    def other(match: re.Match) -> str:
+        return wanted[1] if match[0] == own[1] else match[0]
+
+    return [re.sub(r"\\[A-Za-z]+|[A-Za-z]", other, side) for side in of_answer]
 
 
 def _head(name: str) -> str:
@@ -203,5 +234,5 @@ def _expressions(gold: str, answer: str, ask: Ask) -> bool:
 
 
 def said_words(text: str) -> list[str]:
-    """The words in \\text."""
-    return [word for part in _TEXT.findall(text) for word in re.findall(r"[^\W\d_]{2,}", part.casefold())]
+    """The words and numbers in \\text."""
+    return [word for part in _TEXT.findall(text) for word in re.findall(r"[^\W\d_]{2,}|\d+", part.casefold())]

@@ -33,8 +33,8 @@ _COMMANDS = {
 _COMMAND = re.compile(r"\\(?:\\|!\s*|[,;: ]|[A-Za-z]+)")
 _DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ)")
 _JOINED = re.compile(
-    r"(?<![A-Za-z\\])(?:, ?)?(?:(and|or)(?![A-Za-z])|(?<=[\d)}])(and|or)(?=[A-Za-z]\b))"
-    r"|(?:, ?)?\\text ?\{ ?(and|or|,) ?\}|;"
+    r"(?:, ?)?\\text ?\{ ?(and|or|,) ?\}|\\text ?\{[^{}]*\}"
+    r"|(?<![A-Za-z\\])(?:, ?)?(?:(and|or)(?![A-Za-z])|(?<=[\d)}])(and|or)(?=[A-Za-z]\b))|;"
 )
 _COMPARISON = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
 
@@ -211,9 +211,15 @@ def clean(text: str) -> str:
 
 def _joiner(text: str) -> Callable[[re.Match], str]:
     """What stands for a joining word: a comma, but between comparisons the operation on what they hold."""
-    if not _COMPARISON.search(text):
-        return lambda match: ","
-    return lambda match: {"and": " \\cap ", "or": " \\cup "}.get(match[1] or match[2] or match[3], ",")
+    compared = bool(_COMPARISON.search(text))
+
+    def joined(match: re.Match) -> str:
+        word = match[1] or match[2] or match[3]
+        if not word and match[0] != ";":
+            return match[0]  # other words in \\text
+        return {"and": " \\cap ", "or": " \\cup "}.get(word, ",") if compared else ","
+
+    return joined
 
 
 def _plain_words(text: str) -> bool:
@@ -263,8 +269,8 @@ def split_unit(text: str) -> tuple[str, str | None]:
     match = _TEXT_UNIT.search(text[-120:])
     start = max(0, len(text) - 120)
     if match and text[: start + match.start()].strip():
-        word = " ".join(match[1].casefold().split()).strip(".")
-        if word and _NO_UNITS.isdisjoint(re.findall(r"[a-z]+", word)):
+        word = " ".join(match[1].casefold().split()).strip(".() ")
+        if word and not re.search(r"\d", word.partition("^")[0]) and _NO_UNITS.isdisjoint(re.findall(r"[a-z]+", word)):
             return text[: start + match.start()].strip(), _unit_name(word, match[2]) or word
     text = _BRACKETED.sub(r" \1", text)
     match = _BARE_UNIT.search(text[-60:])

@@ -13,15 +13,21 @@ from cgrpo_jax.grading.normalise import split_commas, split_top, words
 
 MAX_DEPTH = 4
 
-_SUBSCRIPT = r"(?: ?_(?:\w|\\[A-Za-z]+|\{[^{}]{1,40}\})|'|\^ ?\{? ?\\prime ?\}?|\^ ?\{?-1\}?(?= ?\())*"
-_ARGUMENTS = r"(?: ?\([^()=<>]{1,30}\))?"
+_SUBSCRIPT = (
+    r"(?: ?_(?:\w|\\[A-Za-z]+|\{(?:[^{}]|\{[^{}]{0,40}\}){1,60}\})|'|\^ ?\{? ?\\prime ?\}?|\^ ?\{?-1\}?(?= ?\())*"
+)
+_ARGUMENTS = r"(?: ?\([^()]{1,40}\))?"
 _LETTERS = rf"\\?[A-Za-z]+{_SUBSCRIPT}{_ARGUMENTS}"
 _DRESSED = r"\\(?:overline|vec|hat|bar|mathbf|mathcal|dot|ddot|text|boldsymbol) ?\{[^{}]{1,60}\}"
-_SEGMENT = r"\|(?:[A-Z]{1,4}|z|\\vec ?\{[^{}]{1,9}\})\||\\(?:angle|triangle) ?(?:[A-Z] ?(?:_\{? ?\w ?\}?)? ?){1,4}"
+_SEGMENT = r"\|(?:[A-Z]{1,4}|z|\\vec ?\{[^{}]{1,9}\})\||m? ?\\(?:angle|triangle) ?(?:[A-Z] ?(?:_\{? ?\w ?\}?)? ?){1,4}"
 _TRIGONOMETRY = r"\\(?:sin|cos|tan|cot|sec|csc) ?(?:[A-Za-z]|\\[a-z]{2,7}|\([^()=]{1,20}\)|\{[^{}=]{1,20}\})"
+_COMPOSED = r"\( ?[A-Za-z] ?\\circ ?[A-Za-z] ?\) ?\([^()]{1,40}\)"
 _DERIVATIVE = r"\\frac ?\{ ?(?:d|\\partial)[^{}]{0,20}\} ?\{ ?(?:d|\\partial)[^{}]{1,20}\}"
 _OPERATION = r"\\(?:lim|int|sum|prod|det|max|min|gcd|operatorname)(?![a-z]).{1,200}"
-_ONE_NAME = rf"(?:{_LETTERS}|(?:{_DRESSED}){_SUBSCRIPT}{_ARGUMENTS}|{_SEGMENT}|{_TRIGONOMETRY}|{_DERIVATIVE})"
+_ONE_NAME = (
+    rf"(?:{_LETTERS}|(?:{_DRESSED}){_SUBSCRIPT}{_ARGUMENTS}"
+    rf"|{_SEGMENT}|{_TRIGONOMETRY}|{_DERIVATIVE}|{_COMPOSED})"
+)
 _IS_NAME = re.compile(rf"{_ONE_NAME}(?: ?: ?{_ONE_NAME}){{0,5}}|{_OPERATION}")
 _FUNCTION_NAMES = re.compile(r"\\(?:sqrt|frac|sin|cos|tan|cot|sec|csc|ln|log|exp|pi|infty|binom)(?![a-z])")
 NAME = re.compile(rf"(?:\\?[A-Za-z]+{_SUBSCRIPT}) ?(?:\([A-Za-z](?:, ?[A-Za-z])*\))? ?(?:=(?!=)|\\in(?![a-z])) ?")
