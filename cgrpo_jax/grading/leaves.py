@@ -92,8 +92,11 @@ def _same_words(gold: str, answer: str) -> bool:
 
 def _approximate(gold: str, answer: str, ask: Ask) -> bool:
     """An exact value may be followed by its rounding: math-verify's process checks that it is one."""
-    of_gold = [side for side in split_top(gold, "\\approx") if side and not is_name(side)]
-    of_answer = [side for side in split_top(answer, "\\approx") if side]
+    of_gold, of_answer = (split_top(text, "\\approx") for text in (gold, answer))
+    if len(of_gold) == len(of_answer) == 1:
+        return False  # a sign inside brackets
+    of_gold = [side for side in of_gold if side and not is_name(side)]
+    of_answer = [side for side in of_answer if side]
     if len(of_answer) > 1 and is_name(of_answer[0]):
         of_answer = of_answer[1:]
     if len(of_answer) == 1:

@@ -96,9 +96,9 @@ def _comparison(text: str) -> tuple[Collection, str] | None:
     return Collection(kind, (low, high)), name
 
 
-def _overlap(parts: list[str]) -> tuple[Collection, str | None] | None:
+def _overlap(parts: list[str], depth: int) -> tuple[Collection, str | None] | None:
     """x > 1 and x < 3."""
-    read = [real_set(part) for part in parts]
+    read = [real_set(part, depth + 1) for part in parts]
     if len(read) != 2 or not read[0] or not read[1] or read[0][1] != read[1][1]:
         return None
     rays = sorted((part[0] for part in read if part), key=_is_below)
@@ -146,7 +146,7 @@ def real_set(text: str, depth: int = 0) -> tuple[Collection, str | None] | None:
         read = [part for part in (real_set(part, depth + 1) for part in united) if part]
         agree = len(read) == len(united) and len({name for _, name in read}) == 1
         return (Collection("union", tuple(part for part, _ in read)), read[0][1]) if agree else None
-    return _overlap(common) if len(common) == 2 else _comparison(text)
+    return _overlap(common, depth) if len(common) == 2 else _comparison(text)
 
 
 def _built(variable: str, conditions: str, depth: int) -> tuple[Collection, str | None] | None:
@@ -154,7 +154,7 @@ def _built(variable: str, conditions: str, depth: int) -> tuple[Collection, str 
     parts = [part for part in split_commas(conditions, True) if part and not _is_real(part, variable)]
     if len(parts) not in (1, 2):
         return None
-    inner = _overlap(parts) if len(parts) == 2 else real_set(parts[0], depth + 1)
+    inner = _overlap(parts, depth) if len(parts) == 2 else real_set(parts[0], depth + 1)
     return (inner[0], None) if inner and inner[1] in (None, variable) else None
 
 
