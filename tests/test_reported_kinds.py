@@ -3,12 +3,14 @@
 import collections
 import json
 import pathlib
+import random
+import time
 
 import numpy as np
 import pytest
 
 from cgrpo_jax.data.rows import parse_row
-from cgrpo_jax.grading import equivalence, release, rewards
+from cgrpo_jax.grading import answers, choices, equivalence, release, rewards
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.options import DataConfig, VerifierConfig
 from cgrpo_jax.records import Completion, Problem
@@ -46,7 +48,7 @@ def verdicts(rows, verifier):
 
 def test_each_kind_has_pairs_of_both_sorts():
     counts = collections.Counter((row["kind"], row["equal"]) for row in ROWS)
-    assert len(KINDS) == 21 and min(counts[kind, equal] for kind in KINDS for equal in (True, False)) >= 10
+    assert len(KINDS) == 22 and min(counts[kind, equal] for kind in KINDS for equal in (True, False)) >= 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,3 +109,43 @@ def test_a_model_cannot_choose_how_it_is_compared(verifier):
             False,
             False,
         ]
+
+
+def test_odd_text_is_quick_and_raises_nothing():
+    """Pieces of answers in any order, as long as an answer may be: no exception, no hang, whoever asks whom."""
+    rng = random.Random(0)
+    texts = [text for row in ROWS for text in (row["gold"], row.get("answer", row.get("text")))]
+    pieces = [
+        *"{}()[],^_=|<>;:.*&'",
+        *[
+            "\\in",
+            "\\cup",
+            "\\cap",
+            "\\pm",
+            "\\approx",
+            "\\frac",
+            "\\text{",
+            "\\{",
+            "\\}",
+            "\\boxed{",
+            "√",
+            "½",
+            "**",
+            "°C",
+            "and",
+            "or",
+        ],
+        *texts,
+    ]
+    slowest = 0.0
+    for _ in range(1_500):
+        made = [
+            "".join(rng.choices(pieces, k=rng.choice((1, 2, 3, 40)))) * rng.choice((1, 1, 1, 100)) for _ in range(2)
+        ]
+        answer = rng.random() < 0.5
+        began = time.process_time()
+        equivalence.same(*(equivalence._top(text[:2_000]) for text in made), lambda gold, other, how="equal": answer)  # noqa: B023
+        answers.extract_answer(made[1]), choices.extract_choice(made[1]), release.extract(made[1])
+        choices.chosen(made[1][:2_000], ["a", "b"])
+        slowest = max(slowest, time.process_time() - began)
+    assert slowest < 2

@@ -33,6 +33,7 @@ _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _LABEL = re.compile(r"\\text ?\{ ?(?:\(?[A-H]\)|(?:the )?[a-z ]{1,40}(?<!not )(?:is|are|:)) ?:? ?\} ?", re.IGNORECASE)
 _GAP = re.compile(r"(?<=[^\W_]) +(?=[^\W_]|\\frac)")
 _JUXTAPOSED = re.compile(r"(?<![_^\d])\d+ +\d")  # "4 0/0" is no number and no product; "\log_2 8" is fine
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)")
 _IMAGINARY = re.compile(r"(?<=\d)i(?![A-Za-z])")
 _COMPARED = re.compile(r"[<>]|\\(?:le|ge|ne|in|notin)(?![a-z])")
@@ -72,9 +73,13 @@ def _unwrapped(text: str) -> str:
 
 
 def _without_label(answer: str, gold: str) -> str:
-    """Without "(B)" or "the total is" before a value, unless the gold is text itself."""
+    """Without "(B)" or "the total is" before a value; "(B)" alone where the gold is a letter itself."""
     label = _LABEL.match(answer)
-    return answer[label.end() :] if label and words(gold) is None and answer[label.end() :] else answer
+    if not label or not answer[label.end() :]:
+        return answer
+    if words(gold) is None:
+        return answer[label.end() :]
+    return label[0].strip() if len(words(gold) or "") == 1 else answer
 
 
 def _same_words(gold: str, answer: str) -> bool:
@@ -116,7 +121,8 @@ def _approximate(gold: str, answer: str, ask: Ask) -> bool:
 def _equations(gold: str, answer: str, ask: Ask) -> bool:
     """At least one of the two has an equality sign. What it claims must all fit: 3 = 6 is not 6."""
     of_gold, of_answer = _name_first(sides(gold)), _name_first(sides(answer))
-    if not all(of_gold) or not all(of_answer) or _COMPARED.search(answer):
+    claims = of_answer[1:] if is_name(of_answer[0]) else of_answer
+    if not all(of_gold) or not all(of_answer) or _COMPARED.search(" ".join(claims)):
         return False
     if len(of_gold) == len(of_answer) == 1:  # what is equal stands inside brackets
         return _same_value(gold, answer, ask)
@@ -129,7 +135,7 @@ def _equations(gold: str, answer: str, ask: Ask) -> bool:
         return _chain(of_gold[-1], _renamed(of_answer, of_gold[0]), ask)
     if len(of_gold) != 2 or len(of_answer) != 2 or letters(gold) != letters(answer):
         return False
-    return ask(_for_math_verify(gold), _for_math_verify(answer))
+    return not _PROSE.search(answer) and ask(_for_math_verify(gold), _for_math_verify(answer))
 
 
 def _chain(gold: str, of_answer: list[str], ask: Ask) -> bool:
@@ -216,7 +222,9 @@ def _in_base(match: re.Match) -> int | None:
 
 
 def _for_math_verify(text: str) -> str:
-    return _IMAGINARY.sub(" i", _ZEROS.sub("", text)).strip()
+    """As it reads best: 7i is seven and a variable there, and \\hbar nothing at all."""
+    text = _IMAGINARY.sub(" i", _ZEROS.sub("", text))
+    return text.replace("\\hbar", "h_{99}").replace("\\ell", "l_{99}").strip()
 
 
 def _expressions(gold: str, answer: str, ask: Ask) -> bool:
@@ -231,7 +239,7 @@ def _expressions(gold: str, answer: str, ask: Ask) -> bool:
         return False
     if not any(related) and letters(gold) != letters(answer):
         return False
-    if not set(said_words(answer)) <= set(said_words(gold)):
+    if _PROSE.search(answer) or not set(said_words(answer)) <= set(said_words(gold)):
         return False
     return ask(gold, answer)
 

@@ -48,9 +48,11 @@ _UNIT_WORDS = {
     "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
     "year": "yr year", "degree": "degree deg", "radian": "rad radian", "dollar": "dollar usd buck", "cent": "cent",
     "euro": "euro", "pound": "pound", "percent": "percent", "unit": "unit", "l": "liter litre", "ml": "ml milliliter",
-    "mph": "mph", "K": "kelvin", "N": "newton", "J": "joule", "W": "watt", "V": "volt", "Hz": "hz hertz",
-    "person": "person people", "student": "student", "way": "way", "square unit": "square~unit", "m/s": "m/s",
-    "km/h": "km/h kmh kmph", "celsius": "celsius", "fahrenheit": "fahrenheit",
+    "mph": "mph mile~per~hour miles~per~hour", "K": "kelvin", "N": "newton", "J": "joule", "W": "watt", "V": "volt",
+    "Hz": "hz hertz",
+    "person": "person people", "student": "student", "way": "way", "square unit": "square~unit",
+    "m/s": "m/s meters~per~second",
+    "km/h": "km/h kmh kmph kilometers~per~hour", "celsius": "celsius", "fahrenheit": "fahrenheit",
     "yuan": "yuan", "rupee": "rupee", "yen": "yen",
 }  # fmt: skip
 _UNITS = {
@@ -64,7 +66,7 @@ _BARE_UNIT = re.compile(
 _BRACKETED = re.compile(r"(?<=[\d ])\( ?([a-z]{2,20}) ?\)$")
 _TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{?([23])\}?)?$")
 _LETTER_UNIT = re.compile(r"(?<=[\d}) ])()(m|g|s|h|l|L|K|N|J|W|V|A)(?: ?\^ ?\{?([23])\}?)?$")
-_OTHER_UNIT = re.compile(r"(?<=[\d}]) (?=[a-z]*[aeiou])([a-z]{4,30})$")
+_OTHER_UNIT = re.compile(r"(?<=[\d}]) ((?=[a-z]*[aeiou])[a-z]{3,20}(?: [a-z]{2,20}){0,3})$")
 _NO_UNITS = frozenset(_SCALES) | frozenset(
     re.findall(
         r"\w+",
@@ -279,8 +281,8 @@ def split_unit(text: str) -> tuple[str, str | None]:
         name = _unit_name(f"{match[1]} {match[2]}" if match[1] else match[2], match[3])
         return text[: start + match.start()].strip(), name
     match = _OTHER_UNIT.search(text[-60:])
-    if match and match[1] not in _NO_UNITS and number(text[: start + match.start()]):
-        return text[: start + match.start()].strip(), match[1]
+    if match and _NO_UNITS.isdisjoint(match[1].split()) and len(match[1]) > 3 and number(text[: start + match.start()]):
+        return text[: start + match.start()].strip(), _UNITS.get(match[1], match[1])
     return text, None
 
 

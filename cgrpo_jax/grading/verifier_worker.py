@@ -9,6 +9,7 @@ asked), and its memory is limited. It ends when its stdin does.
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -96,14 +97,33 @@ def rounds(exact: list, decimal: str) -> bool:
         return False
 
 
-def holds(gold: list, answer: str, how: str) -> bool:
-    """The verdict on one answer."""
+def whole(text: str, parsed: list) -> list:
+    """What was parsed, unless it is one of the numbers in a text that has more in it.
+
+    Of a text that it cannot read as a whole math-verify takes a last number.
+    """
+    from sympy import Float, Integer, Number
+
+    rest = re.sub(r"\\(?:text|mathrm) ?\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    written = re.findall(r"\d+(?:\.\d+)?|\.\d+", rest)
+    more = len(written) > 1 or re.search(r"[A-Za-z]", rest)
+    if not more:
+        return parsed
+    values = {abs(float(number)) for number in written}
+    lone = [isinstance(v, (Integer, Float)) and isinstance(v, Number) and abs(float(v)) in values for v in parsed]
+    return [value for value, alone in zip(parsed, lone, strict=True) if not alone]
+
+
+def holds(text: str, gold: list, answer: str, how: str) -> bool:
+    """The verdict on one answer; `gold` is what its text was parsed to."""
     from math_verify import parse, verify
 
     if how == "rounded":
         return rounds(gold, answer)
     parsed = parse(in_box(answer), parsing_timeout=None)
-    return bool(verify(gold, parsed, timeout_seconds=None)) if how == "plain" else equal(gold, parsed)
+    if how == "plain":
+        return bool(verify(gold, parsed, timeout_seconds=None))
+    return equal(whole(text, gold), whole(answer, parsed))
 
 
 def main(cpu_seconds: float, memory_bytes: int) -> None:
@@ -133,7 +153,7 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
             gold = golds[request["gold"]]
             yes = bool(gold)
             if yes and request["answer"] is not None:
-                yes = holds(gold, request["answer"], request["how"])
+                yes = holds(request["gold"], gold, request["answer"], request["how"])
         except MemoryError:
             watch.hit = True
         # Not every MemoryError comes through: an answer that took half of what is allowed counts as one that took all.
