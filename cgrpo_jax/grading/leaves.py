@@ -32,7 +32,8 @@ BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _LABEL = re.compile(r"\\text ?\{ ?(?:\(?[A-H]\)|(?:the )?[a-z ]{1,40}(?<!not )(?:is|are|:)) ?:? ?\} ?", re.IGNORECASE)
 _GAP = re.compile(r"(?<=[^\W_]) +(?=[^\W_]|\\frac)")
-_JUXTAPOSED = re.compile(r"(?<![_^\d])\d+ +\d")  # "4 0/0" is no number and no product; "\log_2 8" is fine
+# "4 0/0" is no number and no product ("\\log_2 8" is fine); a vector in an expression is not understood there.
+_NO_SCALARS = re.compile(r"(?<![_^\d])\d+ +\d|\[[^\[\]]*,|(?:^|[-+\d)\]}] ?)\([^()]*,")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)")
 _IMAGINARY = re.compile(r"(?<=\d)i(?![A-Za-z])")
@@ -235,7 +236,7 @@ def _expressions(gold: str, answer: str, ask: Ask) -> bool:
     if squeezed(gold) == squeezed(answer):
         return True
     related = bool(RELATION.search(gold)), bool(RELATION.search(answer))
-    if related[0] != related[1] or _JUXTAPOSED.search(answer) or _JUXTAPOSED.search(gold):
+    if related[0] != related[1] or any(_NO_SCALARS.search(text) for text in (gold, answer)):
         return False
     if not any(related) and letters(gold) != letters(answer):
         return False

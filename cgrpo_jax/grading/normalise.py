@@ -26,7 +26,7 @@ _COMMANDS = {
     "textnormal": "\\text", "mathrm": "\\text", "mathbf": "\\text", "operatorname": "\\operatorname",
     "degree": "^\\circ", "degrees": "^\\circ", "left": "", "right": "", "big": "", "Big": "", "bigl": "", "bigr": "",
     "Bigl": "", "Bigr": "", "displaystyle": "", "quad": " ", "qquad": " ", "infin": "\\infty", "euro": "\\text{euro}",
-    "pounds": "\\text{pound}", "cents": "\\text{cent}", "percent": "%", "lor": "\\text{or}", "land": "\\text{and}",
+    "pounds": "\\text{pound}", "cents": "\\text{cent}", "percent": "%",
     "varnothing": "\\emptyset", "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "dots": "\\ldots",
     "R": "\\mathbb{R}", "lt": "<", "gt": ">", "backslash": "\\setminus",
 }  # fmt: skip
@@ -206,6 +206,8 @@ def clean(text: str) -> str:
         return _COMMANDS.get(name, match[0])
 
     text = _COMMAND.sub(command, text)
+    if "=" in text or _COMPARISON.search(text):  # x = 1 \\lor x = 2, but not p \\lor q
+        text = text.replace("\\lor ", "\\text{or} ").replace("\\land ", "\\text{and} ")
     text = _DEGREES.sub(r"\\text{degree}", " ".join(text.split()))
     text = _JOINED.sub(_joiner(text), text) if not _plain_words(text) else text
     return " ".join(text.split()).strip().rstrip(".,").strip()
