@@ -20,7 +20,7 @@ _NAME = re.compile(r"[^\w\\]*(\\?[A-Za-z]{1,8}(?:_(?:\w|\{\w{1,3}\}))?(?:\([a-z]
 _PLACEHOLDERS = ("", "...", "\\ldots", "\\dots", "…", "\\cdots", "answer", "your answer", "final answer", "?")
 _PROSE_AFTER = re.compile(
     r",? (?:which|since|because|where|so|as|therefore|thus|hence|that is|i\.e\.)\b"
-    r"|, (?!and\b|or\b)(?=[a-z]{2,} [a-z]{2,})"
+    r"|,? (?:not|rather than|instead of) (?=\S+$)|, (?!and\b|or\b)(?=[a-z]{2,} [a-z]{2,})"
 )
 CHATTER = re.compile(
     r"(?:helpful|correct|clear|right|wrong|useful|above|below|boxed|shown|given|in|as|not|found|based|what|that|reasonable|"
@@ -29,6 +29,7 @@ CHATTER = re.compile(
     re.IGNORECASE,
 )
 _COUNTED = re.compile(r"([-−]?\\?\$? ?\d[\d,]*(?:\.\d+)?(?:/\d+)?)((?: [a-z]{2,20}){2,12})")
+_FORMULA = re.compile(r"\$([^$]{1,400})\$ ((?:[a-z]{2,20} ){1,20}[a-z]{2,20})")  # $x^2$ by the power rule
 _HEDGES = frozenset(
     re.findall(
         r"\w+",
@@ -115,7 +116,8 @@ def last_boxes(text: str) -> str | None:
     run.reverse()
     contents = [content for content, _, _ in run]
     if len(set(contents)) == 1:
-        return contents[0]
+        cue = _CUE.search(contents[0][:80])  # \\boxed{The answer is 12}
+        return contents[0][cue.end() :] if cue and cue.start() <= len("the final ") else contents[0]
     names = [_NAME.search(text[max(0, start - 40) : start]) for _, start, _ in run]
     if all(names) and not any("=" in content for content in contents):
         contents = [f"{name[1]} = {content}" for name, content in zip(names, contents, strict=True) if name]
@@ -126,7 +128,11 @@ def _sentence(text: str) -> str:
     """What is said: one sentence on one line, without the prose that follows the answer."""
     sentence = re.split(r"\.\s|\n", text[:MAX_ANSWER], maxsplit=1)[0]
     sentence = _PROSE_AFTER.split(sentence, maxsplit=1)[0]
-    sentence = sentence.strip().rstrip(".!").strip("$* \"'`")
+    sentence = sentence.strip().rstrip(".!")
+    formula = _FORMULA.fullmatch(sentence)
+    if formula and _HEDGES.isdisjoint(formula[2].split()):
+        return formula[1].strip()
+    sentence = sentence.strip("$* \"'`")
     counted = _COUNTED.fullmatch(sentence)
     if counted and _HEDGES.isdisjoint(counted[2].split()):
         return f"{counted[1]} {counted[2].split()[0]}"
