@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from cgrpo_jax.grading.answers import boxed
 from cgrpo_jax.grading.leaves import BASE, Ask, said, same_leaf, squeezed
 from cgrpo_jax.grading.normalise import clean, number, split_top, split_unit, words
 from cgrpo_jax.grading.reals import is_set, real_set
@@ -223,7 +224,10 @@ def says_nothing(gold: str) -> bool:
 
 
 def _top(text: str) -> Parsed:
-    cleaned = clean(text)
+    """The structure of a whole answer, which may stand in a box."""
+    text = text.strip().strip("$")
+    inner = boxed(text) if text.startswith("\\boxed{") and text.count("\\boxed") == 1 else None
+    cleaned = clean(inner if inner and text == f"\\boxed{{{inner}}}" else text)
     name = NAME.match(cleaned)
     if name and "\\in" in name[0]:
         cleaned = cleaned[name.end() :]

@@ -31,7 +31,7 @@ class Ask(Protocol):
 BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _LABEL = re.compile(r"\\text ?\{ ?(?:\(?[A-H]\)|(?:the )?[a-z ]{1,40}(?<!not )(?:is|are|:)) ?:? ?\} ?", re.IGNORECASE)
-_GAP = re.compile(r"(?<=[^\W_]) +(?=[^\W_]|\\frac)")
+_GAP = re.compile(r"(?<=\d) +(?=[\d.])")
 # "4 0/0" is no number and no product ("\\log_2 8" is fine); a vector in an expression is not understood there.
 _NO_SCALARS = re.compile(r"(?<![_^\d])\d+ +\d|\[[^\[\]]*,|(?:^|[-+\d)\]}] ?)\([^()]*,")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
@@ -41,7 +41,7 @@ _COMPARED = re.compile(r"[<>]|\\(?:le|ge|ne|in|notin)(?![a-z])")
 
 
 def squeezed(text: str) -> str:
-    """Without the spaces that say nothing; those of "7 1/3" and "a b" stay."""
+    """Without the spaces that say nothing; that of "7 1/3" stays."""
     return _GAP.sub("~", text.strip()).replace(" ", "")
 
 
