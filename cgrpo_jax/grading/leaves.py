@@ -76,7 +76,7 @@ def _unwrapped(text: str) -> str:
 def _without_label(answer: str, gold: str) -> str:
     """Without "(B)" or "the total is" before a value; "(B)" alone where the gold is a letter itself."""
     label = _LABEL.match(answer)
-    if not label or not answer[label.end() :]:
+    if not label or not answer[label.end() :] or re.search(r"\\text|\([A-H]\)", answer[label.end() :]):
         return answer
     if words(gold) is None:
         return answer[label.end() :]

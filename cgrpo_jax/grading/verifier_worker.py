@@ -98,20 +98,25 @@ def rounds(exact: list, decimal: str) -> bool:
 
 
 def whole(text: str, parsed: list) -> list:
-    """What was parsed, unless it is one of the numbers in a text that has more in it.
+    """What was parsed, unless it is a number out of a text that has more in it.
 
-    Of a text that it cannot read as a whole math-verify takes a last number.
+    Of a text that it cannot read as a whole math-verify takes a last number or fraction.
     """
-    from sympy import Float, Integer, Number
+    from sympy import Number, Rational
 
-    rest = re.sub(r"\\(?:text|mathrm) ?\{[^{}]*\}|\\[A-Za-z]+", " ", text)
-    written = re.findall(r"\d+(?:\.\d+)?|\.\d+", rest)
-    more = len(written) > 1 or re.search(r"[A-Za-z]", rest)
-    if not more:
-        return parsed
-    values = {abs(float(number)) for number in written}
-    lone = [isinstance(v, (Integer, Float)) and isinstance(v, Number) and abs(float(v)) in values for v in parsed]
-    return [value for value, alone in zip(parsed, lone, strict=True) if not alone]
+    rest = re.sub(
+        r"\\(?:text|mathrm) ?\{[^{}]*\}|\\(?!alpha|beta|gamma|delta|theta|lambda|mu|omega)[A-Za-z]+", " ", text
+    )
+    written = [abs(Rational(digits)) for digits in re.findall(r"\d+(?:\.\d+)?|\.\d+", rest)]
+    variables = re.search(r"[A-Za-df-hj-z]", rest)
+
+    def picked_out(value) -> bool:
+        if not isinstance(value, Number):
+            return False
+        fraction = isinstance(value, Rational) and value.q > 1
+        return bool(variables or (len(written) > 2 if fraction else len(written) > 1 and abs(value) in written))
+
+    return [value for value in parsed if not picked_out(value)]
 
 
 def holds(text: str, gold: list, answer: str, how: str) -> bool:
