@@ -78,6 +78,8 @@ def _without_label(answer: str, gold: str) -> str:
     label = _LABEL.match(answer)
     if not label or not answer[label.end() :] or re.search(r"\\text|\([A-H]\)", answer[label.end() :]):
         return answer
+    if re.search(r"\bnot\b|n't\b", label[0]):
+        return answer
     if words(gold) is None:
         return answer[label.end() :]
     return label[0].strip() if len(words(gold) or "") == 1 else answer

@@ -40,6 +40,15 @@ _COMPARISON = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
 
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_COUNTS = {word: value for value, word in enumerate(re.findall(r"\w+", _ONES))}
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_COUNTS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_SHARES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "tenth": 10}
+
 # Unit words -> one name each, so that spellings agree and different units do not.
 _UNIT_WORDS = {
     "cm": "cm centimeter centimetre", "mm": "mm millimeter millimetre", "m": "m meter metre",
@@ -67,7 +76,7 @@ _BRACKETED = re.compile(r"(?<=[\d ])\( ?([a-z]{2,20}) ?\)$")
 _TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{?([23])\}?)?$")
 _LETTER_UNIT = re.compile(r"(?<=[\d}) ])()(m|g|s|h|l|L|K|N|J|W|V|A)(?: ?\^ ?\{?([23])\}?)?$")
 _OTHER_UNIT = re.compile(r"(?<=[\d}]) ((?=[a-z]*[aeiou])[a-z]{3,20}(?: [a-z]{2,20}){0,3})$")
-_NO_UNITS = frozenset(_SCALES) | frozenset(
+_NO_UNITS = frozenset((*_SCALES, *_COUNTS, *_SHARES)) | frozenset(
     re.findall(
         r"\w+",
         "if or and not nor when unless maybe perhaps otherwise than more less most least about mod modulo times plus "
@@ -99,14 +108,6 @@ _REPEATING = re.compile(
     r"([-+]?) ?(\d{0,30})\.(\d{0,30})(?:\\(?:overline|bar|dot) ?(?:\{ ?(\d{1,30}) ?\}|(\d))|\((\d{1,30})\))"
 )
 _SCALED = re.compile(rf"(.{{1,80}}?) ?(?:\\text ?\{{ ?)?({'|'.join(_SCALES)})(?: ?\}})?")
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-)
-_COUNTS = {word: value for value, word in enumerate(re.findall(r"\w+", _ONES))}
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_COUNTS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
-_SHARES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "tenth": 10}
 
 
 class Number(NamedTuple):

@@ -26,6 +26,7 @@ _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿⁱ⁺⁻]+")
 _LOWERED = re.compile(r"[₀-₉]+")
 _TEMPERATURE = re.compile(r"(?:°|\^ ?\{? ?\\circ ?\}?) ?(?:\\(?:text|mathrm|rm) ?\{ ?([CF]) ?\}|([CF])(?![A-Za-z]))")
 _ROMAN = re.compile(r"\\(?:mathrm|text|operatorname) ?\{ ?([ei]) ?\}(?=.)|(?<=.)\\(?:mathrm|text) ?\{ ?([ei]) ?\}")
+_ROW_GAP = re.compile(r"\\\\ ?\[ ?[\d.]{1,9} ?[a-z]{2}\]")
 _ENDLESS = re.compile(r"(\.\d{0,20}?)(\d)\2{2,20} ?(?:\.{3}|\\l?dots\b|\\cdots\b)")
 
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname) ?\{[^{}]*\}"
@@ -114,7 +115,8 @@ def _braced(text: str) -> str:
 
 def as_latex(text: str) -> str:
     """One way of writing for what has several; the text is not read as mathematics yet."""
-    text = _ENDLESS.sub(r"\1\\overline{\2}", _from_unicode(text))
+    text = _ROW_GAP.sub(r"\\\\ ", _from_unicode(text))
+    text = _ENDLESS.sub(r"\1\\overline{\2}", text)
     text = _ROMAN.sub(lambda match: f" {match[1] or match[2]} ", _TEMPERATURE.sub(_temperature, text))
     text = _from_python(text)
     text = re.sub(r"\+ ?-(?= ?[\d\\(A-Za-z])", "-", text)
