@@ -89,13 +89,18 @@ def _same_words(gold: str, answer: str) -> bool:
     """A bare letter may answer "(C)", and a number its word; text and mathematics are never equal otherwise."""
     gold_words, answer_words = words(gold), words(answer)
     bare_gold, bare_answer = (text.strip("() .").casefold() for text in (gold, answer))
-    if bool(bare_gold) and (gold_words or bare_gold) == (answer_words or bare_answer):
+    if bare_gold and _singular(gold_words or bare_gold) == _singular(answer_words or bare_answer):
         return True
     if gold_words is not None and answer_words is not None:
         return False
     counted = number_in_words(gold_words if gold_words is not None else answer_words or "")
     other = number(split_unit(answer if gold_words is not None else gold)[0])
     return bool(counted and other) and counted.value == other.value  # type: ignore[union-attr]
+
+
+def _singular(word: str) -> str:
+    """No solutions are no solution."""
+    return word.removesuffix("s") if len(word) > 3 else word
 
 
 def _approximate(gold: str, answer: str, ask: Ask) -> bool:

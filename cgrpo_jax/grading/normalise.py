@@ -62,7 +62,8 @@ _UNIT_WORDS = {
     "person": "person people", "student": "student", "way": "way", "square unit": "square~unit",
     "m/s": "m/s meters~per~second",
     "km/h": "km/h kmh kmph kilometers~per~hour", "celsius": "celsius", "fahrenheit": "fahrenheit",
-    "yuan": "yuan", "rupee": "rupee", "yen": "yen",
+    "cup": "cup", "ton": "ton tonne",
+    "gallon": "gallon gal", "am": "am a.m. a.m", "pm": "pm p.m. p.m", "yuan": "yuan", "rupee": "rupee", "yen": "yen",
 }  # fmt: skip
 _UNITS = {
     word.replace("~", " "): name for name, words in _UNIT_WORDS.items() for word in words.split()

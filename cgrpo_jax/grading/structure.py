@@ -87,6 +87,8 @@ def parse(text: str, depth: int = 0, inside: bool = False) -> Parsed:
     if text.startswith("\\{") and text.endswith("\\}") and text.count("\\{") == text.count("\\}") == 1:
         parts = [part for part in split_commas(text[2:-2].strip(), True) if part]
         return text if RELATION.search(text) else Collection("{}", _plus_minus(_names_off(parts), depth))
+    if text.startswith("{") and "," in text and _closes_last(text):  # a set whose braces LaTeX would not show
+        return parse(f"\\{{{text[1:-1]}\\}}", depth + 1)
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _closes_last(text):
         return _bracketed(text, depth)
     if "\\pm" in text and depth == 0:
