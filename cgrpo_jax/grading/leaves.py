@@ -9,6 +9,7 @@ import re
 from typing import Protocol
 
 from cgrpo_jax.grading.normalise import (
+    NO_UNITS,
     Number,
     letters,
     number,
@@ -78,8 +79,10 @@ def _without_label(answer: str, gold: str) -> str:
     label = _LABEL.match(answer)
     if not label or not answer[label.end() :] or re.search(r"\\text|\([A-H]\)", answer[label.end() :]):
         return answer
-    if re.search(r"\bnot\b|n't\b", label[0]):
-        return answer
+    if not NO_UNITS.isdisjoint(
+        set(re.findall(r"[a-z]+", label[0].casefold())) - {"is", "are", "of", "for", "all", "over"}
+    ):
+        return answer  # not: 5
     if words(gold) is None:
         return answer[label.end() :]
     return label[0].strip() if len(words(gold) or "") == 1 else answer

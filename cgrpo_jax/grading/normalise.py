@@ -77,7 +77,7 @@ _BRACKETED = re.compile(r"(?<=[\d ])\( ?([a-z]{2,20}) ?\)$")
 _TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{?([23])\}?)?$")
 _LETTER_UNIT = re.compile(r"(?<=[\d}) ])()(m|g|s|h|l|L|K|N|J|W|V|A)(?: ?\^ ?\{?([23])\}?)?$")
 _OTHER_UNIT = re.compile(r"(?<=[\d}]) ((?=[a-z]*[aeiou])[a-z]{3,20}(?: [a-z]{2,20}){0,3})$")
-_NO_UNITS = frozenset((*_SCALES, *_COUNTS, *_SHARES)) | frozenset(
+NO_UNITS = frozenset((*_SCALES, *_COUNTS, *_SHARES)) | frozenset(
     re.findall(
         r"\w+",
         "if or and not nor when unless maybe perhaps otherwise than more less most least about mod modulo times plus "
@@ -168,7 +168,9 @@ def _scaled(text: str) -> Number | None:
 
 def number_in_words(text: str) -> Number | None:
     """Six; twenty-one; two hundred; three quarters."""
-    parts = text.casefold().replace("-", " ").split()[:8]
+    parts = text.casefold().replace("-", " ").split()
+    if len(parts) > 12:
+        return None
     total = current = 0
     for position, part in enumerate(parts):
         if part in _COUNTS and (current % 10 == 0 if part not in _TENS else current % 100 == 0):
@@ -276,7 +278,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
     start = max(0, len(text) - 120)
     if match and text[: start + match.start()].strip():
         word = " ".join(match[1].casefold().split()).strip(".() ")
-        if word and not re.search(r"\d", word.partition("^")[0]) and _NO_UNITS.isdisjoint(re.findall(r"[a-z]+", word)):
+        if word and not re.search(r"\d", word.partition("^")[0]) and NO_UNITS.isdisjoint(re.findall(r"[a-z]+", word)):
             return text[: start + match.start()].strip(), _unit_name(word, match[2]) or word
     text = _BRACKETED.sub(r" \1", text)
     match = _BARE_UNIT.search(text[-60:])
@@ -285,7 +287,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
         name = _unit_name(f"{match[1]} {match[2]}" if match[1] else match[2], match[3])
         return text[: start + match.start()].strip(), name
     match = _OTHER_UNIT.search(text[-60:])
-    if match and _NO_UNITS.isdisjoint(match[1].split()) and len(match[1]) > 3 and number(text[: start + match.start()]):
+    if match and NO_UNITS.isdisjoint(match[1].split()) and len(match[1]) > 3 and number(text[: start + match.start()]):
         return text[: start + match.start()].strip(), _UNITS.get(match[1], match[1])
     return text, None
 

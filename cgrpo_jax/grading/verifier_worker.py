@@ -161,6 +161,8 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
                 yes = holds(request["gold"], gold, request["answer"], request["how"])
         except MemoryError:
             watch.hit = True
+        except ValueError:  # an integer of more digits than Python reads
+            yes = False
         # Not every MemoryError comes through: an answer that took half of what is allowed counts as one that took all.
         bloated = 2 * peak_bytes() > memory_bytes
         if watch.hit or bloated:
