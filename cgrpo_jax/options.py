@@ -54,6 +54,8 @@ class DataConfig:
     question_column: str = ""  # "" looks for the usual names
     answer_column: str = ""
     on_bad_row: str = option("error", choices=("error", "drop"))
+    # Of mathematics. auto: this project's; math_verify: the reward of the paper's release (configs/README.md)
+    grader: str = option("auto", choices=("auto", "math_verify"))
     max_prompt_tokens: int = option(512, at_least=1)  # a longer question is a bad row
 
 

@@ -41,6 +41,13 @@ def test_work_is_linear_and_long_answers_are_none():
     began = time.perf_counter()
     assert extract_answer("\\boxed{" + "{" * 100_000 + "}" * 100_000 + "}") is None
     assert extract_answer("\\boxed{" * 100_000) is None
+    for text in ("answer is $x$ " + "a" * 1900 + "1", "answer is 5" + " ab" * 600 + "1", "answer is " * 100_000):
+        extract_answer(text)
+    (
+        extract_answer("\\boxed{1}, " * 100_000),
+        extract_answer("</think>" * 100_000),
+        extract_answer("answer is 5, " * 100_000),
+    )
     assert extract_answer("1" * 1_000_000) == "1" * 2_000  # the tail that is looked at
     assert extract_answer("\\boxed{" + "9" * 3000 + "}") is None
     assert time.perf_counter() - began < 5

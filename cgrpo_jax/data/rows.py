@@ -169,6 +169,7 @@ def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     The authors' schema has `prompt` (chat turns), `reward_model.ground_truth` and sometimes `reward_model.question`;
     without the latter the bare question is the last user turn less the task instruction.
     """
+    grader = "math" if cfg.grader == "auto" else cfg.grader
     answer, answer_column = _answer(row, cfg)
     gold = _gold(text_of(answer, answer_column))
     if not gold:
@@ -178,10 +179,11 @@ def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     others = _others(row, {column, turns_column}, answer_column)
     if not _is_chat(row[turns_column]):
         question = text_of(row[column], column)
-        return Parsed(Problem(question, gold, question_messages(question), columns=others), column, answer_column)
+        problem = Problem(question, gold, question_messages(question), grader, columns=others)
+        return Parsed(problem, column, answer_column)
     messages = _messages(row[turns_column], turns_column)
     reward_model = row.get("reward_model")
     own = reward_model.get("question") if isinstance(reward_model, Mapping) else None
     own = own or (row[column] if isinstance(row[column], str) else None)
     question = text_of(own or messages[-1]["content"].removesuffix(INSTRUCTION).strip(), "question")
-    return Parsed(Problem(question, gold, messages, columns=others), turns_column, answer_column)
+    return Parsed(Problem(question, gold, messages, grader, columns=others), turns_column, answer_column)

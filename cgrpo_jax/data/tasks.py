@@ -88,7 +88,7 @@ def load_task(
 
     Args:
       where: of `parse_names`.
-      cfg: for `on_bad_row`.
+      cfg: for `on_bad_row` and `grader`.
       fault: what is wrong with a problem, if anything.
       parsable: which golds the verifier can read, as in training; what it says is kept on disk. None: not asked.
 
@@ -104,6 +104,7 @@ def load_task(
         question_column=task.question,
         answer_column=task.answer,
         on_bad_row=cfg.on_bad_row,
+        grader=cfg.grader,
         max_prompt_tokens=cfg.max_prompt_tokens,
     )
     sources.say_large(source.source, log)

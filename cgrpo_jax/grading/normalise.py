@@ -6,14 +6,17 @@ Written against what math-verify 0.9 reads wrongly (table in configs/README.md),
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
+from cgrpo_jax.grading.spelling import as_latex
+
 _SYMBOLS = {
     "−": "-", "–": "-", "π": "\\pi ", "∞": "\\infty ", "×": "\\times ", "·": "\\cdot ", "≤": "\\le ", "≥": "\\ge ",
-    "≠": "\\ne ", "∪": "\\cup ", "°": "^\\circ ", "²": "^2", "³": "^3", "€": "\\text{euro}", "£": "\\text{pound}",
+    "≠": "\\ne ", "∪": "\\cup ", "°": "^\\circ ", "€": "\\text{euro}", "£": "\\text{pound}",
     "≈": "\\approx ", "±": "\\pm ", "∈": "\\in ", "\u00a0": " ", "，": ", ", "\\$": "\\text{dollar}", "$": " ",
-    "{,}": ",", "\\(": " ", "\\)": " ", "\\[": " ", "\\]": " ", "\\%": "%", "**": " ", "\\lbrace": "\\{",
+    "{,}": ",", "\\(": " ", "\\)": " ", "\\[": " ", "\\]": " ", "\\%": "%", "\\lbrace": "\\{",
     "\\rbrace": "\\}", "\\langle": "(", "\\rangle": ")",
 }  # fmt: skip
 _SYMBOL = re.compile("|".join(re.escape(key) for key in sorted(_SYMBOLS, key=len, reverse=True)))
@@ -24,10 +27,27 @@ _COMMANDS = {
     "degree": "^\\circ", "degrees": "^\\circ", "left": "", "right": "", "big": "", "Big": "", "bigl": "", "bigr": "",
     "Bigl": "", "Bigr": "", "displaystyle": "", "quad": " ", "qquad": " ", "infin": "\\infty", "euro": "\\text{euro}",
     "pounds": "\\text{pound}", "cents": "\\text{cent}", "percent": "%",
+    "varnothing": "\\emptyset", "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "dots": "\\ldots",
+    "R": "\\mathbb{R}", "lt": "<", "gt": ">", "backslash": "\\setminus",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\(?:\\|!\s*|[,;: ]|[A-Za-z]+)")
 _DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ)")
-_JOINED = re.compile(r"(?<![A-Za-z\\])(?:, ?)?(?:and|or)(?![A-Za-z])|(?:, ?)?\\text ?\{ ?(?:and|or|,) ?\}|;")
+_JOINED = re.compile(
+    r"(?:, ?)?\\text ?\{ ?(and|or|,) ?\}|\\text ?\{[^{}]*\}"
+    r"|(?<![A-Za-z\\])(?:, ?)?(?:(and|or)(?![A-Za-z])|(?<=[\d)}])(and|or)(?=[A-Za-z]\b))|;"
+)
+_COMPARISON = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
+
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_COUNTS = {word: value for value, word in enumerate(re.findall(r"\w+", _ONES))}
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_COUNTS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_SHARES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "tenth": 10}
 
 # Unit words -> one name each, so that spellings agree and different units do not.
 _UNIT_WORDS = {
@@ -37,9 +57,13 @@ _UNIT_WORDS = {
     "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
     "year": "yr year", "degree": "degree deg", "radian": "rad radian", "dollar": "dollar usd buck", "cent": "cent",
     "euro": "euro", "pound": "pound", "percent": "percent", "unit": "unit", "l": "liter litre", "ml": "ml milliliter",
-    "mph": "mph", "K": "kelvin", "N": "newton", "J": "joule", "W": "watt", "V": "volt", "Hz": "hz hertz",
-    "person": "person people", "student": "student", "way": "way", "square unit": "square~unit", "m/s": "m/s",
-    "km/h": "km/h kmh kmph",
+    "mph": "mph mile~per~hour miles~per~hour", "K": "kelvin", "N": "newton", "J": "joule", "W": "watt", "V": "volt",
+    "Hz": "hz hertz",
+    "person": "person people", "student": "student", "way": "way", "square unit": "square~unit",
+    "m/s": "m/s meters~per~second",
+    "km/h": "km/h kmh kmph kilometers~per~hour", "celsius": "celsius", "fahrenheit": "fahrenheit",
+    "cup": "cup", "ton": "ton tonne",
+    "gallon": "gallon gal", "am": "am a.m. a.m", "pm": "pm p.m. p.m", "yuan": "yuan", "rupee": "rupee", "yen": "yen",
 }  # fmt: skip
 _UNITS = {
     word.replace("~", " "): name for name, words in _UNIT_WORDS.items() for word in words.split()
@@ -49,8 +73,23 @@ _BARE = sorted((word for word in _UNITS if len(word) > 1), key=len, reverse=True
 _BARE_UNIT = re.compile(
     rf"(?<=[\d}}) ]) ?(square|cubic|sq)? ?({'|'.join(map(re.escape, _BARE))})\.?(?: ?\^ ?\{{?([23])\}}?)?$", re.I
 )
+_BRACKETED = re.compile(r"(?<=[\d ])\( ?([a-z]{2,20}) ?\)$")
 _TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{?([23])\}?)?$")
+_LETTER_UNIT = re.compile(r"(?<=[\d}) ])()(m|g|s|h|l|L|K|N|J|W|V|A)(?: ?\^ ?\{?([23])\}?)?$")
+_OTHER_UNIT = re.compile(r"(?<=[\d}]) ((?=[a-z]*[aeiou])[a-z]{3,20}(?: [a-z]{2,20}){0,3})$")
+NO_UNITS = frozenset((*_SCALES, *_COUNTS, *_SHARES)) | frozenset(
+    re.findall(
+        r"\w+",
+        "if or and not nor when unless maybe perhaps otherwise than more less most least about mod modulo times plus "
+        "minus over where with for else but either both except only any all to from into of is are does",
+    )
+)
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_ANY_COMMAND = re.compile(r"\\(?:operatorname ?\{[^{}]*\}|(?:begin|end) ?\{[^{}]*\}(?:\{[lcr| ]*\})?|[A-Za-z]+)")
+_GREEK = re.compile(
+    r"\\(?:var)?(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|psi|chi|omega)"
+    r"(?![a-z])"
+)
 _WORDS = re.compile(r"[^\W\d_][^\W\d_]*(?:[ '-]{1,2}[^\W\d_]+)*")
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?")
 
@@ -66,6 +105,10 @@ _NUMBER = re.compile(
     r"|10 ?\^ ?(?:\{ ?(?P<p>[-+]?\d{1,4}) ?\}|(?P<q>\d)))"
 )
 MAX_EXPONENT = 400
+_REPEATING = re.compile(
+    r"([-+]?) ?(\d{0,30})\.(\d{0,30})(?:\\(?:overline|bar|dot) ?(?:\{ ?(\d{1,30}) ?\}|(\d))|\((\d{1,30})\))"
+)
+_SCALED = re.compile(rf"(.{{1,80}}?) ?(?:\\text ?\{{ ?)?({'|'.join(_SCALES)})(?: ?\}})?")
 
 
 class Number(NamedTuple):
@@ -84,9 +127,11 @@ def number(text: str) -> Number | None:
 
     A thousands comma needs groups of three. Exponents beyond +-400 and a zero denominator are no plain number.
     """
-    match = _NUMBER.fullmatch(text.strip()) if len(text) <= 2_000 else None
-    if not match:
+    if len(text) > 2_000:
         return None
+    match = _NUMBER.fullmatch(text.strip())
+    if not match:
+        return _repeating(text.strip()) or _scaled(text.strip())
     group = match.groupdict()
     sign = -1 if group["sign"] == "-" else 1
     exponent = next((int(group[key]) for key in "etupq" if group[key]), 0)
@@ -104,6 +149,43 @@ def number(text: str) -> Number | None:
     return Number(sign * _plain(mantissa) * Fraction(10) ** exponent, places)
 
 
+def _repeating(text: str) -> Number | None:
+    """0.1\\overline{6}, 0.\\dot{3}, 0.(36)"""
+    match = _REPEATING.fullmatch(text)
+    if not match:
+        return None
+    sign, whole, fixed, period = match[1], match[2], match[3], match[4] or match[5] or match[6]
+    value = Fraction(int(whole + fixed or "0")) + Fraction(int(period), 10 ** len(period) - 1)
+    return Number((-1 if sign == "-" else 1) * value / 10 ** len(fixed), None)
+
+
+def _scaled(text: str) -> Number | None:
+    """5 million"""
+    match = _SCALED.fullmatch(text) if len(text) < 120 else None
+    base = number(match[1].strip()) if match and match[1][-1:] in "0123456789} " else None
+    return Number(base.value * _SCALES[match[2]], None) if match and base else None
+
+
+def number_in_words(text: str) -> Number | None:
+    """Six; twenty-one; two hundred; three quarters."""
+    parts = text.casefold().replace("-", " ").split()
+    if len(parts) > 12:
+        return None
+    total = current = 0
+    for position, part in enumerate(parts):
+        if part in _COUNTS and (current % 10 == 0 if part not in _TENS else current % 100 == 0):
+            current += _COUNTS[part]
+        elif part in _SCALES and current:
+            total, current = (total, current * 100) if part == "hundred" else (total + current * _SCALES[part], 0)
+        elif part in ("and", "a") and position in range(1, len(parts) - 1):
+            continue
+        elif position == len(parts) - 1 and part.removesuffix("s") in _SHARES and current and not total:
+            return Number(Fraction(current, _SHARES[part.removesuffix("s")]), None)
+        else:
+            return None
+    return Number(Fraction(total + current), None) if parts else None
+
+
 def same_number(gold: Number, answer: Number) -> bool:
     """Equal; or one is a fraction and the other a decimal of six places or more that is its correct rounding."""
     if gold.value == answer.value:
@@ -116,7 +198,7 @@ def same_number(gold: Number, answer: Number) -> bool:
 
 def clean(text: str) -> str:
     """One spelling for symbols, spaces, fractions, relations, degrees; no dollar signs, no final full stop."""
-    text = text.replace("\0", " ").encode("utf-8", "replace").decode()
+    text = as_latex(text.replace("\0", " ").encode("utf-8", "replace").decode())
     text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
 
     def command(match: re.Match) -> str:
@@ -128,9 +210,24 @@ def clean(text: str) -> str:
         return _COMMANDS.get(name, match[0])
 
     text = _COMMAND.sub(command, text)
+    if "=" in text or _COMPARISON.search(text):  # x = 1 \\lor x = 2, but not p \\lor q
+        text = text.replace("\\lor ", "\\text{or} ").replace("\\land ", "\\text{and} ")
     text = _DEGREES.sub(r"\\text{degree}", " ".join(text.split()))
-    text = _JOINED.sub(",", text) if not _plain_words(text) else text
+    text = _JOINED.sub(_joiner(text), text) if not _plain_words(text) else text
     return " ".join(text.split()).strip().rstrip(".,").strip()
+
+
+def _joiner(text: str) -> Callable[[re.Match], str]:
+    """What stands for a joining word: a comma, but between comparisons the operation on what they hold."""
+    compared = bool(_COMPARISON.search(text))
+
+    def joined(match: re.Match) -> str:
+        word = match[1] or match[2] or match[3]
+        if not word and match[0] != ";":
+            return match[0]  # other words in \\text
+        return {"and": " \\cap ", "or": " \\cup "}.get(word, ",") if compared else ","
+
+    return joined
 
 
 def _plain_words(text: str) -> bool:
@@ -180,15 +277,34 @@ def split_unit(text: str) -> tuple[str, str | None]:
     match = _TEXT_UNIT.search(text[-120:])
     start = max(0, len(text) - 120)
     if match and text[: start + match.start()].strip():
-        word = " ".join(match[1].casefold().split()).strip(".")
-        if word:
+        word = " ".join(match[1].casefold().split()).strip(".() ")
+        if word and not re.search(r"\d", word.partition("^")[0]) and NO_UNITS.isdisjoint(re.findall(r"[a-z]+", word)):
             return text[: start + match.start()].strip(), _unit_name(word, match[2]) or word
+    text = _BRACKETED.sub(r" \1", text)
     match = _BARE_UNIT.search(text[-60:])
     start = max(0, len(text) - 60)
-    if match and number(text[: start + match.start()]):
+    if match and not letters(text[: start + match.start()]):
         name = _unit_name(f"{match[1]} {match[2]}" if match[1] else match[2], match[3])
         return text[: start + match.start()].strip(), name
+    match = _OTHER_UNIT.search(text[-60:])
+    if match and NO_UNITS.isdisjoint(match[1].split()) and len(match[1]) > 3 and number(text[: start + match.start()]):
+        return text[: start + match.start()].strip(), _UNITS.get(match[1], match[1])
     return text, None
+
+
+def split_letter_unit(text: str) -> tuple[str, str | None]:
+    """(value, unit) of a plain number before a letter, "10 m": a unit only where something else says so."""
+    start = max(0, len(text) - 60)
+    match = _LETTER_UNIT.search(text[-60:])
+    if match and number(text[: start + match.start()]):
+        return text[: start + match.start()].strip(), _unit_name(match[2], match[3])
+    return text, None
+
+
+def letters(text: str) -> set[str]:
+    """The variables of an expression; e and i are numbers."""
+    plain = _ANY_COMMAND.sub(" ", _TEXT.sub(" ", text))
+    return (set(re.findall(r"[A-Za-z]", plain)) | set(_GREEK.findall(text))) - {"e", "i"}
 
 
 def split_commas(text: str, inside: bool = False) -> list[str]:

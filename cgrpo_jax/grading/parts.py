@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from cgrpo_jax.grading.verifier import Reply, Verifier
 from cgrpo_jax.records import Verdict
 
-Question = tuple[str, str]  # (gold, answer) of a part
+Question = tuple[str, str, str]  # gold and answer of a part, and how they are to be compared
 
 
 class Parts:

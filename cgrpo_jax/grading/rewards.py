@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax.grading import choices, equivalence, theoremqa
+from cgrpo_jax.grading import choices, equivalence, release, theoremqa
 from cgrpo_jax.grading.answers import extract_answer
+from cgrpo_jax.grading.normalise import number
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.records import Attempt, Completion, Problem, Verdict
 
@@ -36,7 +38,14 @@ def exact(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verd
 
 def math(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
     """Mathematical equivalence: part by part, what is no plain number by `math-verify` in the worker processes."""
-    return equivalence.compare([(problem.answer, answer) for problem, answer in pairs], verifier)
+    return equivalence.compare([(_gold(problem), answer) for problem, answer in pairs], verifier)
+
+
+def _gold(problem: Problem) -> str:
+    """The gold, with the sign that a whole number above 1 was given without where a percentage is asked for."""
+    read = number(problem.answer)
+    asked = re.search(r"percent|\\%", problem.question) is not None
+    return f"{problem.answer}\\%" if asked and read and read.value > 1 and read.places == 0 else problem.answer
 
 
 def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
@@ -58,13 +67,17 @@ def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdic
 GRADERS: dict[str, Callable[[Sequence[tuple[Problem, str]], Verifier], list[Verdict]]] = {
     "exact": exact,
     "math": math,
+    "math_verify": release.grade,
     "choice": choices.grade,
     "theoremqa": theoremqa.grade,
     "reasoning_gym": gym,
 }
 
 
-EXTRACTORS: dict[str, Callable[[str], str | None]] = {"choice": choices.extract_choice}  # others: extract_answer
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {  # others: extract_answer
+    "choice": choices.extract_choice,
+    "math_verify": release.extract,
+}
 
 
 def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) -> list[Attempt]:

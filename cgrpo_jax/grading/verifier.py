@@ -70,10 +70,11 @@ class _Worker:
             return ""
         return self.stdout.readline()
 
-    def ask(self, gold: str, answer: str | None, seconds: float | None = None) -> Reply:
+    def ask(self, gold: str, answer: str | None, how: str = "equal", seconds: float | None = None) -> Reply:
         """Is the answer equal to the gold? Without an answer: can the gold be read?
 
         Args:
+          how: see `Verifier.compare`.
           seconds: of CPU time, at most; None: those of the configuration.
         """
         seconds = self.cpu_seconds if seconds is None else seconds
@@ -84,7 +85,8 @@ class _Worker:
                 raise VerifierError(f"a verifier worker did not start: {errors[-1]}")
             self.ready = True
         try:
-            self.stdin.write(json.dumps({"gold": gold, "answer": answer, "seconds": seconds}) + "\n")
+            request = {"gold": gold, "answer": answer, "how": how, "seconds": seconds}
+            self.stdin.write(json.dumps(request) + "\n")
             self.stdin.flush()
             line = self._line(BACKSTOP * seconds)
         except BrokenPipeError:
@@ -145,13 +147,19 @@ class Verifier:
         for _ in range(self.cfg.workers):
             self.idle.get().close()
 
-    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """A verdict for each (gold, answer)."""
-        replies = self.threads.map(self._ask, [gold for gold, _ in pairs], [answer for _, answer in pairs])
+    def compare(self, pairs: Sequence[tuple[str, str]], how: str = "equal") -> list[Verdict]:
+        """A verdict for each (gold, answer).
+
+        Args:
+          how: equal (in value, too), plain (what math-verify says, as it is) or rounded (is the answer, a plain
+            decimal, the rounding of the gold?).
+        """
+        golds, answers = [gold for gold, _ in pairs], [answer for _, answer in pairs]
+        replies = self.threads.map(self._ask, golds, answers, [how] * len(pairs))
         return [Verdict.of(reply.yes, reply.status) for reply in replies]
 
-    def compare_parts(self, answers: Sequence[tuple[Sequence[tuple[str, str]], float]]) -> list[list[Reply]]:
-        """Replies to the (gold, answer) questions of each answer, in order.
+    def compare_parts(self, answers: Sequence[tuple[Sequence[tuple[str, str, str]], float]]) -> list[list[Reply]]:
+        """Replies to the (gold, answer, how) questions of each answer, in order.
 
         Args:
           answers: questions, and the CPU seconds for all of them. Where these are used up the list of replies ends
@@ -164,22 +172,22 @@ class Verifier:
         replies = self.threads.map(self._ask, golds, [None] * len(golds))
         return [Reading(reply.yes, reply.status) for reply in replies]
 
-    def _ask_all(self, questions: Sequence[tuple[str, str]], left: float) -> list[Reply]:
+    def _ask_all(self, questions: Sequence[tuple[str, str, str]], left: float) -> list[Reply]:
         replies: list[Reply] = []
-        for gold, answer in questions:
+        for gold, answer, how in questions:
             if left <= 0:
                 break
-            replies.append(self._ask(gold, answer, left))
+            replies.append(self._ask(gold, answer, how, left))
             left -= replies[-1].seconds
         return replies
 
-    def _ask(self, gold: str, answer: str | None, seconds: float | None = None) -> Reply:
+    def _ask(self, gold: str, answer: str | None, how: str = "equal", seconds: float | None = None) -> Reply:
         """Raises VerifierError where there is no worker, and none can be started."""
         worker = self.idle.get()
         try:
             if worker.closed:  # none could be started in its place before
                 worker = _started(self.cfg, "restarted")
-            return worker.ask(gold, answer, seconds)
+            return worker.ask(gold, answer, how, seconds)
         finally:
             try:
                 if not worker.closed and not worker.alive():

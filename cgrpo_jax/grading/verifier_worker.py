@@ -1,15 +1,17 @@
 """The process that compares answers. It stands alone: run as a file, imports math-verify and nothing of this project.
 
-One JSON request a line on stdin, {"gold", "answer", "seconds"}; one JSON reply a line on stdout, {"yes", "status",
-"seconds", "worn"}: is the answer equal to the gold or, where it is null, can the gold be read? What an answer does here
-can only end this process: the kernel's CPU timer kills it after `seconds` (no Python handler is asked), and its memory
-is limited. Each answer may use as much memory as the first one, whatever those before it left: a worker that has grown
-says that it is worn, and is replaced. It ends when its stdin does.
+One JSON request a line on stdin, {"gold", "answer", "how", "seconds"}; one JSON reply a line on stdout, {"yes",
+"status", "seconds", "worn"}: is the answer equal to the gold ("plain": for math-verify alone; "rounded": as its
+rounding) or, where it is null, can the gold be read? What an answer does here can only end this process: the kernel's
+CPU timer kills it after `seconds` (no Python handler is asked), and its memory is limited. Each answer may use as much
+memory as the first one, whatever those before it left: a worker that has grown says that it is worn, and is replaced.
+It ends when its stdin does.
 """
 
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -40,9 +42,104 @@ def in_box(text: str) -> str:
     return text if "\\boxed" in text else f"\\boxed{{{text}}}"
 
 
+def close(gold, answer, decimals: bool) -> bool:
+    """Whether two values agree in proportion to their size: to 25 digits, or to 5 where one is a rounded decimal.
+
+    math-verify's own tolerance is absolute: all that is tiny would be equal.
+    """
+    gold, answer = gold.evalf(40), answer.evalf(40)
+    scale = max(abs(gold), abs(answer))
+    return bool(scale == 0 or abs(gold - answer) <= scale * (10**-5 if decimals else 10**-25))
+
+
+def explicit(value, point: dict):
+    """An expression, or the entries of one with matrices, with numbers for its variables."""
+    from sympy import MatrixBase, MatrixExpr
+
+    value = value.xreplace(point)
+    if isinstance(value, (MatrixBase, MatrixExpr)):
+        value = value.doit()
+        return list(value.as_explicit() if isinstance(value, MatrixExpr) else value)
+    return [value]
+
+
+def doubtful(gold, answer) -> bool:
+    """Whether two things that math-verify holds equal differ in value, or have matrices whose values nobody knows."""
+    from sympy import Basic, Expr, Float, MatrixBase, MatrixExpr, Rational
+
+    kinds = (Expr, MatrixBase, MatrixExpr)
+    if not isinstance(gold, kinds) or not isinstance(answer, kinds):
+        return False
+    matrices = isinstance(gold, MatrixExpr) or isinstance(answer, MatrixExpr)
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    point = {symbol: Rational(17 + 12 * i, 13 + 4 * i) for i, symbol in enumerate(symbols)}
+    try:
+        decimals = gold.has(Float) or answer.has(Float)
+        pairs = list(zip(explicit(gold, point), explicit(answer, point), strict=True))
+        return not all(close(one, other, decimals) for one, other in pairs if isinstance(one, Basic))
+    except MemoryError:
+        raise
+    except Exception:  # a sum without a value here, say: math-verify has looked at it as a whole
+        return matrices
+
+
+def equal(golds: list, answers: list) -> bool:
+    """What math-verify says, where the values do not speak against it."""
+    from math_verify import verify
+
+    pairs = ((gold, answer) for gold in golds for answer in answers)
+    return any(verify(gold, answer, timeout_seconds=None) and not doubtful(gold, answer) for gold, answer in pairs)
+
+
+def rounds(exact: list, decimal: str) -> bool:
+    """Whether a decimal is the rounding of an exact value to as many places as it has."""
+    from sympy import Expr, Rational
+
+    values = [value for value in exact if isinstance(value, Expr) and value.is_number]
+    try:
+        places = len(decimal.partition(".")[2])
+        return any(2 * abs(value.evalf(40) - Rational(decimal)) <= Rational(1, 10**places) for value in values)
+    except (TypeError, ValueError):  # no plain decimal, or no real number
+        return False
+
+
+def whole(text: str, parsed: list) -> list:
+    """What was parsed, unless it is a number out of a text that has more in it.
+
+    Of a text that it cannot read as a whole math-verify takes a last number or fraction.
+    """
+    from sympy import Number, Rational
+
+    rest = re.sub(
+        r"\\(?:text|mathrm) ?\{[^{}]*\}|\\(?!alpha|beta|gamma|delta|theta|lambda|mu|omega)[A-Za-z]+", " ", text
+    )
+    written = [abs(Rational(digits)) for digits in re.findall(r"\d+(?:\.\d+)?|\.\d+", rest)]
+    variables = re.search(r"[A-Za-df-hj-z]", rest)
+
+    def picked_out(value) -> bool:
+        if not isinstance(value, Number):
+            return False
+        fraction = isinstance(value, Rational) and value.q > 1
+        return bool(variables or (len(written) > 2 if fraction else len(written) > 1 and abs(value) in written))
+
+    return [value for value in parsed if not picked_out(value)]
+
+
+def holds(text: str, gold: list, answer: str, how: str) -> bool:
+    """The verdict on one answer; `gold` is what its text was parsed to."""
+    from math_verify import parse, verify
+
+    if how == "rounded":
+        return rounds(gold, answer)
+    parsed = parse(in_box(answer), parsing_timeout=None)
+    if how == "plain":
+        return bool(verify(gold, parsed, timeout_seconds=None))
+    return equal(whole(text, gold), whole(answer, parsed))
+
+
 def main(memory_bytes: int) -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    from math_verify import parse, verify
+    from math_verify import parse
 
     watch = MemoryWatch()
     for name in ("math_verify", "latex2sympy2_extended"):
@@ -76,10 +173,11 @@ def main(memory_bytes: int) -> None:
             gold = golds[request["gold"]]
             yes = bool(gold)
             if yes and request["answer"] is not None:
-                answer = parse(in_box(request["answer"]), parsing_timeout=None)
-                yes = bool(verify(gold, answer, timeout_seconds=None))
+                yes = holds(request["gold"], gold, request["answer"], request["how"])
         except MemoryError:
             watch.hit = True
+        except ValueError:  # an integer of more digits than Python reads
+            yes = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         (peak,) = held_bytes("VmHWM")
         # Not every MemoryError comes through: an answer that took half of what is allowed counts as one that took all.

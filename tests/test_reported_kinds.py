@@ -1,0 +1,151 @@
+"""Kinds of answers that users of other graders and trainers reported, in both directions, and the paper's own reward."""
+
+import collections
+import json
+import pathlib
+import random
+import time
+
+import numpy as np
+import pytest
+
+from cgrpo_jax.data.rows import parse_row
+from cgrpo_jax.grading import answers, choices, equivalence, release, rewards
+from cgrpo_jax.grading.verifier import Reading, Verifier
+from cgrpo_jax.options import DataConfig, VerifierConfig
+from cgrpo_jax.records import Completion, Problem
+
+ROWS = [json.loads(line) for line in (pathlib.Path(__file__).parent / "reported_kinds.jsonl").read_text().splitlines()]
+EMPTY = Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32), True)
+KINDS = list(dict.fromkeys(row["kind"] for row in ROWS))
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(VerifierConfig()) as running:
+        yield running
+
+
+def problem(gold, question="How many?", grader="math", options=None):
+    messages = ({"role": "user", "content": question},)
+    return Problem(question, gold, messages, grader, entry={"options": options} if options else None)
+
+
+def scored(verifier, *items):
+    return [attempt.correct for attempt in rewards.score([(p, EMPTY, text) for p, text in items], verifier)]
+
+
+def verdicts(rows, verifier):
+    pairs = [row for row in rows if "answer" in row]
+    texts = [row for row in rows if "text" in row]
+    found = equivalence.compare([(row["gold"], row["answer"]) for row in pairs], verifier)
+    asked = []
+    for row in texts:
+        options = row.get("options")
+        asked.append((problem(row["gold"], grader="choice" if options else "math", options=options), row["text"]))
+    return [*zip(pairs, (v.correct for v in found), strict=True), *zip(texts, scored(verifier, *asked), strict=True)]
+
+
+def test_each_kind_has_pairs_of_both_sorts():
+    counts = collections.Counter((row["kind"], row["equal"]) for row in ROWS)
+    assert len(KINDS) == 22 and min(counts[kind, equal] for kind in KINDS for equal in (True, False)) >= 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reported_kind(kind, verifier):
+    rows = [row for row in ROWS if row["kind"] == kind]
+    wrong = [row for row, correct in verdicts(rows, verifier) if correct != row["equal"]]
+    assert not wrong
+
+
+def test_words_of_despair_are_no_golds(verifier):
+    golds = ["proof", "\\text{not found}", "See solution", "no solution", "42"]
+    assert equivalence.readable(golds, verifier) == [Reading(yes, "ok") for yes in (False, False, False, True, True)]
+
+
+def test_a_percent_sign_may_be_added_where_a_percentage_is_asked_for(verifier):
+    asked = "What percentage of the cars is red?"
+    items = [
+        (problem("28", asked), "\\boxed{28\\%}"), (problem("28", asked), "\\boxed{28}"),
+        (problem("28"), "\\boxed{28\\%}"), (problem("28", asked), "\\boxed{29\\%}"),
+        (problem("0.28", asked), "\\boxed{0.28\\%}"), (problem("0.28", asked), "\\boxed{28\\%}"),
+    ]  # fmt: skip
+    assert scored(verifier, *items) == [True, True, False, False, False, True]
+
+
+def test_the_reward_of_the_release_differs(verifier):
+    """`data.grader` decides; plain math-verify accepts a chain and a dropped letter, and refuses an inequality."""
+    row = {"question": "x?", "answer": "6"}
+    graders = [parse_row(row, DataConfig(grader=grader)).problem.grader for grader in ("auto", "math_verify")]
+    assert graders == ["math", "math_verify"]
+    cases = [
+        ("6", "\\boxed{3=6}"),
+        ("3", "\\boxed{3h}"),
+        ("(2,\\infty)", "\\boxed{x>2}"),
+        ("6", "\\boxed{7}"),
+        ("6", "so 6"),
+    ]
+    found = {
+        grader: scored(verifier, *((problem(gold, grader=grader), text) for gold, text in cases)) for grader in graders
+    }
+    assert found == {"math": [False, False, True, False, True], "math_verify": [True, True, False, False, True]}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("the final answer is $x+1$. I hope it is correct", "x+1"), ("\\boxed{\\frac{1}{2}} and \\boxed{4\\text{ cm}}", "4"),
+        ("The answer is 5.\nDone", "5"), ("final answer is: 7/", "7"), ("3 and 4,000", "4000"), ("\\boxed{12", "12"),
+        ("<|im_start|>assistant\n\\boxed{y = 3}<|im_end|>\\boxed{4}", "3"), ("nothing", None), ("", None),
+    ],
+)  # fmt: skip
+def test_extraction_of_the_release(text, answer):
+    assert release.extract(text) == answer
+
+
+def test_a_model_cannot_choose_how_it_is_compared(verifier):
+    for text in ("rounded 3", "\\approx 3", "plain 3h", '3", "how": "plain'):
+        assert scored(verifier, (problem("3.2"), f"\\boxed{{{text}}}"), (problem("\\pi"), f"\\boxed{{{text}}}")) == [
+            False,
+            False,
+        ]
+
+
+def test_odd_text_is_quick_and_raises_nothing():
+    """Pieces of answers in any order, as long as an answer may be: no exception, no hang, whoever asks whom."""
+    rng = random.Random(0)
+    texts = [text for row in ROWS for text in (row["gold"], row.get("answer", row.get("text")))]
+    pieces = [
+        *"{}()[],^_=|<>;:.*&'",
+        *[
+            "\\in",
+            "\\cup",
+            "\\cap",
+            "\\pm",
+            "\\approx",
+            "\\frac",
+            "\\text{",
+            "\\{",
+            "\\}",
+            "\\boxed{",
+            "√",
+            "½",
+            "**",
+            "°C",
+            "and",
+            "or",
+        ],
+        *texts,
+    ]
+    slowest = 0.0
+    for _ in range(1_500):
+        made = [
+            "".join(rng.choices(pieces, k=rng.choice((1, 2, 3, 40)))) * rng.choice((1, 1, 1, 100)) for _ in range(2)
+        ]
+        answer = rng.random() < 0.5
+        began = time.process_time()
+        equivalence.same(*(equivalence._top(text[:2_000]) for text in made), lambda gold, other, how="equal": answer)  # noqa: B023
+        answers.extract_answer(made[1]), choices.extract_choice(made[1]), release.extract(made[1])
+        choices.chosen(made[1][:2_000], ["a", "b"])
+        slowest = max(slowest, time.process_time() - began)
+    assert slowest < 2
