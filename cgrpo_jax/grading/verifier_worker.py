@@ -42,14 +42,36 @@ def in_box(text: str) -> str:
     return text if "\\boxed" in text else f"\\boxed{{{text}}}"
 
 
-def close(gold, answer, decimals: bool) -> bool:
-    """Whether two values agree in proportion to their size: to 25 digits, or to 5 where one is a rounded decimal.
+DIGITS = 120  # of values that are compared
+
+
+def close(gold, answer, places: int) -> bool:
+    """Whether two values agree to so many places, in proportion to their size.
 
     math-verify's own tolerance is absolute: all that is tiny would be equal.
     """
-    gold, answer = gold.evalf(40), answer.evalf(40)
+    gold, answer = gold.evalf(DIGITS), answer.evalf(DIGITS)
     scale = max(abs(gold), abs(answer))
-    return bool(scale == 0 or abs(gold - answer) <= scale * (10**-5 if decimals else 10**-25))
+    return bool(scale == 0 or abs(gold - answer) <= scale / 10**places)
+
+
+def somewhere(symbols, step: int) -> dict:
+    """A number for each symbol."""
+    from sympy import Rational
+
+    return {symbol: Rational(17 + 12 * i, 13 + step * i) for i, symbol in enumerate(sorted(symbols, key=str))}
+
+
+def nearly_a_multiple(gold, answer) -> bool:
+    """Whether two equations are multiples of each other but for something tiny, x = 1/30! and x = 1/31!"""
+
+    def ratio(step: int):
+        point = somewhere(gold.free_symbols | answer.free_symbols, step)
+        left, right = ((side.lhs - side.rhs).xreplace(point).evalf(DIGITS) for side in (gold, answer))
+        return left / right
+
+    first, second = ratio(4), ratio(6)
+    return close(first, second, 9) and not close(first, second, DIGITS - 20)
 
 
 def explicit(value, point: dict):
@@ -65,18 +87,23 @@ def explicit(value, point: dict):
 
 def doubtful(gold, answer) -> bool:
     """Whether two things that math-verify holds equal differ in value, or have matrices whose values nobody knows."""
-    from sympy import Basic, Expr, Float, MatrixBase, MatrixExpr, Rational
+    from sympy import Basic, Expr, Float, Integral, Limit, MatrixBase, MatrixExpr, Product, Sum
+    from sympy.core.relational import Relational
 
-    kinds = (Expr, MatrixBase, MatrixExpr)
-    if not isinstance(gold, kinds) or not isinstance(answer, kinds):
-        return False
     matrices = isinstance(gold, MatrixExpr) or isinstance(answer, MatrixExpr)
-    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    point = {symbol: Rational(17 + 12 * i, 13 + 4 * i) for i, symbol in enumerate(symbols)}
     try:
+        if gold.has(Sum, Product, Integral, Limit):  # no value can be had soon
+            return matrices
         decimals = gold.has(Float) or answer.has(Float)
+        if isinstance(gold, Relational) and isinstance(answer, Relational):
+            return not decimals and nearly_a_multiple(gold, answer)
+        kinds = (Expr, MatrixBase, MatrixExpr)
+        if not isinstance(gold, kinds) or not isinstance(answer, kinds):
+            return False
+        point = somewhere(gold.free_symbols | answer.free_symbols, 4)
+        places = 5 if decimals else DIGITS - 20  # a decimal is rounded
         pairs = list(zip(explicit(gold, point), explicit(answer, point), strict=True))
-        return not all(close(one, other, decimals) for one, other in pairs if isinstance(one, Basic))
+        return not all(close(one, other, places) for one, other in pairs if isinstance(one, Basic))
     except MemoryError:
         raise
     except Exception:  # a sum without a value here, say: math-verify has looked at it as a whole
