@@ -144,7 +144,7 @@ class Tokenizer:
             if self.plain:
                 asked = [c for m, c in zip(messages, contents, strict=True) if m["role"] != "system"]
                 return self.start + "\n\n".join(asked) + "\n"
-            turns: list[Message] = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
+            turns = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
             # Llama 3's templates would write today's date: a prompt must not depend on the day.
             fixed: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
             fixed |= self.switches
