@@ -56,7 +56,7 @@ def keep_on_disk() -> pathlib.Path | None:
     An entry that cannot be read (a run was killed while it wrote) is removed, so that the program compiled instead
     takes its place; jax itself would leave it there for ever. That one cannot be written is said for the first alone.
     """
-    if not getattr(jax.config, "jax_enable_compilation_cache"):  # noqa: B009, unknown to the type checker
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return None
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR", "").strip()
     folder = writable(expanded(named)) if named else cache_folder("programs")
