@@ -6,6 +6,7 @@ import shutil
 import pytest
 from conftest import QUICKSTART
 
+from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.text.prompts import question_messages, refinement_messages
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
