@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model.attention import Extend, KVCache, Seen, among_themselves, attend, attend_to_own
+from cgrpo_jax.model.attention import Extend, InRing, KVCache, Seen, among_themselves, attend, attend_to_own
 from cgrpo_jax.model.rope import RopeScaling, rope_angles
 
 Params = dict[str, Any]
@@ -123,7 +123,7 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
+    def __call__(self, x_BTD, rope, seen: Seen | InRing, past: Any, extend: Extend):
         cfg = self.cfg
         B, T, D = x_BTD.shape
         N, K, H = cfg.heads, cfg.kv_heads, cfg.head_dim
@@ -159,7 +159,7 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
+    def __call__(self, x_BTD, rope, seen: Seen | InRing, past: Any, extend: Extend):
         norm = functools.partial(nn.RMSNorm, self.cfg.norm_eps, dtype=self.dtype)
         attention = Attention(self.cfg, self.dtype, name="attn")
         out_BTD, left = attention(norm(name="attn_norm")(x_BTD), rope, seen, past, extend)
@@ -240,7 +240,7 @@ def run_layers(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    seen: Seen,
+    seen: Seen | InRing,
     past: Any = None,
     extend: Extend = attend_to_own,
     *,
