@@ -180,7 +180,7 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
         sampler = run.sampler.bind(state.params, round_, cfg.sampling)
         critic = CRITICS[cfg.refine.critique]
         method = Method(cfg.train.samples, scorer, critic, tokenizer, cfg.refine, cfg.seed, round_)
-        groups = collect_groups(sums(cfg.train.prompts, round_), method, sampler.run)
+        groups, _ = collect_groups(sums(cfg.train.prompts, round_), method, sampler.run)
         stats = sampler.stats
         del sampler
         for bins in make_bins(groups, cfg, sizes):
