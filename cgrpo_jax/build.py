@@ -92,8 +92,8 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     if largest + 1 < model.vocab:  # a padded vocabulary, such as Qwen's 151,936 for 151,669 ids
         model = dataclasses.replace(model, vocab_used=largest + 1)
     dtype = compute_dtype(cfg.model.dtype, devices[0])
-    prompt = longest_prompt(cfg)
-    room = room_for(model, mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
+    prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
+    room = room_for(model, sampler_mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
     if not room.rows:
         raise ConfigError(
             f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g} does not hold one row of "
@@ -109,8 +109,8 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
         remat=cfg.train.remat,
         row_devices=row_devices(mesh),
     )
-    unrolled = programs.unrolls(devices[0].platform)
-    setup = SamplerSetup(model, mesh, tokenizer.eos_ids, cfg.seed, room, dtype, unrolled)
+    unrolled = programs.unrolls(devices[0].platform) and sampler_mesh is mesh
+    setup = SamplerSetup(model, sampler_mesh, tokenizer.eos_ids, cfg.seed, room, dtype, unrolled)
     return Run(cfg, folder, model, tokenizer, mesh, learner, setup, shares_prompts(devices[0].platform))
 
 

@@ -71,10 +71,12 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerMemory:
-    """What the sampler may use of each device."""
+    """What the sampler may use of each device, and what lies where."""
 
     # For the keys and values of all rows and of the prompts that wait for one; decides how many rows there are.
     kv_cache_mb: float = option(2048.0, above=0)
+    # Devices that share a row's heads and the sampler's weights; the rest share the rows. 0: those of the training mesh.
+    tensor: int = option(0, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)

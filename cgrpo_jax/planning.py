@@ -101,24 +101,28 @@ def samplings(run: Run) -> list[SamplingConfig]:
 
 def _sampler_weights(run: Run, params: Any) -> tuple[Program | None, Any]:
     setup = run.sampler
-    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
+    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
     stale = sampling.stale_weights(params, **layout)
     if not stale:
         return None, params
-    synced = jax.eval_shape(lambda tree: sampling.synced(tree, **layout), stale)
+    sync, static = sampling.make_sync(stale, **layout), {"dtype": setup.dtype, "unrolled": setup.unrolled}
+    synced = jax.eval_shape(lambda tree: sampling.synced(tree, **static), stale)
 
     def placed(key_path: tuple, leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sampling.weight_sharding(run.mesh, key_path, leaf))
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sampling.weight_sharding(setup.mesh, key_path, leaf)
+        )
 
     weights = params | jax.tree_util.tree_map_with_path(placed, synced)
-    return Program("synced", sampling.synced, (stale,), layout), weights
+    return Program("synced", sync, (stale,), static), weights
 
 
 def sampler_programs(run: Run) -> Iterator[Program]:
     """All that the sampler may need: every number of rows with every ring, every prefill."""
     setup, params = run.sampler, abstract_params(run)
-    layout = {"dtype": setup.dtype, "mesh": run.mesh}
+    layout = {"dtype": setup.dtype, "mesh": setup.mesh}
     sync, weights = _sampler_weights(run, params)
+    prefills_with = params if setup.unrolled else weights
     key = jax.eval_shape(step_key, np.uint32(0), np.int32(0))
     yield Program("step_key", step_key, (np.uint32(0), np.int32(0)))
     if sync:
@@ -132,10 +136,10 @@ def sampler_programs(run: Run) -> Iterator[Program]:
             continue
         tokens_QT = np.zeros((count * setup.least_rows, size), np.int32)
         static = {"cfg": run.model} | layout
-        program = Program(f"prefill/{len(tokens_QT)}x{size}", sampling.prefill, (params, tokens_QT), static)
-        prompts[size] = jax.eval_shape(lambda p, t, s=static: sampling.prefill(p, t, **s), params, tokens_QT)[0]
+        program = Program(f"prefill/{len(tokens_QT)}x{size}", sampling.prefill, (prefills_with, tokens_QT), static)
+        prompts[size] = jax.eval_shape(lambda p, t, s=static: sampling.prefill(p, t, **s), prefills_with, tokens_QT)[0]
         prompts[size] = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.prompt_sharding(run.mesh, x.shape)),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.prompt_sharding(setup.mesh, x.shape)),
             prompts[size],
         )
         yield program
@@ -147,24 +151,24 @@ def _programs_of_slots(
     run: Run, rows: int, ring: int, rings: Sequence[int], weights: Any, prompts: dict[int, Any], key: Any
 ) -> Iterator[Program]:
     setup = run.sampler
-    layout = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
+    layout = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
     size, static = f"{rows}x{ring}", {"cfg": run.model, "rows": rows, "slots": ring} | layout
     yield Program(f"empty_slots/{size}", sampling.empty_slots, (), static)
     slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
-    slots = abstract(slots, sampling.slot_shardings(run.mesh, slots))
+    slots = abstract(slots, sampling.slot_shardings(setup.mesh, slots))
     row_R = np.zeros(rows, np.int32)
     entry = sampling.Entry(np.int32(0), row_R, row_R, np.zeros((rows, 4), np.int32))
     for length, prompt in prompts.items():
         arguments = (slots, prompt, np.int32(0), np.int32(0), entry, key)
-        yield Program(f"enter/{size}/{length}", sampling.enter, arguments, {"mesh": run.mesh})
+        yield Program(f"enter/{size}/{length}", sampling.enter, arguments, {"mesh": setup.mesh})
     for rows_to, ring_to in itertools.product(row_counts(run), rings):
         if (rows_to, ring_to) != (rows, ring):
-            static = {"slots_to": ring_to, "mesh": run.mesh}
+            static = {"slots_to": ring_to, "mesh": setup.mesh}
             yield Program(
                 f"resize/{size}/{rows_to}x{ring_to}", sampling.resize, (slots, np.zeros(rows_to, np.int32)), static
             )
     for drawing in samplings(run):
-        static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": run.mesh, "chunk": setup.chunk}
+        static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": setup.mesh, "chunk": setup.chunk}
         eos_E = np.asarray(setup.eos_ids, np.int32)
         name = f"decode/{size}/{drawing.temperature:g},{drawing.top_k},{drawing.top_p:g}"
         yield Program(name, sampling.decode, (weights, slots, eos_E, np.int32(1)), static)

@@ -146,11 +146,12 @@ class Sampler:
     """For one set of parameters, at one step. Holds a copy of them: drop it before the update."""
 
     def __init__(self, setup: SamplerSetup, params: Params, step: int, sampling: SamplingConfig):
-        self.setup, self.params, self.sampling = setup, params, sampling
+        self.setup, self.sampling = setup, sampling
         self.key = step_key(np.uint32(setup.seed), np.int32(step))
         self.weights = programs.weights_for_sampling(
             params, dtype=setup.dtype, mesh=setup.mesh, unrolled=setup.unrolled
         )
+        self.prefills_with = params if setup.unrolled else self.weights  # a loop, and layers that are stacked
         self.stats = Stats()
 
     def run(self, source: Source) -> None:
@@ -279,7 +280,9 @@ class _Schedule:
         tokens_QT = np.zeros((count * least, size), np.int32)
         for q, ids in enumerate(part):
             tokens_QT[q, : len(ids) - 1] = ids[:-1]
-        made = programs.prefill(self.owner.params, tokens_QT, cfg=setup.model, dtype=setup.dtype, mesh=setup.mesh)
+        made = programs.prefill(
+            self.owner.prefills_with, tokens_QT, cfg=setup.model, dtype=setup.dtype, mesh=setup.mesh
+        )
         self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
         self.owner.stats.prefilled += sum(len(ids) - 1 for ids in part)
 
