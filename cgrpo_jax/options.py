@@ -75,7 +75,7 @@ class SamplerMemory:
 
     # For the keys and values of all rows and of the prompts that wait for one; decides how many rows there are.
     kv_cache_mb: float = option(2048.0, above=0)
-    # Devices that share a row's heads and the sampler's weights; the rest share the rows. 0: those of the training mesh.
+    # Devices that share the heads of a row and the sampler's weights; the rest share the rows. 0: as mesh.tensor.
     tensor: int = option(0, at_least=0)
 
 

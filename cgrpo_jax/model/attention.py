@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
+
+from cgrpo_jax.model.ring_kernel import attend_divided
 
 MASKED = -1e30
 EVERYBODY, NOBODY = -2, -1  # segments of keys: seen by each query of the row, seen by none
@@ -61,15 +64,16 @@ class InRing(NamedTuple):
     time: jax.Array  # int32, the step: its own key stands in slot `time mod S`
     length_R: jax.Array  # int32
     live_RS: jax.Array  # bool, the slots that a row sees
+    mesh: Mesh | None  # of rows and heads
 
 
-def in_ring(time: jax.Array, length_R: jax.Array, slots: int) -> InRing:
+def in_ring(time: jax.Array, length_R: jax.Array, slots: int, mesh: Mesh) -> InRing:
     """What the rows of a decode step see of their rings of `slots`.
 
     The barrier keeps the ages from being computed again in each layer and for each head.
     """
     age_S = (time - jnp.arange(slots, dtype=jnp.int32)) % slots
-    return InRing(time, length_R, jax.lax.optimization_barrier(age_S[None] <= length_R[:, None]))
+    return InRing(time, length_R, jax.lax.optimization_barrier(age_S[None] <= length_R[:, None]), mesh)
 
 
 class KVCache(NamedTuple):
@@ -79,8 +83,19 @@ class KVCache(NamedTuple):
     v_BKSH: jax.Array
 
 
+class OfLayer(NamedTuple):
+    """Keys or values of one of the layers that lie stacked, not taken out."""
+
+    stacked_LBKSH: jax.Array
+    layer: jax.Array  # int32
+
+    def alone(self) -> jax.Array:
+        """A copy, `[B, K, S, H]`."""
+        return jax.lax.dynamic_index_in_dim(self.stacked_LBKSH, self.layer, keepdims=False)
+
+
 # (what a layer left before, its new keys, its new values) -> keys and values to attend to, and what it leaves now
-Extend = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
+Extend = Callable[[Any, jax.Array, jax.Array], tuple[Any, Any, Any]]
 
 
 def attend_to_own(past: None, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, None]:
@@ -113,16 +128,14 @@ def write_ring(slot: jax.Array) -> Extend:
 def write_ring_of_layer(slot: jax.Array) -> Extend:
     """As `write_ring`, for a loop that carries the stacked cache of all layers and writes where it lies."""
 
-    def written(stacked: jax.Array, new: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def written(stacked: jax.Array, new: jax.Array, layer: jax.Array) -> OfLayer:
         place = (layer, jnp.int32(0), jnp.int32(0), jnp.int32(slot), jnp.int32(0))
-        stacked = jax.lax.dynamic_update_slice(stacked, new[None], place)
-        return stacked, jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+        return OfLayer(jax.lax.dynamic_update_slice(stacked, new[None], place), layer)
 
-    def extend(past: Any, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, KVCache]:
+    def extend(past: Any, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[OfLayer, OfLayer, KVCache]:
         cache, layer = past
-        k_LBKSH, k_BKSH = written(cache.k_BKSH, k_BKTH, layer)
-        v_LBKSH, v_BKSH = written(cache.v_BKSH, v_BKTH, layer)
-        return k_BKSH, v_BKSH, KVCache(k_LBKSH, v_LBKSH)
+        k, v = written(cache.k_BKSH, k_BKTH, layer), written(cache.v_BKSH, v_BKTH, layer)
+        return k, v, KVCache(k.stacked_LBKSH, v.stacked_LBKSH)
 
     return extend
 
@@ -149,10 +162,10 @@ def attention_logits(q_BKQH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike)
     return jax.lax.platform_dependent(q_BKQH, k_BKSH, cpu=keys_left, default=straight)
 
 
-def attend(q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen: Seen | InRing) -> jax.Array:
+def attend(q_BNTH: jax.Array, k_BKSH: Any, v_BKSH: Any, seen: Seen | InRing) -> jax.Array:
     """Grouped-query attention `[B, N, T, H]`; softmax in at least float32.
 
-    A query that sees no key has a meaningless but finite result.
+    A query that sees no key has a meaningless but finite result. Keys and values may be `OfLayer` in a ring.
     """
     if isinstance(seen, InRing):
         return attend_in_ring(q_BNTH, k_BKSH, v_BKSH, seen)
@@ -174,10 +187,20 @@ def attend_masked(q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_
     return jnp.einsum("BKQS,BKSH->BKQH", weight_BKQS, v_BKSH).reshape(B, N, T, H)
 
 
-def attend_in_ring(q_RN1H: jax.Array, k_RKSH: jax.Array, v_RKSH: jax.Array, ring: InRing) -> jax.Array:
+def attend_in_ring(
+    q_RN1H: jax.Array, k_RKSH: jax.Array | OfLayer, v_RKSH: jax.Array | OfLayer, ring: InRing
+) -> jax.Array:
     """As `attend`, for one query of each of R rows over its ring; each platform in its own way."""
+    mesh = ring.mesh
 
-    def over_all_slots(q_RN1H: jax.Array, k_RKSH: jax.Array, v_RKSH: jax.Array, ring: InRing) -> jax.Array:
+    def over_all_slots(q_RN1H: jax.Array, k_RKSH: Any, v_RKSH: Any, ring: InRing) -> jax.Array:
+        k_RKSH, v_RKSH = (x.alone() if isinstance(x, OfLayer) else x for x in (k_RKSH, v_RKSH))
         return attend_masked(q_RN1H, k_RKSH, v_RKSH, ring.live_RS[:, None])
 
-    return jax.lax.platform_dependent(q_RN1H, k_RKSH, v_RKSH, ring, default=over_all_slots)
+    def over_live_blocks(q_RN1H: jax.Array, k_RKSH: Any, v_RKSH: Any, ring: InRing) -> jax.Array:
+        k, v = (x if isinstance(x, OfLayer) else OfLayer(x[None], jnp.int32(0)) for x in (k_RKSH, v_RKSH))
+        assert mesh is not None
+        return attend_divided(mesh, q_RN1H, k.stacked_LBKSH, v.stacked_LBKSH, k.layer, ring.time, ring.length_R)
+
+    arrays = q_RN1H, k_RKSH, v_RKSH, ring._replace(mesh=None)
+    return jax.lax.platform_dependent(*arrays, tpu=over_live_blocks, default=over_all_slots)

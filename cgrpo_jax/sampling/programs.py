@@ -115,10 +115,10 @@ def _place(mesh: Mesh, slots: Slots) -> Slots:
 def unrolls(platform: str) -> bool:
     """Whether a backend decodes with unrolled layers, or in a loop over stacked ones; the tokens are the same.
 
-    Unrolled where the compiled program was looked at: the CPU's loop copies each layer's weights and cache out of the
-    stack, the TPU's keeps a second cache in another layout. A loop elsewhere: its compile time is flat in depth.
+    Unrolled on the CPU, whose loop copies each layer's weights and cache out of the stack. A loop elsewhere: its
+    compile time is flat in depth, and on TPU its products read the weights where they lie, its kernel the cache.
     """
-    return platform in ("cpu", "tpu")
+    return platform == "cpu"
 
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
@@ -307,7 +307,8 @@ def decode(
     def body(state: tuple[Slots, Chunk]) -> tuple[Slots, Chunk]:
         slots, out = state
         slot = slots.time % slots.ring
-        seen = in_ring(slots.time, slots.length_R, slots.ring)
+        window_R = jnp.where(slots.active_R, slots.length_R, 0)  # nobody asks what the others would say
+        seen = in_ring(slots.time, window_R, slots.ring, mesh)
         place = (slots.token_R[:, None], slots.length_R[:, None], seen, slots.cache)
         if slots.stacked:
             hidden_R1D, cache = run_layers(
