@@ -109,7 +109,7 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
         remat=cfg.train.remat,
         row_devices=row_devices(mesh),
     )
-    unrolled = programs.unrolls(devices[0].platform) and sampler_mesh is mesh
+    unrolled = programs.unrolls(devices[0].platform)
     setup = SamplerSetup(model, sampler_mesh, tokenizer.eos_ids, cfg.seed, room, dtype, unrolled)
     return Run(cfg, folder, model, tokenizer, mesh, learner, setup, shares_prompts(devices[0].platform))
 

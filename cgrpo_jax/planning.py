@@ -122,7 +122,7 @@ def sampler_programs(run: Run) -> Iterator[Program]:
     setup, params = run.sampler, abstract_params(run)
     layout = {"dtype": setup.dtype, "mesh": setup.mesh}
     sync, weights = _sampler_weights(run, params)
-    prefills_with = params if setup.unrolled else weights
+    prefills_with = sampling.weights_to_prefill(params, weights, **layout)
     key = jax.eval_shape(step_key, np.uint32(0), np.int32(0))
     yield Program("step_key", step_key, (np.uint32(0), np.int32(0)))
     if sync:

@@ -23,7 +23,7 @@ MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (
 TRIALS = {
     "1x1x1": ((True, 0), (False, 0)),
     "8x1x1": ((True, 0), (False, 2)),
-    "1x8x1": ((False, 0), (False, 2), (False, 4)),
+    "1x8x1": ((False, 0), (False, 2), (True, 4)),
     "2x2x2": ((False, 0), (True, 0), (False, 1)),
     "1x2x1": ((True, 0),),
 }

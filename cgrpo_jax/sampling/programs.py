@@ -115,10 +115,10 @@ def _place(mesh: Mesh, slots: Slots) -> Slots:
 def unrolls(platform: str) -> bool:
     """Whether a backend decodes with unrolled layers, or in a loop over stacked ones; the tokens are the same.
 
-    Unrolled on the CPU, whose loop copies each layer's weights and cache out of the stack. A loop elsewhere: its
-    compile time is flat in depth, and on TPU its products read the weights where they lie, its kernel the cache.
+    Unrolled where the compiled program was looked at: the CPU's loop copies each layer's weights and cache out of the
+    stack, the TPU's cannot fetch a layer's weights ahead. A loop elsewhere: its compile time is flat in depth.
     """
-    return platform == "cpu"
+    return platform in ("cpu", "tpu")
 
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
@@ -126,6 +126,14 @@ def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unroll
     layout: dict[str, Any] = {"dtype": dtype, "mesh": mesh, "unrolled": unrolled}
     stale = stale_weights(params, **layout)
     return params | make_sync(stale, **layout)(stale, dtype=dtype, unrolled=unrolled) if stale else params
+
+
+def weights_to_prefill(params: Params, weights: Params, *, dtype: DTypeLike, mesh: Mesh) -> Params:
+    """The parameters where they have dtype and layout of the sampler (arrays or abstract ones), else its weights.
+
+    A loop over stacked layers compiles sooner.
+    """
+    return weights if stale_weights(params, dtype=dtype, mesh=mesh, unrolled=False) else params
 
 
 def stale_weights(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
@@ -178,21 +186,25 @@ def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, me
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh"))
-def prefill(params: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> list[KVCache]:
+def prefill(weights: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> list[KVCache]:
     """Keys and values `[L, K, T, H]` of each of Q right-padded prompts, their tokens shared by the rows' devices.
 
     Args:
-      params: layers stacked, for a loop over them.
+      weights: of `weights_to_prefill`.
     """
     Q, T = tokens_QT.shape
+    layers = weights["layers"]
+    loop, nothing = (unrolled, (None,) * cfg.layers) if isinstance(layers, tuple) else (scanned, None)
     tokens_QT = _on(mesh, tokens_QT, ROWS)
     position_QT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (Q, T))
     seen = among_themselves(jnp.zeros_like(position_QT), position_QT)
 
     def divided(layer: Layer, x_QTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
-        return scanned(layer, _on(mesh, x_QTD, ROWS), layers, past)
+        return loop(layer, _on(mesh, x_QTD, ROWS), layers, past)
 
-    _, cache = run_layers(cfg, params, tokens_QT, position_QT, seen, None, keep_own, dtype=dtype, loop=divided)
+    _, cache = run_layers(cfg, weights, tokens_QT, position_QT, seen, nothing, keep_own, dtype=dtype, loop=divided)
+    if loop is unrolled:
+        cache = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *cache)
 
     def one(x_LQKTH: jax.Array, q: int) -> jax.Array:
         x_LKTH = x_LQKTH[:, q]

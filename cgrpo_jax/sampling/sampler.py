@@ -148,10 +148,9 @@ class Sampler:
     def __init__(self, setup: SamplerSetup, params: Params, step: int, sampling: SamplingConfig):
         self.setup, self.sampling = setup, sampling
         self.key = step_key(np.uint32(setup.seed), np.int32(step))
-        self.weights = programs.weights_for_sampling(
-            params, dtype=setup.dtype, mesh=setup.mesh, unrolled=setup.unrolled
-        )
-        self.prefills_with = params if setup.unrolled else self.weights  # a loop, and layers that are stacked
+        layout = {"dtype": setup.dtype, "mesh": setup.mesh}
+        self.weights = programs.weights_for_sampling(params, unrolled=setup.unrolled, **layout)
+        self.prefills_with = programs.weights_to_prefill(params, self.weights, **layout)
         self.stats = Stats()
 
     def run(self, source: Source) -> None:
