@@ -23,7 +23,8 @@ from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
-from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
+from cgrpo_jax.sampling.room import room_for, row_devices, unfit
+from cgrpo_jax.sampling.sampler import SamplerSetup
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
 from cgrpo_jax.workdir.places import expanded
@@ -94,6 +95,8 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     dtype = compute_dtype(cfg.model.dtype, devices[0])
     prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
     room = room_for(model, sampler_mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
+    if wrong := unfit(room, row_devices(sampler_mesh), prompt, cfg.sampling.max_new_tokens):
+        raise ConfigError(wrong)
     if not room.rows:
         raise ConfigError(
             f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g} does not hold one row of "

@@ -28,7 +28,7 @@ from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
-from cgrpo_jax.sampling.sampler import room_for
+from cgrpo_jax.sampling.room import room_for
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation

@@ -16,7 +16,8 @@ from cgrpo_jax.model.decoder import ModelConfig, init_params
 from cgrpo_jax.model.hf_config import FAMILIES
 from cgrpo_jax.options import MeshConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
-from cgrpo_jax.sampling.sampler import Room, SamplerSetup, row_devices
+from cgrpo_jax.sampling.room import Room, row_devices
+from cgrpo_jax.sampling.sampler import SamplerSetup
 
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x1": (1, 2, 1)}
 # Random schedules: whether layers are unrolled, and the axis `tensor` of the sampler's own mesh.
