@@ -19,8 +19,10 @@ from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
 from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.model.splash import attend_by_splash
 from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
@@ -107,7 +109,8 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
         total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
         dtype=dtype,
         remat=cfg.train.remat,
-        row_devices=row_devices(mesh),
+        logit_entries=1 << (27 if devices[0].platform == "tpu" else 24),
+        attend=attend_by_splash if devices[0].platform == "tpu" else attend,
     )
     unrolled = programs.unrolls(devices[0].platform)
     setup = SamplerSetup(model, mesh, tokenizer.eos_ids, cfg.seed, room, dtype, unrolled)
