@@ -135,7 +135,7 @@ class TrainConfig:
     updates_per_rollout: int = option(1, at_least=1)  # optimizer updates, each on its own share of the problems
     # Problems at once in the gradient, rounded up to the devices; changes memory, not the result. 0: one a device.
     micro_batch: int = option(0, at_least=0)
-    # What is kept for the backward pass: dots (the products) | full (nothing but each layer's input) | and for long rows
+    # Kept for the backward pass: dots (the products) | full (nothing but each layer's input) | and for long rows
     # on a TPU: attention (its output) | wide (that and the products that take longest)
     remat: str = option("dots", choices=REMATS)
     max_nonfinite: int = option(3, at_least=1)  # stop after so many non-finite steps in a row
