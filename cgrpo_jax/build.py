@@ -52,9 +52,9 @@ def model_folder(path: str, revision: str = "main") -> pathlib.Path:
     if path.startswith(PACKAGE):
         return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
     folder = expanded(path)
-    if folder.is_dir():
+    if path.strip() and folder.is_dir():
         return folder
-    if not path or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    if not path.strip() or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise CheckpointError(f"model.path = {path!r}: no such folder; give a Hugging Face folder or a hub id")
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
     try:

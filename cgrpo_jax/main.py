@@ -7,6 +7,9 @@ of it can be set: --config.train.steps=12. Some take an argument: --config=quick
 """
 
 import difflib
+import functools
+import operator
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -54,10 +57,12 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 def main(argv: list[str]) -> None:
-    del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
-    assert _WORKDIR.value is not None  # a required flag
     try:
+        if len(argv) > 1:
+            raise ConfigError(f"{argv[1]!r} is no option; they are written --NAME=VALUE")
+        if _CONFIG.value is None or _WORKDIR.value is None:
+            raise ConfigError("--config=NAME and --workdir=FOLDER are both needed; --help says more")
         cfg, workdir = from_config_dict(_CONFIG.value), local_folder(_WORKDIR.value, "--workdir")
         compilation.keep_on_disk()
         run = {"rl": train, "sft": sft, "eval": evaluate_tasks}.get(cfg.method)
@@ -89,6 +94,17 @@ def nearest_key(key: str, known: Sequence[str]) -> str:
     return difflib.get_close_matches(key, same or inside or known, n=1, cutoff=0.0)[0]
 
 
+def _bad_value(error: flags.IllegalFlagValueError) -> str:
+    """What to say of an option that is there, and whose value cannot be read."""
+    match = re.fullmatch(r"flag --(config\.)?([\w.]+)=(.*?): .*", str(error), re.DOTALL)
+    if match is None or not match[1] or _PARSER.parsed is None:
+        return str(error)
+    held = functools.reduce(operator.getitem, match[2].split("."), _PARSER.parsed)
+    if isinstance(held, config_dict.ConfigDict):
+        return f"config.{match[2]} holds {', '.join(held)}: set one of these"
+    return f"config.{match[2]} = {match[3]!r}: {type(held).__name__} is needed"
+
+
 def _unknown_key(argv: Sequence[str]) -> str | None:
     """What to say of the first `--config.KEY` that the configuration does not have."""
     if _PARSER.parsed is None:
@@ -97,19 +113,22 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0]
         key = name.removeprefix("config.")
+        if argument.startswith("--") and name in known:
+            return f"unknown option --{name}; did you mean --config.{name}?"
         if argument.startswith("-") and name != key and not any(f"{leaf}.".startswith(f"{key}.") for leaf in known):
             return f"unknown key config.{key}; did you mean config.{nearest_key(key, known)}?"
     return None
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does it, but an unknown or mistyped configuration key is one line too."""
+    """As absl does it, but whatever is wrong is one line."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        sys.exit(f"error: {_bad_value(error)}")
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {_unknown_key(argv) or (error.args[0] if error.args else error)}")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse_flags)
