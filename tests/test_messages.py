@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import cgrpo_jax
-from cgrpo_jax import config, config_files, main
+from cgrpo_jax import command_line, config, config_files
 from cgrpo_jax.api import RunError
 from cgrpo_jax.build import model_folder
 from cgrpo_jax.checks import check
@@ -213,10 +213,10 @@ KEYS = [
 
 @pytest.mark.parametrize(("key", "words"), KEYS)
 def test_an_unknown_key_names_the_nearest(key, words):
-    leaves = main._leaves(config.default_config())
+    leaves = command_line._leaves(config.default_config())
     assert "train.steps" in leaves and "train" not in leaves
-    main._PARSER.parsed = config.default_config()
-    said = main._unknown_key(["main", "--config=quickstart", "--config.train.steps=3", f"--config.{key}=3"])
+    command_line._PARSER.parsed = config.default_config()
+    said = command_line._unknown_key(["main", "--config=quickstart", "--config.train.steps=3", f"--config.{key}=3"])
     assert said.startswith(f"unknown key config.{key}; did you mean {words}") and said.endswith("?")
 
 
