@@ -1,24 +1,24 @@
 """Tells whether a run fits TPUs that are not here, and how long it may take: compiles its programs, runs none.
 
-    python -m cgrpo_jax.plan --config=configs/tpu_v4.py --topology=v4-32
+    python -m cgrpo_jax.plan --config=tpu_v4 --topology=v4-32
     ... --config.sampler.kv_cache_mb=9000        # any leaf of the configuration can be set, as for training
     ... --only=update,decode --most=false        # two programs, without looking for the most rows that fit
     ... --json=plan.json --hlo=DIR               # the figures, and the texts of the compiled programs
 
-Needs libtpu (pip install 'cgrpo_jax[tpu]'), no TPU, no weights, no tokenizer and no network: model.path is a folder with
-a config.json, or the name of a model whose shape the package carries (cgrpo_jax/shapes). Exit code: 0 all fits, 1 something
-does not, 2 the plan could not be made.
+Needs libtpu (pip install 'cgrpo_jax[tpu]'), no TPU, no weights, no tokenizer and no network: model.path is a folder
+with a config.json, or the name of a model whose shape the package carries (cgrpo_jax/shapes). Exit code: 0 all fits,
+1 something does not, 2 no plan could be made.
 """
 
-import json
-import pathlib
 import sys
+
+from absl import flags
 
 from cgrpo_jax.planner import chips
 
 
-def _asked(argv: list[str]) -> str:
-    """The value of `--topology`, before absl and jax are there."""
+def asked_topology(argv: list[str]) -> str:
+    """The value of `--topology`, before any flag is known."""
     for index, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "topology":
@@ -27,54 +27,8 @@ def _asked(argv: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    chips.prepare(_asked(sys.argv))  # what jax and libtpu read when they are imported
+    chips.prepare(asked_topology(sys.argv))
+    from cgrpo_jax.planner import command  # imports jax, which reads what was prepared
 
-from absl import app, flags
-
-from cgrpo_jax import command_line
-from cgrpo_jax.config import ConfigError, from_config_dict
-from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.model.sharding import MeshError
-from cgrpo_jax.planner import making, report
-from cgrpo_jax.workdir.places import local_folder
-from cgrpo_jax.workdir.progress import Progress
-
-ERRORS = (ConfigError, MeshError, CheckpointError, OSError)
-
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, f"What to compile for: {chips.known()}; or v4:2x2x4 and the like; or {chips.LOCAL}, this machine."
-)
-_ONLY = flags.DEFINE_list("only", [], "Kinds of programs, such as update,decode,prefill; none: all.")
-_MOST = flags.DEFINE_bool("most", True, "Look for the most rows that fit: up to four more programs are compiled.")
-_JSON = flags.DEFINE_string("json", None, "File for the figures.")
-_HLO = flags.DEFINE_string("hlo", None, "Folder for the texts of the compiled programs.")
-flags.adopt_module_key_flags(command_line)
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    assert _TOPOLOGY.value is not None  # a required flag
-    try:
-        topology, cfg = chips.topology(_TOPOLOGY.value), from_config_dict(command_line.CONFIG.value)
-        hlo = None if _HLO.value is None else local_folder(_HLO.value, "--hlo")
-        if hlo is not None:
-            hlo.mkdir(parents=True, exist_ok=True)
-        with Progress(0, 1, "program") as progress:
-            plan = making.make(cfg, topology, making.Wanted(tuple(_ONLY.value), _MOST.value, hlo), progress)
-        print(report.text(plan))
-        if _JSON.value is not None:
-            made = json.dumps(report.as_json(plan), indent=1) + "\n"
-            pathlib.Path(_JSON.value).expanduser().write_text(made, encoding="utf-8")
-    except ERRORS as error:
-        if command_line.DEBUG.value:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("stopped")
-    sys.exit(1 if plan.unfit else 0)
-
-
-if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=command_line.parse_flags)
+    flags.adopt_module_key_flags(command)
+    command.start()

@@ -165,7 +165,7 @@ def _programs_of_slots(
             )
     for drawing in samplings(run):
         static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": run.mesh, "chunk": setup.chunk}
-        eos_E = np.asarray(setup.eos_ids, np.int32)
+        eos_E = sampling.eos_set(setup.eos_ids)
         name = f"decode/{size}/{drawing.temperature:g},{drawing.top_k},{drawing.top_p:g}"
         yield Program(name, sampling.decode, (weights, slots, eos_E, np.int32(1)), static)
 

@@ -18,9 +18,9 @@ GIB = 1 << 30
 class Chip:
     """Rates of one chip, which is one device of jax.
 
-    Sources. Peak and bandwidth: Google's pages "TPU v4" ... "TPU v6e" (cloud.google.com/tpu/docs). Clock: the peak by the
-    flops of a cycle, 2 x (8 units of 128 x 128 on v4 and v5p, 4 on v5e, 4 of 256 x 256 on v6e). HBM: what libtpu 0.0.42
-    says is available when it refuses a program. Link: "How to Scale Your Model" (jax-ml.github.io/scaling-book), one way.
+    Sources. Peak and bandwidth: Google's pages "TPU v4" ... "TPU v6e" (cloud.google.com/tpu/docs). Clock: the peak by
+    the flops of a cycle, 2 x (8 units of 128 x 128 on v4 and v5p, 4 on v5e, 4 of 256 x 256 on v6e). HBM: what libtpu
+    0.0.42 says is available when it refuses a program. Link: one way, "How to Scale Your Model" (scaling-book).
     """
 
     name: str

@@ -183,8 +183,8 @@ def _kernel_name(made: Instruction) -> str:
 def _kernel(inside: Computation, made: Instruction) -> Kernel:
     """One run: what the kernel declares (`pl.CostEstimate`), else what the shapes of JAX's splash attention tell.
 
-    Splash declares nothing. Its forward kernel makes two products of [T, S] a head, its fused backward kernel five; half
-    of each is masked (causal), and blocks that are masked as a whole are skipped.
+    Splash declares nothing. Its forward kernel makes two products of [T, S] a head, its fused backward kernel five;
+    half of each is masked (causal), and blocks that are masked as a whole are skipped.
     """
     given = [inside.of_name[name].type for name in made.operands if name in inside.of_name]
     moved = sum(map(bytes_of, given)) + bytes_of(made.type)

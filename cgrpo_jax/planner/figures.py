@@ -47,7 +47,9 @@ def seconds_of(cost: Cost, topology: Topology) -> Seconds:
 
 def _kernel_seconds(cost: Cost, chip: Chip, flops: float, bandwidth: float) -> float:
     """Each kernel is bound by its products or by its bytes."""
-    return sum(max(k.flops / (flops * chip.peak), k.bytes / (bandwidth * chip.bandwidth)) for k in cost.kernels.values())
+    return sum(
+        max(k.flops / (flops * chip.peak), k.bytes / (bandwidth * chip.bandwidth)) for k in cost.kernels.values()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,13 @@ class Figures:
         """With so many turns of the loop."""
         if self.turn is None:
             return self.seconds
-        both = zip(self.seconds, self.turn, strict=True)
-        return Seconds(*(None if one is None else one + (turns - 1) * (more or 0.0) for one, more in both))
+        more = turns - 1
+        return Seconds(
+            None if self.seconds.computing is None else self.seconds.computing + more * (self.turn.computing or 0.0),
+            self.seconds.kernels + more * self.turn.kernels,
+            self.seconds.kernels_at_peak + more * self.turn.kernels_at_peak,
+            self.seconds.wire + more * self.turn.wire,
+        )
 
 
 def kind_of(name: str) -> str:
@@ -149,6 +156,4 @@ def _refused(program: Program, message: str, taken: float) -> Figures:
     line = next((line for line in message.splitlines() if line.strip()), "")[:300]
     used = float(needed[1]) * 1024 ** " KMGT".index(needed[2]) if needed else float("inf")
     holds = leaves_of(program.arguments)
-    return Figures(
-        program.name, total_bytes(holds), peak_bytes=used, compile_seconds=taken, holds=holds, refused=line
-    )
+    return Figures(program.name, total_bytes(holds), peak_bytes=used, compile_seconds=taken, holds=holds, refused=line)

@@ -91,4 +91,3 @@ def most_in_a_bin(run: Outline, size: BinSize, planned: Occupied, hbm: float, oc
         return number, occupy(program).bytes
 
     return most(size.prompts or size.rows, planned.bytes, run.sampler.least_rows, hbm, made)
-

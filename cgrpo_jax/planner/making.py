@@ -8,8 +8,6 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-import jax
-
 from cgrpo_jax import build, planning
 from cgrpo_jax.build import Outline
 from cgrpo_jax.config import Config, ConfigError
@@ -79,8 +77,10 @@ def make(cfg: Config, asked: Topology, wanted: Wanted, progress: Progress) -> Pl
     figures = plan.figures
     if "update" in figures:
         plan.utilisation = utilisation(run.model, sizes[-1], figures["update"], topology, run.mesh.size)
-    if topology.chip and {"update", "decode", "prefill"} <= figures.keys() and not any(
-        f.refused for f in figures.values()
+    if (
+        topology.chip
+        and {"update", "decode", "prefill"} <= figures.keys()
+        and not any(f.refused for f in figures.values())
     ):
         plan.steps = [step(run, sizes[-1], figures, share) for share in SHARES]
     if wanted.largest and hbm is not None:
@@ -88,9 +88,7 @@ def make(cfg: Config, asked: Topology, wanted: Wanted, progress: Progress) -> Pl
     return plan
 
 
-def _occupy(
-    program: Program, *, topology: Topology, classes: Sequence, hlo: pathlib.Path | None
-) -> Occupied:
+def _occupy(program: Program, *, topology: Topology, classes: Sequence, hlo: pathlib.Path | None) -> Occupied:
     return occupied(compiled(program, topology, hlo), classes)
 
 

@@ -115,8 +115,17 @@ def _memory(plan: Plan) -> list[str]:
 def _seconds(plan: Plan) -> list[str]:
     if plan.topology.chip is None:
         return ["seconds: not estimated, for the rates of these devices are not in the table of chips"]
-    head = ("seconds, estimated", "computing", "kernels", "(at peak)", "wire GB", "wire s", "each turn", "MFU (at peak)")
-    rows: list[Sequence[str]] = [head]
+    head = (
+        "seconds, estimated",
+        "computing",
+        "kernels",
+        "(at peak)",
+        "wire GB",
+        "wire s",
+        "each turn",
+        "MFU (at peak)",
+    )
+    rows = list[tuple[str, ...]]([head])
     for f in plan.figures.values():
         s, used = f.seconds, plan.utilisation if f.kind == "update" else None
         rows.append(
@@ -133,9 +142,8 @@ def _seconds(plan: Plan) -> list[str]:
         )
     return [
         *_table(rows),
-        "computing: the compiler's cycles. kernels (Pallas): "
-        f"flops at {LIKELY_FLOPS:g} or bytes at {LIKELY_BANDWIDTH:g} of the peak, whichever is more. wire: rings at the "
-        "full ICI rate, hidden behind nothing.",
+        f"computing: the compiler's cycles. kernels (Pallas): {LIKELY_FLOPS:g} of the peak's flops or "
+        f"{LIKELY_BANDWIDTH:g} of its bytes, whichever is slower. wire: rings at the full ICI rate, behind nothing.",
         "A loop whose turns data decide (bins of an update, tokens of a chunk) is counted once; each turn: one more.",
     ]
 
@@ -157,7 +165,9 @@ def _verdict(plan: Plan) -> list[str]:
     for place in plan.unfit:
         name, size, knob = largest_part(place, plan.classes)
         over = f"{_gib(place.bytes)} of {_gib(plan.hbm)} GiB a chip"
-        lines.append(f"does not fit: {place.figures.name}: {over}; the largest part is {name}, {_gib(size)} GiB: {knob}")
+        lines.append(
+            f"does not fit: {place.figures.name}: {over}; the largest part is {name}, {_gib(size)} GiB: {knob}"
+        )
         if place.figures.refused:
             lines.append(f"  the compiler: {place.figures.refused}")
     if lines:
@@ -192,9 +202,9 @@ def _run(plan: Plan) -> list[str]:
         )
     kept = cfg.checkpoint.keep + bool(cfg.checkpoint.best)
     lines.append(
-        f"a checkpoint: {plan.checkpoint / 1e9:.1f} GB; {kept} are kept and one more is written before the oldest goes: "
-        f"{(kept + 1) * plan.checkpoint / 1e9:.0f} GB under --workdir, a folder of a disk that all hosts mount (a TPU "
-        "VM's own has 100 GB)"
+        f"a checkpoint: {plan.checkpoint / 1e9:.1f} GB; {kept} are kept, and one more is written before the oldest "
+        f"goes: {(kept + 1) * plan.checkpoint / 1e9:.0f} GB under --workdir, a disk that all hosts mount (a TPU VM's "
+        "own has 100 GB)"
     )
     return lines
 

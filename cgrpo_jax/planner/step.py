@@ -81,4 +81,3 @@ def utilisation(
         return None
     ideal = ideal_seconds(model, size, topology, chips)
     return ideal / update.seconds.total(wire=False), ideal / update.seconds.total(at_peak=True, wire=False)
-
