@@ -77,12 +77,12 @@ def shape_folder(path: str) -> pathlib.Path:
     Raises:
       CheckpointError: neither a folder nor the name of a model whose shape the package carries; names those.
     """
-    if path.startswith(PACKAGE) or expanded(path).is_dir():
+    if path.startswith(PACKAGE) or (path.strip() and expanded(path).is_dir()):
         return model_folder(path)
     shapes = pathlib.Path(__file__).parent / "shapes"
     name = re.sub(r"[-.]", "_", path.rpartition("/")[2].lower())
     name = re.sub(r"_(base|instruct|\d{4})", "", name)
-    if path.strip() and (shapes / name / "config.json").is_file():
+    if name and (shapes / name / "config.json").is_file():
         return shapes / name
     carried = ", ".join(sorted(folder.name for folder in shapes.iterdir()))
     raise CheckpointError(

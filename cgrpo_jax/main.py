@@ -3,14 +3,15 @@
     python -m cgrpo_jax.main --config=quickstart --workdir=runs/quickstart
 
 --config is the name of a configuration that the package carries, or a file: --config=configs/quickstart.py. Any leaf
-of it can be set: --config.train.steps=12. Some take an argument: --config=quickstart:dr_grpo.
+of it can be set: --config.train.steps=12. Some take an argument: --config=quickstart:dr_grpo. --preflight runs the
+longest case first, so that what does not fit fails in the beginning (cgrpo_jax.plan tells it without the machine).
 """
 
 import sys
 
 from absl import app, flags, logging
 
-from cgrpo_jax import command_line
+from cgrpo_jax import build, command_line
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluating import evaluate_tasks
@@ -18,6 +19,7 @@ from cgrpo_jax.grading.verifier import VerifierError
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
+from cgrpo_jax.planner.preflight import preflight
 from cgrpo_jax.supervised import sft
 from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.training import train
@@ -27,6 +29,9 @@ from cgrpo_jax.workdir.places import local_folder
 ERRORS = (ConfigError, MeshError, DataError, CheckpointError, PromptError, TrainingError, VerifierError)
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
+_PREFLIGHT = flags.DEFINE_bool(
+    "preflight", False, "First run the longest case of every program on zeros: what does not fit fails at once."
+)
 flags.adopt_module_key_flags(command_line)
 
 
@@ -40,6 +45,8 @@ def main(argv: list[str]) -> None:
         run = {"rl": train, "sft": sft, "eval": evaluate_tasks}.get(cfg.method)
         if run is None:
             raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, eval")
+        if _PREFLIGHT.value:
+            preflight(build.open_run(cfg), print)
         run(cfg, workdir)
     except (*ERRORS, OSError) as error:
         if command_line.DEBUG.value:

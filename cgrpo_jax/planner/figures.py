@@ -118,8 +118,10 @@ def total_bytes(leaves: collections.Counter[Leaf]) -> int:
     return sum(leaf.bytes * count for leaf, count in leaves.items())
 
 
-def compiled(program: Program, topology: Topology, hlo: pathlib.Path | None = None) -> Figures:
-    """Compiles a program. One that XLA refuses for want of memory has figures too: what it would have used.
+def compiled(
+    program: Program, topology: Topology, hlo: pathlib.Path | None = None
+) -> tuple[Figures, jax.stages.Compiled | None]:
+    """A program's figures, and what can be called. XLA may refuse to make it: then they say what it would have used.
 
     Args:
       hlo: a folder that its text is written to.
@@ -129,7 +131,7 @@ def compiled(program: Program, topology: Topology, hlo: pathlib.Path | None = No
     try:
         made = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return _refused(program, str(error), time.perf_counter() - began)
+        return _refused(program, str(error), time.perf_counter() - began), None
     taken, text = time.perf_counter() - began, made.as_text()
     if hlo is not None:
         (hlo / f"{program.name.replace('/', '_')}.hlo").write_text(text, encoding="utf-8")
@@ -137,7 +139,7 @@ def compiled(program: Program, topology: Topology, hlo: pathlib.Path | None = No
     at_least = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     at_least += memory.output_size_in_bytes - memory.alias_size_in_bytes
     outputs = zip(jax.tree.leaves(lowered.out_info), jax.tree.leaves(made.output_shardings), strict=True)
-    return Figures(
+    figures = Figures(
         name=program.name,
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
@@ -149,6 +151,7 @@ def compiled(program: Program, topology: Topology, hlo: pathlib.Path | None = No
         turn=seconds_of(cost.again, topology) if cost.again else None,
         holds=leaves_of(program.arguments) + collections.Counter(leaf_of(*output) for output in outputs),
     )
+    return figures, made
 
 
 def _refused(program: Program, message: str, taken: float) -> Figures:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from cgrpo_jax import build, planning
 from cgrpo_jax.build import Outline
 from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner import chips
 from cgrpo_jax.planner.chips import CHIPS, GIB, LOCAL, Topology
 from cgrpo_jax.planner.choosing import largest
-from cgrpo_jax.planner.figures import compiled
+from cgrpo_jax.planner.figures import compiled, leaves_of
 from cgrpo_jax.planner.largest import most_in_a_bin, most_rows
-from cgrpo_jax.planner.memory import Occupied, checkpoint_bytes, occupied, residents
+from cgrpo_jax.planner.memory import ROWS, Occupied, Resident, checkpoint_bytes, occupied, residents
 from cgrpo_jax.planner.report import Plan
 from cgrpo_jax.planner.step import step, utilisation
 from cgrpo_jax.planning import Program
@@ -65,12 +66,12 @@ def make(cfg: Config, asked: Topology, wanted: Wanted, progress: Progress) -> Pl
         raise ConfigError(f"--only={','.join(unknown)}: known: {', '.join(chosen)}")
     classes = residents(run, chosen)
     picked = {kind: program for kind, program in chosen.items() if not wanted.only or kind in wanted.only}
-    occupy = functools.partial(_occupy, topology=topology, classes=classes, hlo=wanted.hlo)
+    occupy = functools.partial(_occupy, topology=topology, hlo=wanted.hlo)
     progress.expect(len(picked))
     places = {}
     for done, (kind, program) in enumerate(picked.items(), 1):
         with progress.phase(f"compile {program.name}"):
-            places[kind] = occupy(program)
+            places[kind] = occupy(program, classes)
         notes = {"compile s": places[kind].figures.compile_seconds, "peak GiB": places[kind].figures.peak_bytes / GIB}
         progress.step_done(done, notes)
     plan = Plan(run, topology, hbm, len(programs), places, classes, checkpoint=checkpoint_bytes(run))
@@ -88,16 +89,23 @@ def make(cfg: Config, asked: Topology, wanted: Wanted, progress: Progress) -> Pl
     return plan
 
 
-def _occupy(program: Program, *, topology: Topology, classes: Sequence, hlo: pathlib.Path | None) -> Occupied:
-    return occupied(compiled(program, topology, hlo), classes)
+def _with_own_rows(occupy: Callable[..., Occupied], plan: Plan, decode: Program) -> Occupied:
+    """Of a `decode` with other rows than those that are planned."""
+    own = leaves_of(decode.arguments[1])
+    return occupy(decode, [c._replace(leaves=own) if c.name == ROWS else c for c in plan.classes])
+
+
+def _occupy(program: Program, classes: Sequence[Resident], *, topology: Topology, hlo: pathlib.Path | None) -> Occupied:
+    return occupied(compiled(program, topology, hlo)[0], classes)
 
 
 def _look_for_most(
-    plan: Plan, sizes: Sequence, hbm: float, occupy: Callable[[Program], Occupied], progress: Progress
+    plan: Plan, sizes: Sequence[BinSize], hbm: float, occupy: Callable[..., Occupied], progress: Progress
 ) -> None:
     with progress.phase("the most rows that fit"):
         if "decode" in plan.places:
-            plan.rows = most_rows(plan.run, plan.places["decode"], hbm, occupy)
+            plan.rows = most_rows(plan.run, plan.places["decode"], hbm, functools.partial(_with_own_rows, occupy, plan))
         if "update" in plan.places:
-            plan.bins = most_in_a_bin(plan.run, sizes[-1], plan.places["update"], hbm, occupy)
+            of_bins = functools.partial(occupy, classes=plan.classes)
+            plan.bins = most_in_a_bin(plan.run, sizes[-1], plan.places["update"], hbm, of_bins)
             plan.bin_unit = "prompts" if sizes[-1].prompts else "rows"

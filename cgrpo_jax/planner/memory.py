@@ -13,6 +13,7 @@ from cgrpo_jax.build import Outline
 from cgrpo_jax.planner.figures import Figures, Leaf, leaves_of, total_bytes
 from cgrpo_jax.planning import Program
 
+ROWS = "rows of the sampler"
 LEARNING = ("init", "sums", "nonfinite", "logps", "update")  # kinds that run when no sampler is there
 
 
@@ -42,7 +43,7 @@ def residents(run: Outline, chosen: Mapping[str, Program]) -> list[Resident]:
         weights, slots = chosen["decode"].arguments[:2]
         own = leaves_of(weights) - leaves_of(state.params)  # what needs no change is handed on, not copied
         found.append(Resident("sampler weights", own, "a larger mesh.tensor"))
-        found.append(Resident("rows of the sampler", leaves_of(slots), "a smaller sampler.kv_cache_mb"))
+        found.append(Resident(ROWS, leaves_of(slots), "a smaller sampler.kv_cache_mb"))
     if "enter" in chosen:
         found.append(Resident("waiting prompts", _waiting(run, chosen["enter"]), "a smaller sampler.kv_cache_mb"))
     return found
@@ -80,7 +81,7 @@ def occupied(figures: Figures, classes: Sequence[Resident]) -> Occupied:
             held[resident.name] = total_bytes(own)
         if sampling or resident.name in ("parameters", "optimizer state", "reference parameters"):
             rest = total_bytes(resident.leaves - own)
-            if rest and not (figures.kind == "synced" and resident.name in ("rows of the sampler", "waiting prompts")):
+            if rest and not (figures.kind == "synced" and resident.name in (ROWS, "waiting prompts")):
                 beside[resident.name] = rest
     return Occupied(figures, held, beside)
 

@@ -102,7 +102,9 @@ def parameters(plan: Plan) -> int:
 
 
 def _memory(plan: Plan) -> list[str]:
-    rows = [("GiB a chip", "arguments", "outputs", "temporary", "peak", "+ beside", "= in all", "compile s")]
+    rows: list[Sequence[str]] = [
+        ("GiB a chip", "arguments", "outputs", "temporary", "peak", "+ beside", "= in all", "compile s")
+    ]
     for place in plan.places.values():
         f = place.figures
         sizes = (f.argument_bytes, f.output_bytes, f.temporary_bytes, f.peak_bytes)
@@ -125,7 +127,7 @@ def _seconds(plan: Plan) -> list[str]:
         "each turn",
         "MFU (at peak)",
     )
-    rows = list[tuple[str, ...]]([head])
+    rows: list[tuple[str, ...]] = [head]
     for f in plan.figures.values():
         s, used = f.seconds, plan.utilisation if f.kind == "update" else None
         rows.append(
