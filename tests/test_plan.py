@@ -21,7 +21,7 @@ from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.plan import asked_topology
 from cgrpo_jax.planner import chips, making, report
 from cgrpo_jax.planner.choosing import largest
-from cgrpo_jax.planner.figures import Figures, Leaf, Seconds
+from cgrpo_jax.planner.figures import Figures, Leaf, Seconds, total_bytes
 from cgrpo_jax.planner.largest import most, scaled
 from cgrpo_jax.planner.memory import Resident, largest_part, occupied
 from cgrpo_jax.planner.preflight import preflight
@@ -227,6 +227,17 @@ def test_a_plan_of_this_machine():
     assert made["checkpoint_bytes"] > 3 * 4 * 0.99 * made["parameters"]
     assert "fits: " in said and "a checkpoint: " in said
     json.dumps(made, allow_nan=False)
+
+
+def test_what_a_program_does_not_use_is_not_handed_to_it():
+    """Fresh moments need the shapes of the parameters only: these lie beside it, whatever the signature says."""
+    wanted = making.Wanted(("init", "update"), largest=False)
+    with Progress(0, 1) as progress:
+        plan = making.make(small(), chips.topology("local"), wanted, progress)
+    init, update = plan.places["init"], plan.places["update"]
+    (own,) = [total_bytes(c.leaves) for c in plan.classes if c.name == "parameters"]
+    assert sum(init.beside.values()) == own and sum(init.held.values()) == pytest.approx(2 * own, rel=1e-3)
+    assert not update.beside and sum(update.held.values()) == pytest.approx(3 * own, rel=1e-3)
 
 
 def test_what_does_not_fit_is_told_with_class_and_knob():

@@ -68,7 +68,10 @@ class Cost:
 
 def cost_of(text: str) -> Cost:
     """The cost of a program, given its text."""
-    module = parse(text)
+    return cost_of_module(parse(text))
+
+
+def cost_of_module(module: Module) -> Cost:
     return _Walk(module).computation(module.computations[module.entry])
 
 

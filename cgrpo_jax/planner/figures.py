@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from cgrpo_jax.planner.chips import Chip, Topology
-from cgrpo_jax.planner.cost import Cost, cost_of
+from cgrpo_jax.planner.cost import Cost, cost_of_module
+from cgrpo_jax.planner.hlo import Module, parameters, parse
 from cgrpo_jax.planning import Program
 
 LIKELY_FLOPS, LIKELY_BANDWIDTH = 0.6, 0.7  # of the peak: what good kernels reach, by experience of others
@@ -135,10 +136,11 @@ def compiled(
     taken, text = time.perf_counter() - began, made.as_text()
     if hlo is not None:
         (hlo / f"{program.name.replace('/', '_')}.hlo").write_text(text, encoding="utf-8")
-    memory, cost = made.memory_analysis(), cost_of(text)
+    module = parse(text)
+    memory, cost = made.memory_analysis(), cost_of_module(module)
     at_least = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     at_least += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    outputs = zip(jax.tree.leaves(lowered.out_info), jax.tree.leaves(made.output_shardings), strict=True)
+    outputs = map(leaf_of, jax.tree.leaves(lowered.out_info), jax.tree.leaves(made.output_shardings))
     figures = Figures(
         name=program.name,
         argument_bytes=memory.argument_size_in_bytes,
@@ -149,9 +151,22 @@ def compiled(
         cost=cost,
         seconds=seconds_of(cost, topology),
         turn=seconds_of(cost.again, topology) if cost.again else None,
-        holds=leaves_of(program.arguments) + collections.Counter(leaf_of(*output) for output in outputs),
+        holds=_handed(leaves_of(program.arguments), module) + collections.Counter(outputs),
     )
     return figures, made
+
+
+HLO_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64", "int32": "s32", "bool": "pred"}
+
+
+def _handed(arguments: collections.Counter[Leaf], module: Module) -> collections.Counter[Leaf]:
+    """The arguments that are really passed: jit leaves out what a program does not use."""
+    passed, kept = collections.Counter(parameters(module)), collections.Counter[Leaf]()
+    for leaf, count in arguments.items():
+        found = min(count, passed[HLO_TYPES.get(leaf.dtype, ""), leaf.own])
+        passed[HLO_TYPES.get(leaf.dtype, ""), leaf.own] -= found
+        kept[leaf] = found
+    return +kept
 
 
 def _refused(program: Program, message: str, taken: float) -> Figures:

@@ -60,6 +60,13 @@ class Module:
     partitions: int  # devices that run it together
 
 
+def parameters(module: Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(dtype, dimensions) of what a program is handed on each device; what it does not use is not among it."""
+    for made in module.computations[module.entry]:
+        if made.op == "parameter":
+            yield from arrays(made.type)
+
+
 def arrays(type_: str) -> list[tuple[str, tuple[int, ...]]]:
     """(dtype, dimensions) of each array in a type, which may be a tuple of tuples."""
     found = []
