@@ -1,9 +1,10 @@
-"""The most rows that fit, of the sampler and of a bin: a line through two compiled programs, and a third to verify."""
+"""The most rows that fit, of the sampler and of a bin: a line through two compiled programs, and its end compiled."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cgrpo_jax import planning
@@ -21,36 +22,40 @@ class Most(NamedTuple):
     """How many fit."""
 
     number: int  # 0: not even the fewest
-    bytes: float  # what a chip then holds
-    compiled: bool  # False: told by the line alone, for the program that should have verified it does not fit
+    bytes: float  # what a chip then holds; of the fewest, told by the line, where none fits
+
+
+def _guess(seen: Mapping[int, float], least: int, hbm: float) -> tuple[int, float]:
+    """By the line through the two numbers closest to the limit: the most that fits, and the bytes of `least`."""
+    near = sorted((number for number in seen if math.isfinite(seen[number])), key=lambda n: abs(seen[n] - hbm))[:2]
+    if len(near) < 2 or not (seen[max(near)] > seen[min(near)]):
+        return max((number for number, size in seen.items() if size <= hbm), default=0), seen[min(seen)]
+    slope = (seen[max(near)] - seen[min(near)]) / (max(near) - min(near))
+    end = min(near) + (hbm - seen[min(near)]) / slope
+    return int(end + 1e-9) // least * least, seen[min(near)] + slope * (least - min(near))
 
 
 def most(planned: int, known: float, least: int, hbm: float, occupy: Callable[[int], tuple[int, float]]) -> Most:
-    """The largest multiple of `least` whose memory fits.
+    """The largest multiple of `least` whose memory fits; it has been compiled.
 
     Args:
       planned, known: a number, and the bytes of a chip with so many.
-      occupy: compiles with a number; the number that it was really made with (rows may be rounded down), and its bytes.
+      occupy: compiles with a number; the number that it was really made with (never more), and its bytes.
     """
     seen = {planned: known}
-    other = planned // 2 if planned // 2 >= least else 2 * planned
-    made, size = occupy(-(-other // least) * least)
-    seen[made] = size
-    (few, low), (many, high) = sorted(seen.items())[:1][0], sorted(seen.items())[-1]
-    if few == many or not low < high < float("inf"):
-        fitting = [number for number, size in seen.items() if size <= hbm]
-        return Most(max(fitting, default=0), seen[max(fitting)] if fitting else known, True)
-    slope = (high - low) / (many - few)
-    guess = int((hbm - low) / slope + few) // least * least
-    if guess < least:
-        return Most(0, low + slope * (least - few), False)
-    if guess not in seen:
-        made, size = occupy(guess)
+
+    def look(number: int) -> float:
+        made, size = occupy(number)
         seen[made] = size
-        if size > hbm:  # not quite a line
-            return Most(made - least, size - slope * least, False)
-    number = max(number for number, size in seen.items() if size <= hbm)
-    return Most(number, seen[number], True)
+        return size
+
+    look(planned // 2 // least * least or 2 * planned)
+    for _ in range(2):  # where the line is not quite one, once more
+        guess, _ = _guess(seen, least, hbm)
+        if guess < least or guess in seen or look(guess) <= hbm:
+            break
+    fitting = max((number for number, size in seen.items() if size <= hbm), default=0)
+    return Most(fitting, seen[fitting] if fitting else _guess(seen, least, hbm)[1])
 
 
 def with_rows(run: Outline, rows: int) -> Outline:
@@ -65,15 +70,12 @@ def most_rows(run: Outline, planned: Occupied, hbm: float, occupy: Occupy) -> Mo
     """Of the sampler, with the longest rings."""
 
     def made(rows: int) -> tuple[int, float]:
-        program = largest(planning.sampler_programs(with_rows(run, rows)))["decode"]
-        return rows_of(program), occupy(program).bytes
+        allowed = max(count for count in planning.row_counts(with_rows(run, rows)) if count <= rows)
+        program = largest(planning.sampler_programs(with_rows(run, allowed)))["decode"]
+        return allowed, occupy(program).bytes
 
     first = int(planned.figures.name.split("/")[1].partition("x")[0])
     return most(first, planned.bytes, run.sampler.least_rows, hbm, made)
-
-
-def rows_of(decode: Program) -> int:
-    return len(decode.arguments[1].token_R)
 
 
 def scaled(size: BinSize, prompts_or_rows: int) -> BinSize:

@@ -185,11 +185,10 @@ def _largest(plan: Plan) -> list[str]:
     for what, found in (("rows of the sampler", plan.rows), (f"{plan.bin_unit} of a bin", plan.bins)):
         if found is None or plan.hbm is None:
             continue
-        how = "compiled" if found.compiled else "told by a line through two compiled programs"
         if found.number:
-            lines.append(f"most {what}: {found.number}, {_gib(found.bytes)} of {_gib(plan.hbm)} GiB a chip ({how})")
+            lines.append(f"most {what}: {found.number}, {_gib(found.bytes)} of {_gib(plan.hbm)} GiB a chip (compiled)")
         else:
-            lines.append(f"most {what}: none; the fewest would take {_gib(found.bytes)} GiB a chip ({how})")
+            lines.append(f"most {what}: none; the fewest would take about {_gib(found.bytes)} GiB a chip")
     return lines
 
 
@@ -223,11 +222,19 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": None if plan.hbm is None else not plan.unfit,
         "programs": programs,
         "resident_bytes": {c.name: sum(leaf.bytes * n for leaf, n in c.leaves.items()) for c in plan.classes},
-        "most_rows": plan.rows._asdict() if plan.rows else None,
-        "most_in_a_bin": plan.bins._asdict() if plan.bins else None,
+        "most_rows": _most(plan.rows),
+        "most_in_a_bin": _most(plan.bins),
         "steps": [step._asdict() | {"seconds": step.seconds} for step in plan.steps],
         "checkpoint_bytes": plan.checkpoint,
     }
+
+
+def _finite(size: float) -> float | None:
+    return size if math.isfinite(size) else None
+
+
+def _most(found: Most | None) -> dict[str, Any] | None:
+    return {"number": found.number, "bytes": _finite(found.bytes)} if found else None
 
 
 def _program(place: Occupied, plan: Plan) -> dict[str, Any]:
@@ -237,7 +244,7 @@ def _program(place: Occupied, plan: Plan) -> dict[str, Any]:
         "argument_bytes": f.argument_bytes,
         "output_bytes": f.output_bytes,
         "temporary_bytes": f.temporary_bytes,
-        "peak_bytes": f.peak_bytes if math.isfinite(f.peak_bytes) else None,
+        "peak_bytes": _finite(f.peak_bytes),
         "beside_bytes": sum(place.beside.values()),
         "compile_seconds": f.compile_seconds,
         "estimated_cycles": f.cost.cycles,
