@@ -20,8 +20,9 @@ from cgrpo_jax.model import hf
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.plan import asked_topology
 from cgrpo_jax.planner import chips, making, report
+from cgrpo_jax.planner.chips import GIB
 from cgrpo_jax.planner.choosing import largest
-from cgrpo_jax.planner.figures import Figures, Leaf, Seconds, total_bytes
+from cgrpo_jax.planner.figures import Figures, Leaf, Seconds, refused, total_bytes
 from cgrpo_jax.planner.largest import most, scaled
 from cgrpo_jax.planner.memory import Resident, largest_part, occupied
 from cgrpo_jax.planner.preflight import preflight
@@ -164,6 +165,27 @@ def test_what_takes_most_is_named_with_its_knob():
     assert (name, size) == ("temporaries of update", 8700) and "train.micro_batch" in knob
 
 
+def program(*arguments):
+    return planning.Program("update/1", jax.jit(lambda *x: x), arguments)
+
+
+@pytest.mark.parametrize(
+    ("message", "gib"),
+    [
+        ("Ran out of memory in memory space hbm. Used 47.05G of 15.75G hbm. Exceeded by 31.29G.", 47.05),
+        ("Ran out of memory on HBM, the total memory required for HLO temporaries (3.00G) exceeds available HBM.", 4),
+        ("Ran out of memory in memory space vmem. Used 17.00M of 16.00M vmem.", float("inf")),
+    ],
+)
+def test_what_a_refused_program_would_have_used(message, gib):
+    """Arguments are beside its temporaries: here 1 GiB."""
+    one = program(jax.ShapeDtypeStruct((1 << 28,), jnp.float32))
+    found = refused(one, f"\nRESOURCE_EXHAUSTED: XLA:TPU compile permanent error. {message}", 1.0)
+    assert found.peak_bytes == pytest.approx(gib * GIB) and found.refused.startswith("RESOURCE_EXHAUSTED")
+    with pytest.raises(ConfigError, match="update/1: XLA makes no program of it: No such compile option"):
+        refused(one, "No such compile option: 'xla_foo'", 1.0)
+
+
 @pytest.mark.parametrize(("hbm", "number"), [(1000, 8), (999, 7), (1e9, 9_999_998), (300, 1), (299, 0)])
 def test_the_most_that_fits_lies_on_the_line(hbm, number):
     asked = []
@@ -259,7 +281,7 @@ def command(*arguments, folder, **environment):
     call = [sys.executable, "-m", "cgrpo_jax.plan", *arguments]
     own = os.environ | {"PYTHONPATH": os.pathsep.join([str(SHAPES.parent.parent), os.environ.get("PYTHONPATH", "")])}
     own.pop("JAX_PLATFORMS", None)
-    return subprocess.run(call, capture_output=True, text=True, cwd=folder, env=own | environment, timeout=560)
+    return subprocess.run(call, capture_output=True, text=True, cwd=folder, env=own | environment, timeout=1700)
 
 
 def test_mistakes_are_one_line_and_exit_2(tmp_path):

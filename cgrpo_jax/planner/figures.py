@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cgrpo_jax.config import ConfigError
 from cgrpo_jax.planner.chips import Chip, Topology
 from cgrpo_jax.planner.cost import Cost, cost_of_module
 from cgrpo_jax.planner.hlo import Module, parameters, parse
@@ -126,13 +127,16 @@ def compiled(
 
     Args:
       hlo: a folder that its text is written to.
+
+    Raises:
+      ConfigError: XLA makes no program of it for another reason than memory.
     """
     began = time.perf_counter()
     lowered = program.lower()
     try:
         made = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return _refused(program, str(error), time.perf_counter() - began), None
+        return refused(program, str(error), time.perf_counter() - began), None
     taken, text = time.perf_counter() - began, made.as_text()
     if hlo is not None:
         (hlo / f"{program.name.replace('/', '_')}.hlo").write_text(text, encoding="utf-8")
@@ -169,9 +173,20 @@ def _handed(arguments: collections.Counter[Leaf], module: Module) -> collections
     return +kept
 
 
-def _refused(program: Program, message: str, taken: float) -> Figures:
-    needed = re.search(r"(?:Used|temporaries \()\s*([\d.]+)([KMGT])", message) if "hbm" in message.lower() else None
+def refused(program: Program, message: str, taken: float) -> Figures:
+    """Of a program that XLA refuses with a message. Raises ConfigError where it is not for want of memory."""
     line = next((line for line in message.splitlines() if line.strip()), "")[:300]
-    used = float(needed[1]) * 1024 ** " KMGT".index(needed[2]) if needed else float("inf")
+    if "RESOURCE_EXHAUSTED" not in message:
+        raise ConfigError(f"{program.name}: XLA makes no program of it: {line}")
     holds = leaves_of(program.arguments)
-    return Figures(program.name, total_bytes(holds), peak_bytes=used, compile_seconds=taken, holds=holds, refused=line)
+    handed = total_bytes(holds)
+    used = float("inf")  # vmem, or a wording that is not known
+    if whole := re.search(r"hbm\. Used ([\d.]+)([KMGT]) of", message):
+        used = _bytes_of(whole)
+    elif temporaries := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", message):
+        used = _bytes_of(temporaries) + handed
+    return Figures(program.name, handed, peak_bytes=used, compile_seconds=taken, holds=holds, refused=line)
+
+
+def _bytes_of(found: re.Match) -> float:
+    return float(found[1]) * 1024.0 ** " KMGT".index(found[2])

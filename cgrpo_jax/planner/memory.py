@@ -14,6 +14,7 @@ from cgrpo_jax.planner.figures import Figures, Leaf, leaves_of, total_bytes
 from cgrpo_jax.planning import Program
 
 ROWS = "rows of the sampler"
+SYNCS = ("synced", "reshard")  # kinds that make the sampler's weights, before it has rows
 LEARNING = ("init", "sums", "nonfinite", "logps", "update")  # kinds that run when no sampler is there
 
 
@@ -81,7 +82,7 @@ def occupied(figures: Figures, classes: Sequence[Resident]) -> Occupied:
             held[resident.name] = total_bytes(own)
         if sampling or resident.name in ("parameters", "optimizer state", "reference parameters"):
             rest = total_bytes(resident.leaves - own)
-            if rest and not (figures.kind == "synced" and resident.name in (ROWS, "waiting prompts")):
+            if rest and not (figures.kind in SYNCS and resident.name in (ROWS, "waiting prompts")):
                 beside[resident.name] = rest
     return Occupied(figures, held, beside)
 

@@ -11,6 +11,7 @@ from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.planner.chips import Topology
 from cgrpo_jax.planner.figures import Figures
+from cgrpo_jax.planner.memory import SYNCS
 
 
 class Step(NamedTuple):
@@ -41,7 +42,7 @@ def step(run: Outline, size: BinSize, figures: Mapping[str, Figures], share: flo
     prompts += responses * share * cfg.refine.max_prompt_tokens * share * refining
     prefill = figures["prefill"]
     bins = max(1, math.ceil(size.capacity * share)) * updates
-    others = figures["synced"].seconds.total() if "synced" in figures else 0.0
+    others = sum(figures[kind].seconds.total() for kind in SYNCS if kind in figures)
     if "logps" in figures:
         others += figures["logps"].over(bins).total() * ((updates > 1) + (cfg.objective.kl_coef > 0))
     return Step(
