@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 import cgrpo_jax
-from cgrpo_jax import config, config_files, main
+from cgrpo_jax import command_line, config, config_files
 from cgrpo_jax.api import RunError
 from cgrpo_jax.build import model_folder
 from cgrpo_jax.checks import check
@@ -221,10 +221,10 @@ KEYS = [
 
 @pytest.mark.parametrize(("key", "words"), KEYS)
 def test_an_unknown_key_names_the_nearest(key, words):
-    leaves = main._leaves(config.default_config())
+    leaves = command_line._leaves(config.default_config())
     assert "train.steps" in leaves and "train" not in leaves
-    main._PARSER.parsed = config.default_config()
-    said = main._unknown_key(["main", "--config=quickstart", "--config.train.steps=3", f"--config.{key}=3"])
+    command_line._PARSER.parsed = config.default_config()
+    said = command_line._unknown_key(["main", "--config=quickstart", "--config.train.steps=3", f"--config.{key}=3"])
     assert said.startswith(f"unknown key config.{key}; did you mean {words}") and said.endswith("?")
 
 
@@ -238,15 +238,15 @@ VALUES = [
 
 @pytest.mark.parametrize(("given", "words"), VALUES)
 def test_a_value_that_cannot_be_read_is_named_with_its_type(given, words):
-    main._PARSER.parsed = config.default_config()
-    assert main._bad_value(flags.IllegalFlagValueError(f"flag --{given}: no boolean")).startswith(words)
+    command_line._PARSER.parsed = config.default_config()
+    assert command_line._bad_value(flags.IllegalFlagValueError(f"flag --{given}: no boolean")).startswith(words)
 
 
 def test_a_key_without_its_prefix():
-    main._PARSER.parsed = config.default_config()
-    said = main._unknown_key(["main", "--config=quickstart", "--train.steps=3"])
+    command_line._PARSER.parsed = config.default_config()
+    said = command_line._unknown_key(["main", "--config=quickstart", "--train.steps=3"])
     assert said == "unknown option --train.steps; did you mean --config.train.steps?"
-    assert main._unknown_key(["main", "--config=quickstart", "--workdri=3"]) is None
+    assert command_line._unknown_key(["main", "--config=quickstart", "--workdri=3"]) is None
 
 
 COMMANDS = [

@@ -318,7 +318,7 @@ class _Schedule:
         self.slots, out = programs.decode(
             self.owner.weights,
             self.slots,
-            np.asarray(setup.eos_ids, np.int32),
+            programs.eos_set(setup.eos_ids),
             np.int32(max(1, leave_at)),
             cfg=setup.model,
             sampling=drawing_of(self.owner.sampling),
