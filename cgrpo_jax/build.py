@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Sequence
 
 import huggingface_hub
@@ -19,8 +20,10 @@ from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
 from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.model.splash import attend_by_splash
 from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.room import room_for, row_devices, unfit
@@ -33,17 +36,23 @@ PACKAGE = "package://"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """The parts that stay the same over a run."""
+class Outline:
+    """What decides the programs of a run: all but weights, tokenizer and data."""
 
     cfg: Config
-    folder: pathlib.Path  # Hugging Face folder of the initial model
     model: ModelConfig
-    tokenizer: Tokenizer
     mesh: Mesh
     learner: Learner
     sampler: SamplerSetup
     share_prompts: bool  # in the update's bins, see packing.shares_prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Outline):
+    """The parts that stay the same over a run."""
+
+    folder: pathlib.Path  # Hugging Face folder of the initial model
+    tokenizer: Tokenizer
 
 
 def model_folder(path: str, revision: str = "main") -> pathlib.Path:
@@ -51,9 +60,9 @@ def model_folder(path: str, revision: str = "main") -> pathlib.Path:
     if path.startswith(PACKAGE):
         return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
     folder = expanded(path)
-    if folder.is_dir():
+    if path.strip() and folder.is_dir():
         return folder
-    if not path or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    if not path.strip() or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise CheckpointError(f"model.path = {path!r}: no such folder; give a Hugging Face folder or a hub id")
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
     try:
@@ -63,6 +72,26 @@ def model_folder(path: str, revision: str = "main") -> pathlib.Path:
         raise CheckpointError(
             f"model.path = {path!r}: no such folder, and not to be had from the hub ({line})"
         ) from error
+
+
+def shape_folder(path: str) -> pathlib.Path:
+    """The folder of a `config.json` for `model.path`, without asking the hub.
+
+    Raises:
+      CheckpointError: neither a folder nor the name of a model whose shape the package carries; names those.
+    """
+    if path.startswith(PACKAGE) or (path.strip() and expanded(path).is_dir()):
+        return model_folder(path)
+    shapes = pathlib.Path(__file__).parent / "shapes"
+    name = re.sub(r"[-.]", "_", path.rpartition("/")[2].lower())
+    name = re.sub(r"_(base|instruct|\d{4})", "", name)
+    if name and (shapes / name / "config.json").is_file():
+        return shapes / name
+    carried = ", ".join(sorted(folder.name for folder in shapes.iterdir()))
+    raise CheckpointError(
+        f"model.path = {path!r}: no such folder, and no shape of that name; give a folder with a config.json, or one "
+        f"of {carried}"
+    )
 
 
 def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
@@ -76,22 +105,17 @@ def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
     return jnp.dtype(jnp.bfloat16 if native else jnp.float32)
 
 
-def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
-    """Reads model configuration and tokenizer and checks the whole configuration; loads no weights.
+def outline(
+    cfg: Config, model: ModelConfig, eos_ids: tuple[int, ...], devices: Sequence[jax.Device] | None = None
+) -> Outline:
+    """Checks the whole configuration; needs no tokenizer and no file of the model.
 
     Args:
       devices: real ones or those of a topology; None: all there are.
     """
-    folder = model_folder(cfg.model.path, cfg.model.revision)
-    model = config_from_hf(folder)
     devices = jax.devices() if devices is None else devices
     mesh = sharding.make_mesh(cfg.mesh, devices)
     check(cfg, model)
-    tokenizer = Tokenizer(folder, cfg.model.thinking)
-    if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
-        raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
-    if largest + 1 < model.vocab:  # a padded vocabulary, such as Qwen's 151,936 for 151,669 ids
-        model = dataclasses.replace(model, vocab_used=largest + 1)
     dtype = compute_dtype(cfg.model.dtype, devices[0])
     prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
     room = room_for(model, sampler_mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
@@ -110,11 +134,34 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
         total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
         dtype=dtype,
         remat=cfg.train.remat,
-        row_devices=row_devices(mesh),
+        logit_entries=1 << (27 if devices[0].platform == "tpu" else 24),
+        attend=attend_by_splash if devices[0].platform == "tpu" else attend,
     )
     unrolled = programs.unrolls(devices[0].platform)
-    setup = SamplerSetup(model, sampler_mesh, tokenizer.eos_ids, cfg.seed, room, dtype, unrolled)
-    return Run(cfg, folder, model, tokenizer, mesh, learner, setup, shares_prompts(devices[0].platform))
+    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled)
+    return Outline(cfg, model, mesh, learner, setup, shares_prompts(devices[0].platform))
+
+
+def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
+    """Reads model configuration and tokenizer and checks the whole configuration; loads no weights. See `outline`."""
+    folder = model_folder(cfg.model.path, cfg.model.revision)
+    model = config_from_hf(folder)
+    tokenizer = Tokenizer(folder, cfg.model.thinking)
+    if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
+        raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
+    if largest + 1 < model.vocab:  # a padded vocabulary, such as Qwen's 151,936 for 151,669 ids
+        model = dataclasses.replace(model, vocab_used=largest + 1)
+    made = outline(cfg, model, tokenizer.eos_ids, devices)
+    parts = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    return Run(**parts, folder=folder, tokenizer=tokenizer)
+
+
+def outline_of_shape(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Outline:
+    """The outline of a model that need not be here: a local folder's `config.json`, else one that the package carries.
+
+    Ids that the tokenizer does not have are not known, and count as drawn.
+    """
+    return outline(cfg, config_from_hf(shape_folder(cfg.model.path)), (), devices)
 
 
 def whole_mesh() -> Mesh:
@@ -122,7 +169,7 @@ def whole_mesh() -> Mesh:
     return sharding.make_mesh(MeshConfig(), jax.devices())
 
 
-def bin_sizes(run: Run, longest: int) -> tuple[BinSize, ...]:
+def bin_sizes(run: Outline, longest: int) -> tuple[BinSize, ...]:
     """The bins of a run's updates, the smallest first; the last one holds every problem that the configuration allows.
 
     Args:
@@ -170,7 +217,7 @@ def initial_params(run: Run) -> Params:
     return init(jax.random.key(run.cfg.seed))
 
 
-def abstract_state(run: Run) -> TrainState:
+def abstract_state(run: Outline) -> TrainState:
     """Shapes, dtypes and shardings of the train state."""
     params = hf.abstract_params(run.model, jnp.float32)
     tx = make_optimizer(run.learner.optimizer, run.learner.total_updates)

@@ -85,4 +85,5 @@ def check(cfg: Config, model: ModelConfig) -> None:
     if cfg.sampling.temperature <= 0 and cfg.method == "rl":
         wrong.append("sampling.temperature must be positive: training needs samples")
     if wrong:
-        raise ConfigError("\n  ".join(["the configuration cannot be run:", *wrong]))
+        separator = "\n  " if len(wrong) > 1 else " "  # a single one is a line
+        raise ConfigError(separator.join(["the configuration cannot be run:", *wrong]))

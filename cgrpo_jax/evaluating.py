@@ -57,6 +57,7 @@ def settings_of(run: Run) -> dict[str, Any]:
         "weights": _weights_of(run),
         "files": files_digest(run.folder, [*SIDE_FILES, *(path.name for path in run.folder.glob("*.jinja"))]),
         "prompt": _prompt_digest(run.tokenizer),
+        "eos_ids": list(run.tokenizer.eos_ids),
         "dtype": str(run.learner.dtype),
         "thinking": cfg.model.thinking,
         "temperature": cfg.eval.temperature,

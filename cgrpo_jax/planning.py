@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax import build
-from cgrpo_jax.build import Run
+from cgrpo_jax.build import Outline
 from cgrpo_jax.config import longest_prompt
 from cgrpo_jax.learning.packing import BinSize, empty_bins
 from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
@@ -49,13 +49,13 @@ def abstract(tree: Any, shardings: Any = None) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def abstract_params(run: Run) -> Any:
+def abstract_params(run: Outline) -> Any:
     """The float32 parameters of training, where they lie."""
     params = hf.abstract_params(run.model, jnp.float32)
     return abstract(params, sharding.param_shardings(run.mesh, params))
 
 
-def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
+def learning_programs(run: Outline, sizes: Sequence[BinSize]) -> Iterator[Program]:
     """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
     cfg, params, state = run.cfg, abstract_params(run), build.abstract_state(run)
     yield Program("init", make_init(run.learner, run.mesh, params), (params,))
@@ -79,7 +79,7 @@ def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
         yield Program(f"update/{name}", make_update(run.learner, run.mesh, params), (state, {}, bins))
 
 
-def row_counts(run: Run) -> list[int]:
+def row_counts(run: Outline) -> list[int]:
     """Numbers of rows that a run may decode together, where they are not fixed."""
     cfg, least = run.cfg, run.sampler.least_rows
     asked = cfg.train.prompts * cfg.train.samples
@@ -90,7 +90,7 @@ def row_counts(run: Run) -> list[int]:
     return sorted({min(most, least << i) for i in range(most.bit_length())})
 
 
-def samplings(run: Run) -> list[SamplingConfig]:
+def samplings(run: Outline) -> list[SamplingConfig]:
     """How a run draws tokens: in training, and in evaluation."""
     cfg = run.cfg
     of_training = [cfg.sampling] if cfg.method == "rl" else []
@@ -99,7 +99,7 @@ def samplings(run: Run) -> list[SamplingConfig]:
     return list(dict.fromkeys(drawing_of(sampling) for sampling in asked))
 
 
-def _sampler_weights(run: Run, params: Any) -> tuple[Program | None, Any]:
+def _sampler_weights(run: Outline, params: Any) -> tuple[Program | None, Any]:
     setup = run.sampler
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
     stale = sampling.stale_weights(params, **layout)
@@ -118,7 +118,7 @@ def _sampler_weights(run: Run, params: Any) -> tuple[Program | None, Any]:
     return Program("synced", sync, (stale,), static), weights
 
 
-def sampler_programs(run: Run) -> Iterator[Program]:
+def sampler_programs(run: Outline) -> Iterator[Program]:
     """All that the sampler may need: every number of rows with every ring, every prefill."""
     setup, params = run.sampler, abstract_params(run)
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
@@ -153,7 +153,7 @@ def sampler_programs(run: Run) -> Iterator[Program]:
 
 
 def _programs_of_slots(
-    run: Run, size_: Ring, others: Sequence[Ring], weights: Any, prompts: dict[int, Any], key: Any
+    run: Outline, size_: Ring, others: Sequence[Ring], weights: Any, prompts: dict[int, Any], key: Any
 ) -> Iterator[Program]:
     """Those of rows of one size, which may become others."""
     setup, (ring, rows) = run.sampler, size_
@@ -175,12 +175,12 @@ def _programs_of_slots(
         yield Program(f"resize/{size}/{rows_to}x{ring_to}", sampling.resize, (slots, row_of_R), static)
     for drawing in samplings(run):
         static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": setup.mesh, "chunk": setup.chunk}
-        eos_E = np.asarray(setup.eos_ids, np.int32)
+        eos_E = sampling.eos_set(setup.eos_ids)
         name = f"decode/{size}/{drawing.temperature:g},{drawing.top_k},{drawing.top_p:g}"
         yield Program(name, sampling.decode, (weights, slots, eos_E, np.int32(1)), static)
 
 
-def programs(run: Run, sizes: Sequence[BinSize]) -> list[Program]:
+def programs(run: Outline, sizes: Sequence[BinSize]) -> list[Program]:
     """All programs that a run may compile; which of the sampler's it does depends on the lengths that come."""
     made = list(learning_programs(run, sizes))
     return made + (list(sampler_programs(run)) if run.cfg.method != "sft" else [])

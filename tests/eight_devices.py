@@ -76,7 +76,7 @@ def update(mesh, params, dtype, share):
     size = bin_size(share=share, problems=8, group=2, at_once=8, row_devices=devices, longest_prompt=10, longest_ids=8)
     bins = put_bins(mesh, pack(segments, size, Terms()))
     optimizer = OptimizerConfig(clip_norm=1e9)
-    cfg = Learner(MODEL, ObjectiveConfig(), optimizer, 0.9, 10, dtype, "dots", devices)
+    cfg = Learner(MODEL, ObjectiveConfig(), optimizer, 0.9, 10, dtype, "dots")
     params = jax.tree.map(jnp.copy, params)  # the update takes them away
     state = init_state(cfg, mesh, params)
     moments = state.opt_state.inner_state[1][0].mu

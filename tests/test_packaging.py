@@ -84,7 +84,7 @@ def test_the_wheel_names_the_accelerators(built):
         metadata = email.message_from_bytes(wheel.read(name))
     assert set(metadata.get_all("Provides-Extra")) == {"gym", "tpu", "cuda", "test"}
     needs = metadata.get_all("Requires-Dist")
-    assert 'jax[tpu]; extra == "tpu"' in needs and 'jax[cuda12]; extra == "cuda"' in needs
+    assert 'jax[tpu]==0.10.*; extra == "tpu"' in needs and 'jax[cuda12]; extra == "cuda"' in needs
     from importlib.metadata import metadata as installed
 
     assert {"tpu", "cuda12"} <= set(installed("jax").get_all("Provides-Extra"))

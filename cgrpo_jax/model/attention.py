@@ -21,6 +21,7 @@ from cgrpo_jax.model.ring_kernel import attend_divided
 MASKED = -1e30
 EVERYBODY, NOBODY = -2, -1  # segments of keys: seen by each query of the row, seen by none
 FEW_QUERIES = 8  # see `attention_logits`
+SAVED = "attention"  # the name of an attention's output for rematerialisation
 
 
 class Seen(NamedTuple):
@@ -34,6 +35,9 @@ class Seen(NamedTuple):
     position_BT: jax.Array  # int32
     key_position_BS: jax.Array  # int32
     shares: bool = False  # whether any key may be EVERYBODY's
+    ordered: bool = (
+        False  # within a segment places in the array are in the order of positions; queries are the last keys
+    )
 
     def mask(self) -> jax.Array:
         """`[B, T, S]`."""
@@ -45,8 +49,8 @@ class Seen(NamedTuple):
 
 
 def among_themselves(segment_BT: jax.Array, position_BT: jax.Array) -> Seen:
-    """Queries that are the keys, too: causal within each segment."""
-    return Seen(segment_BT, segment_BT, position_BT, position_BT)
+    """Queries that are the keys, too: causal within each segment. Positions ascend within it."""
+    return Seen(segment_BT, segment_BT, position_BT, position_BT, ordered=True)
 
 
 def after_prompt(segment_BT: jax.Array, position_BT: jax.Array, prompt_length_B: jax.Array, slots: int) -> Seen:

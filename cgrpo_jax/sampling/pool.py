@@ -166,7 +166,7 @@ class Pool:
         self.slots, out = programs.decode(
             weights,
             self.slots,
-            np.asarray(frame.eos_ids, np.int32),
+            programs.eos_set(frame.eos_ids),
             np.int32(max(1, leave_at)),
             cfg=frame.model,
             sampling=drawing_of(sampling),

@@ -14,10 +14,12 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -41,6 +43,7 @@ from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.sampling.draw import draw, row_keys
 
 ROWS = ("data", "fsdp")  # mesh axes that share the rows
+EOS_SET = 8  # ids, see `eos_set`
 
 
 class Slots(NamedTuple):
@@ -290,6 +293,11 @@ def resize(slots: Slots, row_of_R: jax.Array, *, slots_to: int, mesh: Mesh) -> S
     return _place(mesh, Slots(cache, slots.time, **vectors))
 
 
+def eos_set(ids: Sequence[int]) -> np.ndarray:
+    """End-of-sequence ids, int32, filled up with -1, which no id is: one program however many there are."""
+    return np.asarray([*ids, *[-1] * (-len(ids) % EOS_SET or EOS_SET * (not ids))], np.int32)
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "sampling", "dtype", "mesh", "chunk"), donate_argnames=("slots",))
 def decode(
     weights: Params,
@@ -307,7 +315,7 @@ def decode(
 
     Args:
       weights: of `weights_for_sampling`.
-      eos_E: the set of end-of-sequence ids; where it is empty every row runs to its limit.
+      eos_E: of `eos_set`; where no id is one every row runs to its limit.
     """
     R, start_R = len(slots.token_R), slots.active_R
 

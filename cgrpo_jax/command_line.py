@@ -1,0 +1,91 @@
+"""The flag `--config`, for every command that takes a configuration: named or a file, any leaf of it can be set."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import operator
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from cgrpo_jax import config_files
+from cgrpo_jax.config import ConfigError
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """A name or path, perhaps with an argument -> its `ConfigDict`. One line and the end where there is none."""
+
+    parsed: config_dict.ConfigDict | None = None
+
+    def parse(self, argument: str) -> config_dict.ConfigDict:
+        try:
+            self.parsed = config_files.get_config(argument).lock()
+        except ConfigError as error:  # absl would wrap it into three lines
+            if any(name in sys.argv for name in ("--debug", "-debug", "--debug=true", "--debug=1")):  # not parsed yet
+                traceback.print_exc()
+            sys.exit(f"error: {error}")
+        return self.parsed
+
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of a configuration, see configs/.")
+_PARSER = _ConfigParser()
+flags.FLAGS["config"].parser = _PARSER
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def _leaves(config: Mapping, prefix: str = "") -> list[str]:
+    """Dotted names of all leaves."""
+    found = []
+    for name, value in config.items():
+        inner = isinstance(value, (Mapping, config_dict.ConfigDict))
+        found += _leaves(value, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return found
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str:
+    """Of dotted names the most similar: the same leaf elsewhere, else a leaf of the same part, else any."""
+    part, _, leaf = key.rpartition(".")
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    inside = [name for name in known if part and name.rpartition(".")[0] == part]
+    return difflib.get_close_matches(key, same or inside or known, n=1, cutoff=0.0)[0]
+
+
+def _bad_value(error: flags.IllegalFlagValueError) -> str:
+    """What to say of an option that is there, and whose value cannot be read."""
+    match = re.fullmatch(r"flag --(config\.)?([\w.]+)=(.*?): .*", str(error), re.DOTALL)
+    if match is None or not match[1] or _PARSER.parsed is None:
+        return str(error)
+    held = functools.reduce(operator.getitem, match[2].split("."), _PARSER.parsed)
+    if isinstance(held, config_dict.ConfigDict):
+        return f"config.{match[2]} holds {', '.join(held)}: set one of these"
+    return f"config.{match[2]} = {match[3]!r}: {type(held).__name__} is needed"
+
+
+def _unknown_key(argv: Sequence[str]) -> str | None:
+    """What to say of the first `--config.KEY` that the configuration does not have."""
+    if _PARSER.parsed is None:
+        return None
+    known = _leaves(_PARSER.parsed)
+    for argument in argv:
+        name = argument.lstrip("-").partition("=")[0]
+        key = name.removeprefix("config.")
+        if argument.startswith("--") and name in known:
+            return f"unknown option --{name}; did you mean --config.{name}?"
+        if argument.startswith("-") and name != key and not any(f"{leaf}.".startswith(f"{key}.") for leaf in known):
+            return f"unknown key config.{key}; did you mean config.{nearest_key(key, known)}?"
+    return None
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """As absl does it, but whatever is wrong is one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        sys.exit(f"error: {_bad_value(error)}")
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {_unknown_key(argv) or (error.args[0] if error.args else error)}")

@@ -1,0 +1,95 @@
+"""The most rows that fit, of the sampler and of a bin: a line through two compiled programs, and its end compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from cgrpo_jax import planning
+from cgrpo_jax.build import Outline
+from cgrpo_jax.learning.packing import BinSize
+from cgrpo_jax.planner.choosing import largest
+from cgrpo_jax.planner.memory import Occupied
+from cgrpo_jax.planning import Program
+from cgrpo_jax.sampling.room import Room
+
+Occupy = Callable[[Program], Occupied]  # compiles, and says what a chip then holds
+
+
+class Most(NamedTuple):
+    """How many fit."""
+
+    number: int  # 0: not even the fewest
+    bytes: float  # what a chip then holds; of the fewest, told by the line, where none fits
+
+
+def _guess(seen: Mapping[int, float], least: int, hbm: float) -> tuple[int, float]:
+    """By the line through the two numbers closest to the limit: the most that fits, and the bytes of `least`."""
+    near = sorted((number for number in seen if math.isfinite(seen[number])), key=lambda n: abs(seen[n] - hbm))[:2]
+    if len(near) < 2 or not (seen[max(near)] > seen[min(near)]):
+        return max((number for number, size in seen.items() if size <= hbm), default=0), seen[min(seen)]
+    slope = (seen[max(near)] - seen[min(near)]) / (max(near) - min(near))
+    end = min(near) + (hbm - seen[min(near)]) / slope
+    return int(end + 1e-9) // least * least, seen[min(near)] + slope * (least - min(near))
+
+
+def most(planned: int, known: float, least: int, hbm: float, occupy: Callable[[int], tuple[int, float]]) -> Most:
+    """The largest multiple of `least` whose memory fits; it has been compiled.
+
+    Args:
+      planned, known: a number, and the bytes of a chip with so many.
+      occupy: compiles with a number; the number that it was really made with (never more), and its bytes.
+    """
+    seen = {planned: known}
+
+    def look(number: int) -> float:
+        made, size = occupy(number)
+        seen[made] = size
+        return size
+
+    look(planned // 2 // least * least or 2 * planned)
+    for _ in range(2):  # where the line is not quite one, once more
+        guess, _ = _guess(seen, least, hbm)
+        if guess < least or guess in seen or look(guess) <= hbm:
+            break
+    fitting = max((number for number, size in seen.items() if size <= hbm), default=0)
+    return Most(fitting, seen[fitting] if fitting else _guess(seen, least, hbm)[1])
+
+
+def with_rows(run: Outline, rows: int) -> Outline:
+    """The same run with so many rows decoded together, as if there were always enough to decode."""
+    room = Room(rows, run.sampler.room.prompt_tokens)
+    train = dataclasses.replace(run.cfg.train, prompts=rows, samples=1)
+    cfg = dataclasses.replace(run.cfg, train=train)
+    return dataclasses.replace(run, cfg=cfg, sampler=dataclasses.replace(run.sampler, room=room))
+
+
+def most_rows(run: Outline, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
+    """Of the sampler, with the longest rings."""
+
+    def made(rows: int) -> tuple[int, float]:
+        allowed = max(count for count in planning.row_counts(with_rows(run, rows)) if count <= rows)
+        program = largest(planning.sampler_programs(with_rows(run, allowed)))["decode"]
+        return allowed, occupy(program).bytes
+
+    first = int(planned.figures.name.split("/")[1].partition("x")[0])
+    return most(first, planned.bytes, run.sampler.least_rows, hbm, made)
+
+
+def scaled(size: BinSize, prompts_or_rows: int) -> BinSize:
+    """Another number of prompts with their rows, where bins have such, else of rows."""
+    if not size.prompts:
+        return size._replace(rows=prompts_or_rows)
+    return size._replace(prompts=prompts_or_rows, rows=prompts_or_rows * size.rows // size.prompts)
+
+
+def most_in_a_bin(run: Outline, size: BinSize, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
+    """Rows of a bin (prompts, where they are shared), over all chips."""
+
+    def made(number: int) -> tuple[int, float]:
+        program = largest(planning.learning_programs(run, [scaled(size, number)]))["update"]
+        return number, occupy(program).bytes
+
+    return most(size.prompts or size.rows, planned.bytes, run.sampler.least_rows, hbm, made)

@@ -1,0 +1,84 @@
+"""Runs the largest program of each kind once, on zeros, beside what would live with it: what cannot fit fails now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cgrpo_jax import build, planning
+from cgrpo_jax.build import Outline
+from cgrpo_jax.config import ConfigError
+from cgrpo_jax.planner.chips import GIB
+from cgrpo_jax.planner.choosing import largest
+from cgrpo_jax.planner.figures import compiled
+from cgrpo_jax.planner.making import found_here
+from cgrpo_jax.planner.memory import Occupied, Resident, largest_part, occupied, residents
+from cgrpo_jax.planning import Program
+
+FIRST = ("update", "decode", "prefill")  # the largest, as a rule
+NO_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+def preflight(run: Outline, log: Callable[[str], None]) -> None:
+    """Nothing is kept of what the programs make; they are compiled as training will, and the cache on disk has them.
+
+    Raises:
+      ConfigError: a program does not fit; names the tensor class that takes most, and what makes it smaller.
+    """
+    sizes = build.bin_sizes(run, run.cfg.data.max_prompt_tokens)
+    chosen = largest(planning.programs(run, sizes))
+    classes, (topology, _) = residents(run, chosen), found_here(run)
+    order = [*(kind for kind in FIRST if kind in chosen), *(kind for kind in chosen if kind not in FIRST)]
+    for kind in order:
+        figures, executable = compiled(chosen[kind], topology)
+        place = occupied(figures, classes)
+        if executable is None:
+            raise ConfigError(_told(place, classes, figures.refused))
+        try:
+            _run_on_zeros(run, chosen[kind], executable, sum(place.beside.values()))
+        except jax.errors.JaxRuntimeError as error:
+            if NO_MEMORY not in str(error):
+                raise
+            raise ConfigError(_told(place, classes, str(error).splitlines()[0])) from error
+        log(f"preflight: {figures.name}: planned {place.bytes / GIB:.2f} GiB a device; {_measured(run)}")
+
+
+def _run_on_zeros(run: Outline, program: Program, executable: Any, beside: int) -> None:
+    ballast = None
+    if beside:
+        spread = NamedSharding(run.mesh, P(run.mesh.axis_names))
+        ballast = jnp.zeros((run.mesh.size, beside), jnp.uint8, device=spread)
+    arguments = jax.tree.map(_zeros, program.arguments)
+    jax.block_until_ready((executable(*arguments), ballast))
+
+
+def _zeros(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        words = jax.eval_shape(jax.random.key_data, leaf)
+        keys = jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype))
+        return keys if leaf.sharding is None else jax.device_put(keys, leaf.sharding)
+    return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+
+def _measured(run: Outline) -> str:
+    """The largest peak of this process so far, where the backend counts it."""
+    stats = [device.memory_stats() for device in run.mesh.local_devices]
+    if not all(stats):
+        return "this backend does not count memory"
+    return f"measured {max(of['peak_bytes_in_use'] for of in stats if of) / GIB:.2f} GiB at most so far"
+
+
+def _told(place: Occupied, classes: list[Resident], why: str) -> str:
+    name, size, knob = largest_part(place, classes)
+    return (
+        f"does not fit: {place.figures.name}, planned {place.bytes / GIB:.2f} GiB a device; the largest part is "
+        f"{name}, {size / GIB:.2f} GiB: {knob} ({why[:200]})"
+    )

@@ -1,0 +1,84 @@
+"""Seconds of a step and of a run, from those of the programs; an estimate of estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from cgrpo_jax.build import Outline
+from cgrpo_jax.learning.packing import BinSize
+from cgrpo_jax.model.decoder import ModelConfig
+from cgrpo_jax.planner.chips import Topology
+from cgrpo_jax.planner.figures import Figures
+from cgrpo_jax.planner.memory import SYNCS
+
+
+class Step(NamedTuple):
+    """Of training, at one assumption about lengths."""
+
+    share: float  # of the longest, of prompts and answers; and of the problems that are refined
+    sample: float  # seconds
+    prefill: float
+    update: float
+    others: float  # weight sync, log-probabilities
+    tokens: float  # drawn
+
+    @property
+    def seconds(self) -> float:
+        return self.sample + self.prefill + self.update + self.others
+
+
+def step(run: Outline, size: BinSize, figures: Mapping[str, Figures], share: float) -> Step:
+    """Raises KeyError where a program is missing that the run needs (`--only`)."""
+    cfg, updates = run.cfg, run.cfg.train.updates_per_rollout
+    refining = cfg.refine.trigger != "never"
+    responses = cfg.train.prompts * cfg.train.samples
+    requests = responses * (1 + share * refining)
+    tokens = requests * cfg.sampling.max_new_tokens * share
+    rows, _ = _sizes(figures["decode"])
+    turns = tokens / min(rows, max(run.sampler.least_rows, responses))
+    prompts = cfg.train.prompts * cfg.data.max_prompt_tokens * share
+    prompts += responses * share * cfg.refine.max_prompt_tokens * share * refining
+    prefill = figures["prefill"]
+    bins = max(1, math.ceil(size.capacity * share)) * updates
+    others = sum(figures[kind].seconds.total() for kind in SYNCS if kind in figures)
+    if "logps" in figures:
+        others += figures["logps"].over(bins).total() * ((updates > 1) + (cfg.objective.kl_coef > 0))
+    return Step(
+        share=share,
+        sample=figures["decode"].over(turns).total(),
+        prefill=prefill.seconds.total() * prompts / math.prod(_sizes(prefill)),
+        update=figures["update"].over(bins / updates).total() * updates,
+        others=others,
+        tokens=tokens,
+    )
+
+
+def _sizes(figures: Figures) -> tuple[int, int]:
+    """Rows and slots (tokens) of a program of the sampler, from its name."""
+    rows, slots = figures.name.split("/")[1].split("x")
+    return int(rows), int(slots)
+
+
+def ideal_seconds(model: ModelConfig, size: BinSize, topology: Topology, chips: int) -> float:
+    """Seconds that the products of a full bin take at peak: forward and backward once, attention over what it sees."""
+    assert topology.chip is not None
+    width, heads, inner = model.width, model.heads * model.head_dim, model.kv_heads * model.head_dim
+    layer = width * (heads + 2 * inner) + heads * width + 3 * width * model.mlp_width
+    weights = model.layers * layer + model.vocab * width  # of the embedding nothing but rows is taken
+    rows, own = size.rows * size.tokens, size.rows * size.tokens**2 / 2
+    pairs = own + size.rows * size.tokens * size.prompt_slots + size.prompts * size.prompt_slots**2 / 2
+    prompts = 6 * model.layers * layer * size.prompts * size.prompt_slots
+    flops = 6 * weights * rows + prompts + 12 * model.layers * heads * pairs
+    return flops / chips / topology.chip.peak
+
+
+def utilisation(
+    model: ModelConfig, size: BinSize, update: Figures, topology: Topology, chips: int
+) -> tuple[float, float] | None:
+    """MFU of an update of one full bin, with kernels at likely rates and at peak; the wire is not waited for."""
+    if topology.chip is None or not update.seconds.computing:
+        return None
+    ideal = ideal_seconds(model, size, topology, chips)
+    return ideal / update.seconds.total(wire=False), ideal / update.seconds.total(at_peak=True, wire=False)

@@ -1,0 +1,32 @@
+"""Critique-GRPO of Qwen3-8B at 8,192 tokens on 16 TPU v4 chips (v4-32), refinements up to 15,360.
+
+    python -m cgrpo_jax.plan --config=tpu_v4 --topology=v4-32       # first: does it fit, how long may it take
+    python -m cgrpo_jax.main --config=tpu_v4 --workdir=runs/tpu_v4  # on every host of the slice
+    ... --config=tpu_v4:dr_grpo                                     # without refinements
+
+A failure of 6,144 tokens is shown to the model as a whole. Not yet run on hardware.
+"""
+
+from cgrpo_jax.config import default_config
+
+
+def get_config(method: str = "critique_grpo"):
+    config = default_config(method)
+    config.model.path = "Qwen/Qwen3-8B"
+    config.data.source, config.data.split = "open-r1/OpenR1-Math-220k:default", "train"
+    config.data.question_column, config.data.answer_column = "problem", "answer"
+    config.data.on_bad_row = "drop"
+    config.data.max_prompt_tokens = 2048
+    config.refine.max_prompt_tokens = 9216
+    config.sampling.max_new_tokens = 6144
+    config.model.thinking = "off"  # thoughts would not end within the limit
+    config.train.steps = 400
+    config.train.prompts = 128
+    config.train.remat = "full"
+    config.sampler.kv_cache_mb = 12000.0
+    config.mesh.tensor = 4
+    config.eval.every = 50
+    config.eval.tasks = "math500"
+    config.eval.samples = 1
+    config.checkpoint.every = 20
+    return config
