@@ -138,7 +138,7 @@ def outline(
         attend=attend_by_splash if devices[0].platform == "tpu" else attend,
     )
     unrolled = programs.unrolls(devices[0].platform)
-    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled)
+    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, attend=learner.attend)
     return Outline(cfg, model, mesh, learner, setup, shares_prompts(devices[0].platform))
 
 

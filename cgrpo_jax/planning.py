@@ -134,7 +134,7 @@ def sampler_programs(run: Outline) -> Iterator[Program]:
     batches = [(size, count) for size in prefills for count in setup.room.counts(size, setup.least_rows)]
     for size, count in batches:
         tokens_QT = np.zeros((count * setup.least_rows, size), np.int32)
-        static = {"cfg": run.model} | layout
+        static = {"cfg": run.model, "attend": setup.attend} | layout
         program = Program(f"prefill/{len(tokens_QT)}x{size}", sampling.prefill, (prefills_with, tokens_QT), static)
         prompts[size] = jax.eval_shape(lambda p, t, s=static: sampling.prefill(p, t, **s), prefills_with, tokens_QT)[0]
         prompts[size] = jax.tree.map(

@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model.decoder import ModelConfig, Params
+from cgrpo_jax.model.attention import attend
+from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Completion, Done, Request
 from cgrpo_jax.sampling import programs
@@ -48,6 +49,7 @@ class Frame:
     dtype: DTypeLike
     unrolled: bool  # layers in decoding, see programs.unrolls
     chunk: int = CHUNK
+    attend: Attend = attend  # of prefilled prompts
 
     @property
     def least_rows(self) -> int:

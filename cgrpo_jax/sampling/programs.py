@@ -24,9 +24,18 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model import sharding
-from cgrpo_jax.model.attention import KVCache, among_themselves, in_ring, keep_own, write_ring, write_ring_of_layer
+from cgrpo_jax.model import attention, sharding
+from cgrpo_jax.model.attention import (
+    KVCache,
+    among_themselves,
+    attend,
+    in_ring,
+    keep_own,
+    write_ring,
+    write_ring_of_layer,
+)
 from cgrpo_jax.model.decoder import (
+    Attend,
     Layer,
     ModelConfig,
     Params,
@@ -188,12 +197,26 @@ def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, me
     return _place(mesh, empty)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh"))
-def prefill(weights: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> list[KVCache]:
+def _on_own_rows(mesh: Mesh, attend: Attend) -> Attend:
+    """Causal attention on each device for its own rows, where `attend` is a kernel that the compiler cannot divide."""
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, position_BT: jax.Array) -> jax.Array:
+        return attend(q, k, v, among_themselves(jnp.zeros_like(position_BT), position_BT))
+
+    rows, axes = P(ROWS), set(ROWS)
+    divided = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
+    return lambda q, k, v, seen: divided(q, k, v, seen.position_BT)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh", "attend"))
+def prefill(
+    weights: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh, attend: Attend = attend
+) -> list[KVCache]:
     """Keys and values `[L, K, T, H]` of each of Q right-padded prompts, their tokens shared by the rows' devices.
 
     Args:
       weights: of `weights_to_prefill`.
+      attend: computes attention; the reference, or what sees a device's own rows only.
     """
     Q, T = tokens_QT.shape
     layers = weights["layers"]
@@ -205,7 +228,10 @@ def prefill(weights: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: D
     def divided(layer: Layer, x_QTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
         return loop(layer, _on(mesh, x_QTD, ROWS), layers, past)
 
-    _, cache = run_layers(cfg, weights, tokens_QT, position_QT, seen, nothing, keep_own, dtype=dtype, loop=divided)
+    own = attend if attend is attention.attend else _on_own_rows(mesh, attend)
+    _, cache = run_layers(
+        cfg, weights, tokens_QT, position_QT, seen, nothing, keep_own, dtype=dtype, loop=divided, attend=own
+    )
     if loop is unrolled:
         cache = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *cache)
 

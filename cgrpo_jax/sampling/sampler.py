@@ -185,7 +185,7 @@ class _Schedule:
         tokens_QT = np.zeros((count * least, size), np.int32)
         for q, ids in enumerate(part):
             tokens_QT[q, : len(ids) - 1] = ids[:-1]
-        static: dict[str, Any] = {"cfg": setup.model, "dtype": setup.dtype, "mesh": setup.mesh}
+        static: dict[str, Any] = {"cfg": setup.model, "dtype": setup.dtype, "mesh": setup.mesh, "attend": setup.attend}
         made = programs.prefill(self.owner.prefills_with, tokens_QT, **static)
         self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
         self.owner.stats.prefilled += sum(len(ids) - 1 for ids in part)
