@@ -157,8 +157,7 @@ def _programs_of_slots(
 ) -> Iterator[Program]:
     """Those of rows of one size, which may become others."""
     setup, (ring, rows) = run.sampler, size_
-    layout = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
-    size, static = f"{rows}x{ring}", {"cfg": run.model, "rows": rows, "slots": ring} | layout
+    size, static = f"{rows}x{ring}", {"rows": rows, "slots": ring} | setup.of_slots
     yield Program(f"empty_slots/{size}", sampling.empty_slots, (), static)
     slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
     slots = abstract(slots, sampling.slot_shardings(setup.mesh, slots))

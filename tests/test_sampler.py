@@ -202,9 +202,11 @@ def test_any_schedule_gives_the_same_tokens(setup, params, rng):
 def test_unrolled_layers_and_a_loop_over_them_give_the_same(setup, params, rng):
     """The same tokens, also where rows are refilled and rings grow; weights that need no change are not copied."""
     requests = crowd(rng, 9)
-    looped = dataclasses.replace(setup, unrolled=False)
-    for one, other in zip(ask(setup, params, *requests), ask(looped, params, *requests), strict=True):
-        same(one, other)
+    looped, in_place = dataclasses.replace(setup, unrolled=False), dataclasses.replace(setup, stacked_cache=True)
+    plain = ask(setup, params, *requests)
+    for form in (looped, in_place):
+        for one, other in zip(plain, ask(form, params, *requests), strict=True):
+            same(one, other)
     weights = looped.bind(params, 0, SAMPLING).weights
 
     def pointers(tree):
