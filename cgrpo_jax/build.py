@@ -26,7 +26,8 @@ from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.model.splash import attend_by_splash
 from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
-from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
+from cgrpo_jax.sampling.room import room_for, row_devices, unfit
+from cgrpo_jax.sampling.sampler import SamplerSetup
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
 from cgrpo_jax.workdir.places import expanded
@@ -116,8 +117,10 @@ def outline(
     mesh = sharding.make_mesh(cfg.mesh, devices)
     check(cfg, model)
     dtype = compute_dtype(cfg.model.dtype, devices[0])
-    prompt = longest_prompt(cfg)
-    room = room_for(model, mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
+    prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
+    room = room_for(model, sampler_mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
+    if wrong := unfit(room, row_devices(sampler_mesh), prompt, cfg.sampling.max_new_tokens):
+        raise ConfigError(wrong)
     if not room.rows:
         raise ConfigError(
             f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g} does not hold one row of "
@@ -135,7 +138,7 @@ def outline(
         attend=attend_by_splash if devices[0].platform == "tpu" else attend,
     )
     unrolled = programs.unrolls(devices[0].platform)
-    setup = SamplerSetup(model, mesh, eos_ids, cfg.seed, room, dtype, unrolled)
+    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, attend=learner.attend)
     return Outline(cfg, model, mesh, learner, setup, shares_prompts(devices[0].platform))
 
 

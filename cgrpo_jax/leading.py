@@ -17,7 +17,7 @@ from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.critics import CRITICS
-from cgrpo_jax.sampling.sampler import Stats
+from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 

@@ -72,10 +72,16 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerMemory:
-    """What the sampler may use of each device."""
+    """What the sampler may use of each device, and what lies where."""
 
     # For the keys and values of all rows and of the prompts that wait for one; decides how many rows there are.
     kv_cache_mb: float = option(2048.0, above=0)
+    # Devices that share the heads of a row and the sampler's weights; the rest share the rows. 0: as mesh.tensor.
+    tensor: int = option(0, at_least=0)
+    # Fixed sizes, for few programs: "SLOTSxROWS,..." and "TOKENS,...", as in 8192x256,16384x32 and 1024,9216. A request
+    # goes to the smallest ring that holds prompt and limit; a prompt is padded to the smallest size. Both "": as asked.
+    rings: str = ""
+    prefills: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

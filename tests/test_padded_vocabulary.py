@@ -18,7 +18,8 @@ from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
-from cgrpo_jax.sampling.sampler import Room, SamplerSetup
+from cgrpo_jax.sampling.room import Room
+from cgrpo_jax.sampling.sampler import SamplerSetup
 
 USED, NEW, PROMPT = 190, 24, [5, 9, 2, 33, 7]
 CFG = tiny_config("qwen3", vocab_used=USED)

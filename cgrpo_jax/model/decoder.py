@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model.attention import SAVED, Extend, KVCache, Seen, among_themselves, attend, attend_to_own
+from cgrpo_jax.model.attention import SAVED, Extend, InRing, KVCache, Seen, among_themselves, attend, attend_to_own
 from cgrpo_jax.model.parts import WHOLE, Parts
 from cgrpo_jax.model.rope import RopeScaling, rope_angles
 
@@ -132,7 +132,7 @@ class Attention(nn.Module):
     attend: Attend
 
     @nn.compact
-    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
+    def __call__(self, x_BTD, rope, seen: Seen | InRing, past: Any, extend: Extend):
         cfg = self.cfg
         B, T, D = x_BTD.shape
         N, K, H = cfg.heads, cfg.kv_heads, cfg.head_dim
@@ -174,7 +174,7 @@ class Block(nn.Module):
     attend: Attend = attend
 
     @nn.compact
-    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
+    def __call__(self, x_BTD, rope, seen: Seen | InRing, past: Any, extend: Extend):
         norm = functools.partial(nn.RMSNorm, self.cfg.norm_eps, dtype=self.dtype)
         attention = Attention(self.cfg, self.dtype, self.attend, name="attn")
         out_BTD, left = attention(norm(name="attn_norm")(x_BTD), rope, seen, past, extend)
@@ -255,7 +255,7 @@ def run_layers(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    seen: Seen,
+    seen: Seen | InRing,
     past: Any = None,
     extend: Extend = attend_to_own,
     *,

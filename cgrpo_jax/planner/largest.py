@@ -13,7 +13,7 @@ from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner.choosing import largest
 from cgrpo_jax.planner.memory import Occupied
 from cgrpo_jax.planning import Program
-from cgrpo_jax.sampling.sampler import Room
+from cgrpo_jax.sampling.room import Room
 
 Occupy = Callable[[Program], Occupied]  # compiles, and says what a chip then holds
 
