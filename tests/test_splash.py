@@ -42,7 +42,10 @@ def on_one_device(function):
 
 def compare(seen, real_BT, T, S):
     keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v = (jax.random.normal(key, (B, heads, size, H)) for key, heads, size in zip(keys, (N, K, K), (T, S, S)))
+    q, k, v = (
+        jax.random.normal(key, (B, heads, size, H))
+        for key, heads, size in zip(keys[:3], (N, K, K), (T, S, S), strict=True)
+    )
     weight = jax.random.normal(keys[3], (B, N, T, H)) * real_BT[:, None, :, None]  # padding means nothing
 
     def loss(backend, q, k, v):

@@ -35,9 +35,7 @@ class Seen(NamedTuple):
     position_BT: jax.Array  # int32
     key_position_BS: jax.Array  # int32
     shares: bool = False  # whether any key may be EVERYBODY's
-    ordered: bool = (
-        False  # within a segment places in the array are in the order of positions; queries are the last keys
-    )
+    ordered: bool = False  # in each segment places in the array follow the positions; queries are the last keys
 
     def mask(self) -> jax.Array:
         """`[B, T, S]`."""

@@ -44,7 +44,7 @@ REMAT = {
     "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "wide": jax.checkpoint_policies.save_only_these_names(SAVED, *WIDE),
 }
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Seen], jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]  # as `attention.attend`
 
 
 @dataclasses.dataclass(frozen=True)
