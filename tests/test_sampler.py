@@ -463,7 +463,8 @@ def test_fixed_sizes_fit_or_are_refused(mesh):
         cfg = dataclasses.replace(FIXED, kv_cache_mb=rows * row)
         return room_for(CFG, mesh, cfg, 200, 150, jnp.float32)
 
-    assert fit(4 + 200 / 128) == Room(3, 200, fixed_sizes(FIXED)) and fit(8) == Room(3, 512, fixed_sizes(FIXED))
+    assert fit(4 + 200 / 128) == Room(3, 200, fixed_sizes(FIXED)) and fit(6) == Room(3, 256, fixed_sizes(FIXED))
+    assert fit(99) == Room(3, 400, fixed_sizes(FIXED))
     assert fit(5.5).rows == 0
     assert unfit(fit(8), 1, 150, 100) is None
     assert unfit(fit(8), 2, 150, 100) == "sampler.rings: 1 rows do not divide among the 2 devices that share them"
