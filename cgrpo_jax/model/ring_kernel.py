@@ -18,13 +18,13 @@ from jax.sharding import PartitionSpec as P
 
 LANES = 128
 MASKED = -1e30
-FETCHED = 2**18  # bytes of keys that are fetched at once, about: less leaves the memory idle, more is not live
+FETCHED = 2**18  # bytes of keys that are fetched at once, at most: much less leaves the memory idle
 
 
 def block_size(slots: int, heads: int, head_dim: int, itemsize: int) -> int:
     """Slots of a block: the largest power of two that divides the ring and is not above FETCHED bytes of keys."""
     most = max(LANES, FETCHED // (heads * head_dim * itemsize))
-    fits = [size for size in (128, 256, 512, 1024) if slots % size == 0 and size <= most]
+    fits = [size for size in (128, 256, 512) if slots % size == 0 and size <= most]
     return fits[-1] if fits else slots
 
 
