@@ -90,9 +90,16 @@ def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
 
 def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request]]:
-    """Requests of each problem, of the recorded lengths; the prompts are random ids."""
-    record, rng = json.loads(path.read_text(encoding="utf-8")), np.random.default_rng(0)
-    lengths_P = list(zip(record["prompt_tokens"], record["response_tokens"], strict=True))[:problems]
+    """Requests of each problem, of the recorded lengths; the prompts are random ids.
+
+    Raises: ConfigError for a file that is no such record, OSError where there is none.
+    """
+    rng = np.random.default_rng(0)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        lengths_P = list(zip(record["prompt_tokens"], record["response_tokens"], strict=True))[:problems]
+    except (KeyError, TypeError, ValueError) as error:
+        raise config.ConfigError(f"--lengths={path}: no record of lengths ({error!r})") from error
     asked = []
     for p, (count, limits) in enumerate(lengths_P):
         prompt = rng.integers(0, vocab, count).tolist()
@@ -180,7 +187,7 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
         sampler = run.sampler.bind(state.params, round_, cfg.sampling)
         critic = CRITICS[cfg.refine.critique]
         method = Method(cfg.train.samples, scorer, critic, tokenizer, cfg.refine, cfg.seed, round_)
-        groups = collect_groups(sums(cfg.train.prompts, round_), method, sampler.run)
+        groups, _ = collect_groups(sums(cfg.train.prompts, round_), method, sampler.run)
         stats = sampler.stats
         del sampler
         for bins in make_bins(groups, cfg, sizes):
@@ -258,6 +265,8 @@ def main() -> None:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     try:
+        if args.json and not args.json.absolute().parent.is_dir():  # before the work, not after it
+            raise config.ConfigError(f"--json={args.json}: no such folder")
         compilation.keep_on_disk()
         run = bench_run(args)
         with Verifier(run.cfg.verifier) as verifier:

@@ -7,6 +7,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import huggingface_hub
 import jax
@@ -20,11 +21,14 @@ from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
 from cgrpo_jax.model import hf, sharding
+from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.model.splash import attend_by_splash
 from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
-from cgrpo_jax.sampling.sampler import SamplerSetup, room_for, row_devices
+from cgrpo_jax.sampling.room import room_for, row_devices, unfit
+from cgrpo_jax.sampling.sampler import SamplerSetup
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
 from cgrpo_jax.workdir.places import expanded
@@ -57,9 +61,9 @@ def model_folder(path: str, revision: str = "main") -> pathlib.Path:
     if path.startswith(PACKAGE):
         return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
     folder = expanded(path)
-    if folder.is_dir():
+    if path.strip() and folder.is_dir():
         return folder
-    if not path or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    if not path.strip() or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise CheckpointError(f"model.path = {path!r}: no such folder; give a Hugging Face folder or a hub id")
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
     try:
@@ -111,11 +115,13 @@ def outline(
       devices: real ones or those of a topology; None: all there are.
     """
     devices = jax.devices() if devices is None else devices
-    mesh = sharding.make_mesh(cfg.mesh, devices)
+    mesh, platform = sharding.make_mesh(cfg.mesh, devices), devices[0].platform
     check(cfg, model)
     dtype = compute_dtype(cfg.model.dtype, devices[0])
-    prompt = longest_prompt(cfg)
-    room = room_for(model, mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
+    prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
+    room = room_for(model, sampler_mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
+    if wrong := unfit(room, row_devices(sampler_mesh), prompt, cfg.sampling.max_new_tokens):
+        raise ConfigError(wrong)
     if not room.rows:
         raise ConfigError(
             f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g} does not hold one row of "
@@ -129,11 +135,13 @@ def outline(
         total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
         dtype=dtype,
         remat=cfg.train.remat,
-        row_devices=row_devices(mesh),
+        logit_entries=1 << (27 if platform == "tpu" else 24),
+        attend=attend_by_splash if platform == "tpu" else attend,
     )
-    unrolled = programs.unrolls(devices[0].platform)
-    setup = SamplerSetup(model, mesh, eos_ids, cfg.seed, room, dtype, unrolled)
-    return Outline(cfg, model, mesh, learner, setup, shares_prompts(devices[0].platform))
+    unrolled = programs.unrolls(platform)
+    forms: dict[str, Any] = {"stacked_cache": not programs.unrolls_cache(platform), "attend": learner.attend}
+    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
+    return Outline(cfg, model, mesh, learner, setup, shares_prompts(platform))
 
 
 def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:

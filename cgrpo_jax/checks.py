@@ -7,6 +7,7 @@ from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.options import faults
+from cgrpo_jax.sampling.sizes import fixed_sizes
 
 
 def _evaluation_faults(cfg: Config) -> list[str]:
@@ -70,6 +71,10 @@ def check(cfg: Config, model: ModelConfig) -> None:
     """Raises ConfigError for clashing or impossible values, all of them in one message."""
     wrong = faults(cfg)
     wrong += _evaluation_faults(cfg) + _best_faults(cfg) + _refine_faults(cfg) + _model_faults(cfg, model)
+    try:
+        fixed_sizes(cfg.sampler)
+    except ValueError as error:
+        wrong.append(str(error))
     updates = max(1, cfg.train.updates_per_rollout)
     if cfg.train.prompts % updates:
         wrong.append(f"train.updates_per_rollout = {updates} does not divide {cfg.train.prompts} prompts")
@@ -80,4 +85,5 @@ def check(cfg: Config, model: ModelConfig) -> None:
     if cfg.sampling.temperature <= 0 and cfg.method == "rl":
         wrong.append("sampling.temperature must be positive: training needs samples")
     if wrong:
-        raise ConfigError("\n  ".join(["the configuration cannot be run:", *wrong]))
+        separator = "\n  " if len(wrong) > 1 else " "  # a single one is a line
+        raise ConfigError(separator.join(["the configuration cannot be run:", *wrong]))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_dict, config_flags
 
 from cgrpo_jax import config_files
@@ -52,6 +55,17 @@ def nearest_key(key: str, known: Sequence[str]) -> str:
     return difflib.get_close_matches(key, same or inside or known, n=1, cutoff=0.0)[0]
 
 
+def _bad_value(error: flags.IllegalFlagValueError) -> str:
+    """What to say of an option that is there, and whose value cannot be read."""
+    match = re.fullmatch(r"flag --(config\.)?([\w.]+)=(.*?): .*", str(error), re.DOTALL)
+    if match is None or not match[1] or _PARSER.parsed is None:
+        return str(error)
+    held = functools.reduce(operator.getitem, match[2].split("."), _PARSER.parsed)
+    if isinstance(held, config_dict.ConfigDict):
+        return f"config.{match[2]} holds {', '.join(held)}: set one of these"
+    return f"config.{match[2]} = {match[3]!r}: {type(held).__name__} is needed"
+
+
 def _unknown_key(argv: Sequence[str]) -> str | None:
     """What to say of the first `--config.KEY` that the configuration does not have."""
     if _PARSER.parsed is None:
@@ -60,14 +74,18 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0]
         key = name.removeprefix("config.")
+        if argument.startswith("--") and name in known:
+            return f"unknown option --{name}; did you mean --config.{name}?"
         if argument.startswith("-") and name != key and not any(f"{leaf}.".startswith(f"{key}.") for leaf in known):
             return f"unknown key config.{key}; did you mean config.{nearest_key(key, known)}?"
     return None
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does it, but an unknown or mistyped configuration key is one line too."""
+    """As absl does it, but whatever is wrong is one line."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        sys.exit(f"error: {_bad_value(error)}")
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {_unknown_key(argv) or (error.args[0] if error.args else error)}")

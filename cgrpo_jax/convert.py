@@ -27,6 +27,8 @@ from cgrpo_jax.workdir.places import expanded, local_folder
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     """Parameters in the dtype they have on file, and the folder with their configuration and tokenizer."""
+    if not source.strip():
+        raise CheckpointError("--from is empty; name a folder or a hub id")
     mesh = whole_mesh()
     sharding_of = functools.partial(sharding.param_sharding, mesh)
     folder = expanded(source)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cgrpo_jax.config import ConfigError
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.workdir.places import expanded
+from cgrpo_jax.workdir.places import expanded, local_folder
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=expanded, help="workdirs; the first is the base")
-    parser.add_argument("--out", type=expanded, help="folder for the comparison (needed with several runs)")
+    parser.add_argument("--out", help="folder for the comparison (needed with several runs)")
     args = parser.parse_args()
     if len(args.runs) > 1 and args.out is None:
         parser.error("--out is needed with several runs")
@@ -30,8 +31,8 @@ def main() -> None:
             tables.write(args.runs[0])
             print((args.runs[0] / "results.md").read_text(encoding="utf-8"))
         else:
-            print(tables.compare(args.runs, args.out))
-    except (tables.ReportError, OSError) as error:
+            print(tables.compare(args.runs, local_folder(args.out, "--out")))
+    except (tables.ReportError, ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

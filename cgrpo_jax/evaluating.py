@@ -28,7 +28,7 @@ from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
-from cgrpo_jax.sampling.sampler import room_for
+from cgrpo_jax.sampling.room import room_for
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
@@ -57,6 +57,7 @@ def settings_of(run: Run) -> dict[str, Any]:
         "weights": _weights_of(run),
         "files": files_digest(run.folder, [*SIDE_FILES, *(path.name for path in run.folder.glob("*.jinja"))]),
         "prompt": _prompt_digest(run.tokenizer),
+        "eos_ids": list(run.tokenizer.eos_ids),
         "dtype": str(run.learner.dtype),
         "thinking": cfg.model.thinking,
         "temperature": cfg.eval.temperature,
@@ -213,7 +214,7 @@ def _run_when_needed(run: Run, weights: str) -> Callable[[Source], None]:
             return
         sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
         longest = max(len(request.prompt_ids) for request in requests)
-        room = room_for(run.model, run.mesh, cfg.sampler, longest + sampling.max_new_tokens, longest, setup.dtype)
+        room = room_for(run.model, setup.mesh, cfg.sampler, longest + sampling.max_new_tokens, longest, setup.dtype)
         sampler = dataclasses.replace(setup, room=room).bind(build.initial_params(run), 0, sampling)
         if _weights_of(run) != weights:
             raise ConfigError(f"{run.folder}: the weights were replaced while they were read; give the command again")

@@ -17,7 +17,7 @@ from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.critics import CRITICS
-from cgrpo_jax.sampling.sampler import Stats
+from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -82,6 +82,7 @@ class Desk:
     problems: Problems
     evaluations: dict[str, list[Problem]]  # metric name -> problems; none without eval.every
     longest_prompt: int  # tokens, of the training problems that were looked at
+    late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     writer: Writer | None = None  # once it is known where the run begins
 
     def collect(self, step: int, problems_seen: int, sample: Sample) -> list[Group]:
@@ -98,7 +99,8 @@ class Desk:
             step=step,
         )
         problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
-        return collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers)
+        groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers)
+        return groups
 
     def evaluate(self, step: int, sample: Sample) -> dict[str, float]:
         """Accuracies on what is held out, written and shown."""
@@ -128,11 +130,16 @@ class Desk:
         values = group_metrics(groups) | update_metrics(sums)
         values |= {f"seconds/{name}": value for name, value in seconds.items()}
         values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
-        values["sampler/nonfinite"] = float(stats.nonfinite)
+        values |= {"sampler/nonfinite": float(stats.nonfinite), "rollout/late": float(self.late)}
         tokens = {"sample": stats.tokens, "update": sum(update["tokens"] for update in sums)}
         values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
         self.writer.rollout(step, groups)
         self.writer.scalars(step, values)
+        if self.late:
+            self.progress.log(
+                f"step {step}: decoding did not wait for {self.late} verdicts that took longer than a chunk; what was "
+                "sampled after them followed a clock, so a run resumed before this step may differ in the last bits"
+            )
         if values.get("policy/kl_clamped"):
             self.progress.log(
                 f"step {step}: {values['policy/kl_clamped']:.1%} of the tokens are further from the reference than "

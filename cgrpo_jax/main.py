@@ -36,10 +36,12 @@ flags.adopt_module_key_flags(command_line)
 
 
 def main(argv: list[str]) -> None:
-    del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
-    assert _WORKDIR.value is not None  # a required flag
     try:
+        if len(argv) > 1:
+            raise ConfigError(f"{argv[1]!r} is no option; they are written --NAME=VALUE")
+        if command_line.CONFIG.value is None or _WORKDIR.value is None:
+            raise ConfigError("--config=NAME and --workdir=FOLDER are both needed; --help says more")
         cfg, workdir = from_config_dict(command_line.CONFIG.value), local_folder(_WORKDIR.value, "--workdir")
         compilation.keep_on_disk()
         run = {"rl": train, "sft": sft, "eval": evaluate_tasks}.get(cfg.method)
@@ -57,5 +59,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=command_line.parse_flags)

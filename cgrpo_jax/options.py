@@ -16,6 +16,7 @@ TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
 CRITICS = ("indicative", "indicative_gt", "worked")
 SHAPES = ("shaped", "probability", "ratio")
+REMATS = ("dots", "full", "attention", "wide")
 AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
 
 
@@ -71,10 +72,16 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerMemory:
-    """What the sampler may use of each device."""
+    """What the sampler may use of each device, and what lies where."""
 
     # For the keys and values of all rows and of the prompts that wait for one; decides how many rows there are.
     kv_cache_mb: float = option(2048.0, above=0)
+    # Devices that share the heads of a row and the sampler's weights; the rest share the rows. 0: as mesh.tensor.
+    tensor: int = option(0, at_least=0)
+    # Fixed sizes, for few programs: "SLOTSxROWS,..." and "TOKENS,...", as in 8192x256,16384x32 and 1024,9216. A request
+    # goes to the smallest ring that holds prompt and limit; a prompt is padded to the smallest size. Both "": as asked.
+    rings: str = ""
+    prefills: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +128,7 @@ class OptimizerConfig:
     b2: float = option(0.999, at_least=0, below=1)
     weight_decay: float = option(0.01, at_least=0)
     clip_norm: float = option(1.0, above=0)
+    first_moment: str = option("float32", choices=("float32", "bfloat16"))  # bfloat16: 2 bytes a parameter less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +141,9 @@ class TrainConfig:
     updates_per_rollout: int = option(1, at_least=1)  # optimizer updates, each on its own share of the problems
     # Problems at once in the gradient, rounded up to the devices; changes memory, not the result. 0: one a device.
     micro_batch: int = option(0, at_least=0)
-    remat: str = option("dots", choices=("dots", "full"))  # full: less memory, more time
+    # Kept for the backward pass: dots (the products) | full (nothing but each layer's input) | and for long rows
+    # on a TPU: attention (its output) | wide (that and the products that take longest)
+    remat: str = option("dots", choices=REMATS)
     max_nonfinite: int = option(3, at_least=1)  # stop after so many non-finite steps in a row
     # Keys, with commas between them, that may differ from those of the checkpoint that is resumed (workdir/changes.py).
     accept_changes: str = ""

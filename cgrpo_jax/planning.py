@@ -25,8 +25,8 @@ from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.sampling import programs as sampling
 from cgrpo_jax.sampling.draw import step_key
-from cgrpo_jax.sampling.sampler import drawing_of
-from cgrpo_jax.sampling.sizes import COUNTS, power_of_two, prefill_size, ring_size
+from cgrpo_jax.sampling.pool import drawing_of
+from cgrpo_jax.sampling.sizes import Ring, grown_rows, prefill_size, ring_size
 from cgrpo_jax.workdir.digests import checking_programs
 
 
@@ -80,14 +80,14 @@ def learning_programs(run: Outline, sizes: Sequence[BinSize]) -> Iterator[Progra
 
 
 def row_counts(run: Outline) -> list[int]:
-    """Numbers of rows that a run may decode together."""
+    """Numbers of rows that a run may decode together, where they are not fixed."""
     cfg, least = run.cfg, run.sampler.least_rows
     asked = cfg.train.prompts * cfg.train.samples
     if cfg.eval.every or cfg.method == "eval":
         sets = 1 + len([name for name in cfg.eval.tasks.split(",") if name.strip()])
         asked = max(asked, sets * (cfg.eval.problems or 1 << 20) * cfg.eval.samples)
-    most = min(run.sampler.room.rows, least * power_of_two(-(-asked // least)))
-    return [least << i for i in range(power_of_two(most // least).bit_length())]
+    most = grown_rows(asked, least, run.sampler.room.rows)
+    return sorted({min(most, least << i) for i in range(most.bit_length())})
 
 
 def samplings(run: Outline) -> list[SamplingConfig]:
@@ -101,70 +101,85 @@ def samplings(run: Outline) -> list[SamplingConfig]:
 
 def _sampler_weights(run: Outline, params: Any) -> tuple[Program | None, Any]:
     setup = run.sampler
-    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
+    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
     stale = sampling.stale_weights(params, **layout)
     if not stale:
         return None, params
-    synced = jax.eval_shape(lambda tree: sampling.synced(tree, **layout), stale)
+    static: dict[str, Any] = {"dtype": setup.dtype, "unrolled": setup.unrolled}
+    sync = sampling.make_sync(stale, **layout)
+    synced = jax.eval_shape(lambda tree: sampling.synced(tree, **static), stale)
 
     def placed(key_path: tuple, leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sampling.weight_sharding(run.mesh, key_path, leaf))
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sampling.weight_sharding(setup.mesh, key_path, leaf)
+        )
 
     weights = params | jax.tree_util.tree_map_with_path(placed, synced)
-    return Program("synced", sampling.synced, (stale,), layout), weights
+    return Program("synced", sync, (stale,), static), weights
 
 
 def sampler_programs(run: Outline) -> Iterator[Program]:
     """All that the sampler may need: every number of rows with every ring, every prefill."""
     setup, params = run.sampler, abstract_params(run)
-    layout = {"dtype": setup.dtype, "mesh": run.mesh}
+    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
     sync, weights = _sampler_weights(run, params)
+    prefills_with = sampling.weights_to_prefill(params, weights, **layout)
     key = jax.eval_shape(step_key, np.uint32(0), np.int32(0))
     yield Program("step_key", step_key, (np.uint32(0), np.int32(0)))
     if sync:
         yield sync
-    longest = longest_prompt(run.cfg)
-    rings = sorted({ring_size(n) for n in range(1, longest + run.cfg.sampling.max_new_tokens + 1)})
-    prefills = sorted({prefill_size(n) for n in range(longest)})
+    fixed, longest = setup.room.fixed, longest_prompt(run.cfg)
+    prefills = fixed.prefills if fixed else sorted({prefill_size(n) for n in range(longest)})
     prompts = {}
-    for size, count in itertools.product(prefills, COUNTS):
-        if count > 1 and count > setup.room.prompt_tokens // (size * setup.least_rows):
-            continue
+    batches = [(size, count) for size in prefills for count in setup.room.counts(size, setup.least_rows)]
+    for size, count in batches:
         tokens_QT = np.zeros((count * setup.least_rows, size), np.int32)
-        static = {"cfg": run.model} | layout
-        program = Program(f"prefill/{len(tokens_QT)}x{size}", sampling.prefill, (params, tokens_QT), static)
-        prompts[size] = jax.eval_shape(lambda p, t, s=static: sampling.prefill(p, t, **s), params, tokens_QT)[0]
+        static = {"cfg": run.model, "attend": setup.attend} | layout
+        program = Program(f"prefill/{len(tokens_QT)}x{size}", sampling.prefill, (prefills_with, tokens_QT), static)
+        prompts[size] = jax.eval_shape(lambda p, t, s=static: sampling.prefill(p, t, **s), prefills_with, tokens_QT)[0]
         prompts[size] = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.prompt_sharding(run.mesh, x.shape)),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.prompt_sharding(setup.mesh, x.shape)),
             prompts[size],
         )
         yield program
-    for rows, ring in itertools.product(row_counts(run), rings):
-        yield from _programs_of_slots(run, rows, ring, rings, weights, prompts, key)
+    if fixed:
+        for ring in fixed.rings:
+            yield from _programs_of_slots(run, ring, [], weights, prompts, key)
+        return
+    slots = sorted({ring_size(n) for n in range(1, longest + run.cfg.sampling.max_new_tokens + 1)})
+    rings = [Ring(slots_, rows) for rows, slots_ in itertools.product(row_counts(run), slots)]
+    for ring in rings:
+        yield from _programs_of_slots(run, ring, [other for other in rings if other != ring], weights, prompts, key)
+
+
+def abstract_slots(run: Outline, ring: Ring) -> Any:
+    """The rows of one length, where they lie."""
+    static = {"rows": ring.rows, "slots": ring.slots} | run.sampler.of_slots
+    slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
+    return abstract(slots, sampling.slot_shardings(run.sampler.mesh, slots))
 
 
 def _programs_of_slots(
-    run: Outline, rows: int, ring: int, rings: Sequence[int], weights: Any, prompts: dict[int, Any], key: Any
+    run: Outline, size_: Ring, others: Sequence[Ring], weights: Any, prompts: dict[int, Any], key: Any
 ) -> Iterator[Program]:
-    setup = run.sampler
-    layout = {"dtype": setup.dtype, "mesh": run.mesh, "unrolled": setup.unrolled}
-    size, static = f"{rows}x{ring}", {"cfg": run.model, "rows": rows, "slots": ring} | layout
+    """Those of rows of one size, which may become others."""
+    setup, (ring, rows) = run.sampler, size_
+    size, static = f"{rows}x{ring}", {"rows": rows, "slots": ring} | setup.of_slots
     yield Program(f"empty_slots/{size}", sampling.empty_slots, (), static)
-    slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
-    slots = abstract(slots, sampling.slot_shardings(run.mesh, slots))
+    slots = abstract_slots(run, size_)
     row_R = np.zeros(rows, np.int32)
     entry = sampling.Entry(np.int32(0), row_R, row_R, np.zeros((rows, 4), np.int32))
     for length, prompt in prompts.items():
+        if setup.room.fixed and length > ring:
+            continue
         arguments = (slots, prompt, np.int32(0), np.int32(0), entry, key)
-        yield Program(f"enter/{size}/{length}", sampling.enter, arguments, {"mesh": run.mesh})
-    for rows_to, ring_to in itertools.product(row_counts(run), rings):
-        if (rows_to, ring_to) != (rows, ring):
-            static = {"slots_to": ring_to, "mesh": run.mesh}
-            yield Program(
-                f"resize/{size}/{rows_to}x{ring_to}", sampling.resize, (slots, np.zeros(rows_to, np.int32)), static
-            )
+        yield Program(f"enter/{size}/{length}", sampling.enter, arguments, {"mesh": setup.mesh})
+    for ring_to, rows_to in others:
+        static = {"slots_to": ring_to, "mesh": setup.mesh}
+        row_of_R = np.zeros(rows_to, np.int32)
+        yield Program(f"resize/{size}/{rows_to}x{ring_to}", sampling.resize, (slots, row_of_R), static)
     for drawing in samplings(run):
-        static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": run.mesh, "chunk": setup.chunk}
+        static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": setup.mesh, "chunk": setup.chunk}
         eos_E = sampling.eos_set(setup.eos_ids)
         name = f"decode/{size}/{drawing.temperature:g},{drawing.top_k},{drawing.top_p:g}"
         yield Program(name, sampling.decode, (weights, slots, eos_E, np.int32(1)), static)

@@ -16,11 +16,18 @@ from cgrpo_jax.model.decoder import ModelConfig, init_params
 from cgrpo_jax.model.hf_config import FAMILIES
 from cgrpo_jax.options import MeshConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
-from cgrpo_jax.sampling.sampler import Room, SamplerSetup, row_devices
+from cgrpo_jax.sampling.room import Room, row_devices
+from cgrpo_jax.sampling.sampler import SamplerSetup
 
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x1": (1, 2, 1)}
-# Random schedules, each with its layers unrolled or in a loop.
-TRIALS = {"1x1x1": (True, False), "8x1x1": (True,), "1x8x1": (False,), "2x2x2": (False, True), "1x2x1": (True,)}
+# Random schedules: whether layers are unrolled, and the axis `tensor` of the sampler's own mesh.
+TRIALS = {
+    "1x1x1": ((True, 0), (False, 0)),
+    "8x1x1": ((True, 0), (False, 2)),
+    "1x8x1": ((False, 0), (False, 2), (True, 4)),
+    "2x2x2": ((False, 0), (True, 0), (False, 1)),
+    "1x2x1": ((True, 0),),
+}
 SCALE = 2  # of the initial weights: sharper distributions
 MODEL = ModelConfig(
     family="qwen3", vocab=256, width=64, mlp_width=128, layers=2, heads=4, kv_heads=2, head_dim=16, rope_theta=1e4,
@@ -34,13 +41,14 @@ def make_params(mesh, dtype):
     return jax.device_put(params, sharding.param_shardings(mesh, params))
 
 
-def tokens(mesh, params, dtype, rng, unrolled):
+def tokens(mesh, params, dtype, rng, unrolled, tensor):
     """Ids of 20 requests under a random schedule: rows, room for prompts, chunk and order of admission."""
     requests = [
         Request(Name(Kind.RESPONSE, p, g), list(range(3, 3 + [1, 9, 120][p % 3])), [None, 3, 25][g % 3])
         for p in range(4)
         for g in range(5)
     ]
+    mesh = sharding.reshaped(mesh, tensor)
     least = row_devices(mesh)
     room = Room(least * int(rng.choice([1, 2, 4])), least * int(rng.choice([128, 512])))
     chunk, order = int(rng.choice([3, 8, 32])), rng.permutation(len(requests))
@@ -68,7 +76,7 @@ def update(mesh, params, dtype, share):
     size = bin_size(share=share, problems=8, group=2, at_once=8, row_devices=devices, longest_prompt=10, longest_ids=8)
     bins = put_bins(mesh, pack(segments, size, Terms()))
     optimizer = OptimizerConfig(clip_norm=1e9)
-    cfg = Learner(MODEL, ObjectiveConfig(), optimizer, 0.9, 10, dtype, "dots", devices)
+    cfg = Learner(MODEL, ObjectiveConfig(), optimizer, 0.9, 10, dtype, "dots")
     params = jax.tree.map(jnp.copy, params)  # the update takes them away
     state = init_state(cfg, mesh, params)
     moments = state.opt_state.inner_state[1][0].mu
@@ -98,8 +106,8 @@ if __name__ == "__main__":
         params = make_params(mesh, dtype)
         found[f"share/{name}"] = largest_share(params)
         if dtype == jnp.float64:
-            for trial, unrolled in enumerate(TRIALS[name]):
-                found[f"tokens/{name}/{trial}"] = tokens(mesh, params, dtype, rng, unrolled)
+            for trial, (unrolled, tensor) in enumerate(TRIALS[name]):
+                found[f"tokens/{name}/{trial}"] = tokens(mesh, params, dtype, rng, unrolled, tensor)
         if name != "1x2x1":  # two devices for the tokens only
             for bins in ("shared", "own") if dtype == jnp.float64 else ("shared",):
                 loss, gradient = update(mesh, params, dtype, share=bins == "shared")

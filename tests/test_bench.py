@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
-from cgrpo_jax.bench import Round, measure, sums
+import pytest
+
+from cgrpo_jax.bench import Round, measure, recorded, sums
+from cgrpo_jax.config import ConfigError
 
 
 def test_rates_are_tokens_over_seconds():
@@ -45,6 +48,13 @@ def test_command(tmp_path):
         assert result["peak_memory_gib"] > 0 and result["compile_s"] >= 0 and result["step_s"]["median"] > 0
         if mode != "step":
             assert "round 1" in done.stderr and "32 tokens" in done.stderr
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", "no JSON", '{"prompt_tokens": [1], "response_tokens": []}'])
+def test_a_record_of_lengths_that_is_none(tmp_path, record):
+    (tmp_path / "lengths.json").write_text(record)
+    with pytest.raises(ConfigError, match=r"lengths\.json: no record of lengths"):
+        recorded(tmp_path / "lengths.json", 1, 10)
 
 
 def test_recorded_lengths(tmp_path):

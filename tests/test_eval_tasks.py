@@ -193,6 +193,14 @@ def test_stored_answers_of_a_model_that_nobody_named_are_refused(done, tmp_path)
         evaluate_tasks(settings(done), tmp_path / "w")
 
 
+def test_stored_answers_that_ended_elsewhere_are_refused(done, tmp_path, monkeypatch):
+    """The set of ids that end a response is found by this project, so the files alone do not decide it."""
+    shutil.copytree(done / "w", tmp_path / "w")
+    monkeypatch.setattr("cgrpo_jax.text.tokenizer.Tokenizer._turn_ends", lambda self: {"<|endoftext|>"})
+    with pytest.raises(ConfigError, match=r"of other settings: eos_ids = \[0, 2\] \(was \[2\]\)"):
+        evaluate_tasks(settings(done), tmp_path / "w")
+
+
 def test_a_model_that_computes_nan_is_an_error_and_not_a_score(tmp_path):
     model = own_model(tmp_path)
     change_weights(model, overflowing)

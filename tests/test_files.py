@@ -76,6 +76,26 @@ def test_bytes_that_are_no_utf8_in_a_table_of_text(tmp_path):
     assert load(tmp_path / "a.csv", on_bad_row="drop").size == 2
 
 
+def test_a_cell_of_any_length(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nWhy?,5\n" + "a" * 200_000 + ",6\nHow?,7\n")
+    assert [len(load(tmp_path / "a.csv").get(i).question) for i in range(3)] == [4, 200_000, 4]
+
+
+def test_a_quotation_mark_that_is_never_closed_swallows_no_row_unsaid(tmp_path):
+    """What it opens goes on to the end of the file: that is a bad row, also where it would make a problem."""
+    path = tmp_path / "a.csv"
+    for table in ('question,answer\nWhy?,5\n"How?,6\nWho?,7\n', 'answer,question\n5,Why?\n6,"How?\n7,Who?\n'):
+        path.write_text(table)
+        with pytest.raises(DataError, match=r"1 bad rows of 2(.|\n)*row 2, (.|\n)*a quotation mark is never closed"):
+            load(path)
+        assert load(path, on_bad_row="drop").size == 1
+    path.write_text('question,answer\n"a ""word""\n, and more",5\na "word",6\n"a" word,7\nHow?,8\n')
+    with pytest.raises(DataError, match=r"1 bad rows of 4(.|\n)*row 3, "):
+        load(path)
+    kept = load(path, on_bad_row="drop")
+    assert [kept.get(i).question for i in range(3)] == ['a "word"\n, and more', 'a "word"', "How?"]
+
+
 SHAPES = {
     "a.JSONL": GOOD,
     "bom.jsonl": b"\xef\xbb\xbf" + GOOD,

@@ -97,7 +97,7 @@ CONFIGS = [
     ({"num_key_value_heads": "2"}, "num_key_value_heads = '2'"), ({"head_dim": "16"}, "head_dim = '16'"),
     ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6'"), ({"intermediate_size": [8]}, "intermediate_size = [8]"),
     ({"max_position_embeddings": None}, "'max_position_embeddings' is missing"),
-    ({"rope_parameters": {"rope_theta": "10000"}}, "rope_theta = '10000'"),
+    ({"head_dim": 33}, "head_dim = 33"), ({"rope_parameters": {"rope_theta": "10000"}}, "rope_theta = '10000'"),
 ]  # fmt: skip
 
 
@@ -116,12 +116,18 @@ def test_a_configuration_that_is_no_object(folder, content):
         shutil.copy(QUICKSTART / name, folder) if (QUICKSTART / name).exists() else (folder / name).unlink()
 
 
+@pytest.mark.parametrize("ids", ["<|im_end|>", [2, "x"], [[2]], True, -1, 2.0])
+def test_an_end_id_that_is_none(folder, ids):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    refused(lambda: Tokenizer(folder), f"{folder}/generation_config.json: eos_token_id = {ids!r}")
+
+
 def test_a_head_dim_of_null(folder):
     """It follows from the width; where transformers does not take it, which reads the tokenizer, that is one line."""
     path = folder / "config.json"
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw | {"head_dim": None}))
     assert config_from_hf(folder).head_dim == raw["hidden_size"] // raw["num_attention_heads"]
-    refused(lambda: Tokenizer(folder), str(folder), "head_dim")
+    refused(lambda: Tokenizer(folder), str(folder), "its config.json cannot be read", "head_dim")
     path.write_text(json.dumps(raw | {"head_dim": None, "model_type": "llama"}))
     assert Tokenizer(folder).encode_chat(question_messages("Why?"))

@@ -11,7 +11,7 @@ NONE = [
     "The angles of the triangle add up to two right angles", "It is five times larger than the other one",
     "We show that n must be even", "Five apples were left.", "the value depends on the initial speed of the car",
     "The answer is 42", "Answer: 42", "The sum is 12", "So x is 5.", "Natalia sold 24 clips in May.", "9" * 5000,
-    "The proof does not need the axiom of choice", "\\text{The answer is } 4",
+    "The proof does not need the axiom of choice", "\\text{The answer is } 4", "\\", "\\,",
 ]  # fmt: skip
 SOME = [
     "5", "x^2", "There is no such integer n", "there are no real solutions", "n is even", "cannot be determined", "6 is it",

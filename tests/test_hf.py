@@ -213,6 +213,10 @@ def test_truncated_missing_and_foreign_files(tmp_path, mesh):
     (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="outside the folder"):
         load(tmp_path / "model", mesh)
+    for table in (3, None, ["a"], {"model.norm.weight": 3}):
+        (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+        with pytest.raises(CheckpointError, match=r"index\.json: weight_map is no table from tensors to files"):
+            load(tmp_path / "model", mesh)
 
 
 def test_an_existing_result_is_not_overwritten(tmp_path):

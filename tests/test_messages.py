@@ -1,11 +1,13 @@
 """Places and messages: `~`, empty and unwritable folders, and one line for what a user got wrong."""
 
+import importlib
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 import cgrpo_jax
 from cgrpo_jax import command_line, config, config_files
@@ -14,7 +16,7 @@ from cgrpo_jax.build import model_folder
 from cgrpo_jax.checks import check
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.workdir import compilation, places
+from cgrpo_jax.workdir import checkpoints, compilation, places
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -75,6 +77,12 @@ def test_a_workdir_that_is_none_is_refused(workdir, words, tmp_path, monkeypatch
     with pytest.raises(ConfigError, match=f"workdir.*{words}"):
         cgrpo_jax.evaluate(cgrpo_jax.get_config("eval"), workdir)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match=r"--workdir = '.*/run' is a file; name a folder"):
+        places.local_folder(tmp_path / "run", "--workdir")
 
 
 def test_a_home_that_nobody_knows_is_no_folder(monkeypatch, tmp_path, capsys):
@@ -220,10 +228,34 @@ def test_an_unknown_key_names_the_nearest(key, words):
     assert said.startswith(f"unknown key config.{key}; did you mean {words}") and said.endswith("?")
 
 
+VALUES = [
+    ("config.seed=abc", "config.seed = 'abc': int is needed"), ("config.seed=", "config.seed = '': int is needed"),
+    ("config.objective.clip_eps=x", "config.objective.clip_eps = 'x': float is needed"),
+    ("config.objective.clip_responses=x", "config.objective.clip_responses = 'x': bool is needed"),
+    ("config.train=3", "config.train holds accept_changes, "), ("debug=x", "flag --debug=x: no boolean"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "words"), VALUES)
+def test_a_value_that_cannot_be_read_is_named_with_its_type(given, words):
+    command_line._PARSER.parsed = config.default_config()
+    assert command_line._bad_value(flags.IllegalFlagValueError(f"flag --{given}: no boolean")).startswith(words)
+
+
+def test_a_key_without_its_prefix():
+    command_line._PARSER.parsed = config.default_config()
+    said = command_line._unknown_key(["main", "--config=quickstart", "--train.steps=3"])
+    assert said == "unknown option --train.steps; did you mean --config.train.steps?"
+    assert command_line._unknown_key(["main", "--config=quickstart", "--workdri=3"]) is None
+
+
 COMMANDS = [
     (("--config.foo=3",), "unknown key config.foo; did you mean config."),
     (("--config.mesh.dat", "3"), "unknown key config.mesh.dat; did you mean config.mesh.data?"),
     (("--config.seed=1099511627776",), "seed = 1099511627776: must be at most"),
+    (("--config.seed", "abc"), "config.seed = 'abc': int is needed"),
+    (("--workdri=x",), "'workdri'. Did you mean: workdir"),
+    (("steps=3",), "'steps=3' is no option"),
     (("--workdir=",), "--workdir is empty"),
     (("--workdir=gs://bucket/run",), "--workdir = 'gs://bucket/run'"),
 ]
@@ -231,11 +263,37 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("arguments", "words"), COMMANDS)
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, arguments, words):
-    """And a heading where several faults of a configuration are listed."""
     done = run_main("--config=quickstart", f"--workdir={tmp_path}/w", *arguments, cwd=tmp_path)
     lines = done.stderr.splitlines()
-    assert done.returncode == 1 and words in lines[-1] and len(lines) <= 2 and "Traceback" not in done.stderr, lines
-    assert not [path for path in tmp_path.iterdir() if path.name != "w"] and not list(tmp_path.glob("w/*"))
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], lines
+    assert not list(tmp_path.iterdir())
+
+
+def test_configuration_and_workdir_are_both_needed(tmp_path):
+    done = run_main("--config=quickstart", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "are both needed" in done.stderr, done.stderr
+
+
+def ended(monkeypatch, command):
+    """What a command of the package says as it ends."""
+    name, *arguments = command.split()
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as error:
+        importlib.import_module(f"cgrpo_jax.{name}").main()
+    return str(error.value)
+
+
+def test_the_other_commands_say_in_a_line_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, words in (
+        ("bench --mode=sample --model=package://quickstart --json=none/b.json", "--json=none/b.json: no such folder"),
+        ("convert --from= --to=hf --out=b", "--from is empty"),
+        ("convert --from=a --to=hf --out=gs://bucket/b", "only a local folder works"),
+        ("eval_report a b --out=gs://bucket/b", "only a local folder works"),
+    ):
+        said = ended(monkeypatch, command)
+        assert said.startswith("error: ") and words in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
 
 
 DAMAGED = """
@@ -275,7 +333,14 @@ def test_damage_in_a_checkpoint_is_one_line(tmp_path):
     assert done.returncode == 0 and not done.stderr, done.stderr[:2000]
     lines = done.stdout.splitlines()
     assert len(lines) == 6 and all("checkpoints/1" in line and "cannot be read (" in line for line in lines), lines
+    assert all("remove the folder" in line for line in lines[0::2]), lines
     assert all(len(line) < 500 and "TensorStore" not in line and '"a' in line for line in lines), lines
+
+
+def test_the_details_of_tensorstore_are_cut_off():
+    """However many specifications stand behind the message, and in whatever order."""
+    for details in ("[tensorstore_spec='{}'] [tensorstore_spec[1]='{}']", "[tensorstore_spec[1]='{}'] [x='{}']"):
+        assert checkpoints._one_line(ValueError(f"NOT_FOUND: no metadata {details}")) == "NOT_FOUND: no metadata"
 
 
 WITHOUT_TORCH = """
@@ -302,4 +367,7 @@ def test_a_checkpoint_error_is_one_line():
     """Of a folder that is none."""
     with pytest.raises(CheckpointError, match="no such folder"):
         model_folder("~/no/such/folder")
+    for nothing in ("", " "):  # not the folder that one stands in
+        with pytest.raises(CheckpointError, match="no such folder"):
+            model_folder(nothing)
     assert compilation.watch() is compilation.watch()

@@ -171,7 +171,7 @@ def prefilled(cfg, params, tokens_BT):
 
 
 @pytest.mark.parametrize("form", ["scanned_in_place", "unrolled"])
-def test_cached_decode_equals_full_forward(tiny, rng, form):
+def test_cached_decode_equals_full_forward(tiny, rng, form, mesh):
     """Two rows of unlike length, token by token, in a ring that turns over."""
     cfg, params = tiny
     tokens_BT = ids(rng.integers(0, cfg.vocab, (2, 20)))
@@ -193,7 +193,7 @@ def test_cached_decode_equals_full_forward(tiny, rng, form):
 
     @jax.jit
     def step(cache, token_B1, length_B, time):
-        seen = in_ring(time, length_B, S)
+        seen = in_ring(time, length_B, S, mesh)
         place = (token_B1, length_B[:, None], seen, cache, write(time % S))
         return run_layers(cfg, params, *place, loop=loop)
 

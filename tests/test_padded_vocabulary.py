@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 from test_train import small
 
 from cgrpo_jax import build, planning
-from cgrpo_jax.learning.logprobs import token_logps
+from cgrpo_jax.learning.logprobs import Pass, token_logps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
-from cgrpo_jax.sampling.sampler import Room, SamplerSetup
+from cgrpo_jax.sampling.room import Room
+from cgrpo_jax.sampling.sampler import SamplerSetup
 
 USED, NEW, PROMPT = 190, 24, [5, 9, 2, 33, 7]
 CFG = tiny_config("qwen3", vocab_used=USED)
@@ -66,9 +67,7 @@ def test_sampler_and_trainer_know_only_the_ids_that_exist(mesh, params, sampling
         own_T = logp_TU[np.arange(NEW), got.ids]
         np.testing.assert_allclose(got.logp, own_T, atol=2e-4)
         one = in_a_bin(got)
-        logp, entropy = token_logps(
-            CFG, params, one, temperature=sampling.temperature, row_devices=1, dtype=jnp.float32, remat="none"
-        )
+        logp, entropy = token_logps(Pass(CFG, jnp.float32, "none", sampling.temperature), params, one)
         np.testing.assert_allclose(logp[one.scored_ABT], own_T, atol=2e-4)
         np.testing.assert_allclose(entropy[one.scored_ABT], -(np.exp(logp_TU) * logp_TU).sum(-1), atol=2e-3)
 
@@ -84,7 +83,7 @@ def test_gradients_stay_finite_and_the_rows_beyond_get_none(mesh, params):
     one = in_a_bin(sampled(mesh, params, CFG, SamplingConfig(0.8, 0, 1.0, NEW))[0])
 
     def loss(params):
-        logp, entropy = token_logps(CFG, params, one, temperature=1e-3, row_devices=1, dtype=jnp.float32, remat="none")
+        logp, entropy = token_logps(Pass(CFG, jnp.float32, "none", 1e-3), params, one)
         return jnp.where(one.scored_ABT, logp + entropy, 0).sum()
 
     slope = jax.grad(loss)(params)

@@ -94,12 +94,14 @@ def test_what_training_lowers_is_what_was_planned(tmp_path, monkeypatch):
         call.lower = function.lower
         return call
 
-    for name in ("synced", "prefill", "enter", "decode", "resize", "empty_slots"):
+    for name in ("prefill", "enter", "decode", "resize", "empty_slots"):
         monkeypatch.setattr(sampling, name, watch(sampling, name))
     for name in ("make_update", "make_logps"):
         made = getattr(training, name)
         called = name.removeprefix("make_")
         monkeypatch.setattr(training, name, lambda *args, made=made, called=called: watch(None, called, made(*args)))
+    sync = sampling.make_sync
+    monkeypatch.setattr(sampling, "make_sync", lambda *args, **layout: watch(None, "synced", sync(*args, **layout)))
     init = learning.make_init
     monkeypatch.setattr(learning, "make_init", lambda *args: watch(None, "init", init(*args)))
     cfg = small(**CHANGES)

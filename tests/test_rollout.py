@@ -65,7 +65,7 @@ def collect(tokenizer, answers, cfg=None, samples=3, **parts):
         return completion(tokenizer, answers(request.name.kind, request.name.sample))
 
     method = method_of(tokenizer, cfg or RefineConfig(), samples, **parts)
-    (group,) = collect_groups([PROBLEM], method, sampler_of(answer, asked))
+    (group,), _ = collect_groups([PROBLEM], method, sampler_of(answer, asked))
     return group, asked
 
 
@@ -167,7 +167,7 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     def answer(request):
         return cut if request.name.kind == Kind.REFINEMENT else completion(tokenizer, WRONG)
 
-    groups = collect_groups([PROBLEM], method_of(tokenizer, RefineConfig(), 3), sampler_of(answer, []))
+    groups, _ = collect_groups([PROBLEM], method_of(tokenizer, RefineConfig(), 3), sampler_of(answer, []))
     groups = [dataclasses.replace(groups[0], refinements=tuple(
         dataclasses.replace(attempt, reward=1.0) for attempt in groups[0].refinements))]  # fmt: skip
     made = credit.segments(groups, ObjectiveConfig(), 64.0)
@@ -280,6 +280,38 @@ def test_late_work_is_waited_for_and_idle_waits():
         assert told(stories, [[0]]) == [[0]]
         threading.Timer(0.05, release.set).start()
         assert told(stories, [None]) == [[1]]  # nothing else to do
+
+
+def test_decoding_waits_for_late_work_no_longer_than_a_chunk():
+    """A verdict that takes ten chunks: others go on meanwhile, it is told when it is there, and counted."""
+    release, chunk = threading.Event(), 0.1
+
+    def slow():
+        yield asking(0)
+        yield Work(release.wait, "score")
+        yield asking(9)
+
+    def quick():
+        for sample in range(1, 6):
+            yield asking(sample)
+
+    with Stories([slow(), quick()], no_phase, patience=0.0) as stories:
+        assert [r.name.sample for r in stories.poll(idle=False)] == [0, 1]
+        polls, waited = [], []
+        for sample in range(5):
+            time.sleep(chunk)
+            ended = [0, 1] if sample == 0 else [sample + 1]
+            stories.ended([(Request(Name(Kind.RESPONSE, 0, g), [1]), g) for g in ended])
+            if sample == 3:
+                release.set()
+                while not stories.jobs[0].future.done():
+                    time.sleep(0.001)
+            began = time.monotonic()
+            polls.append([r.name.sample for r in stories.poll(idle=False)])
+            waited.append(time.monotonic() - began)
+        assert polls == [[2], [3], [4], [5, 9], []]
+        assert max(waited[2:]) < chunk  # it was waited for once, after the second chunk
+        assert chunk / 2 < waited[1] < 5 * chunk and stories.late == 1
 
 
 @pytest.mark.parametrize("ordered", [False, True])

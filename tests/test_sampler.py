@@ -20,8 +20,17 @@ from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig, SamplerMemory, S
 from cgrpo_jax.records import Kind, Name, Request, Segment
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import categorical, draw, first_above, keep_top, row_keys, step_key
-from cgrpo_jax.sampling.sampler import RequestError, Room, SamplerSetup, room_for
-from cgrpo_jax.sampling.sizes import prefill_size, ring_size, row_sizes, split_count
+from cgrpo_jax.sampling.room import Room, room_for, unfit
+from cgrpo_jax.sampling.sampler import RequestError, SamplerSetup
+from cgrpo_jax.sampling.sizes import (
+    COUNTS,
+    fixed_sizes,
+    grown_rows,
+    prefill_size,
+    ring_size,
+    row_sizes,
+    split_count,
+)
 
 CFG = tiny_config("qwen3")
 
@@ -193,9 +202,11 @@ def test_any_schedule_gives_the_same_tokens(setup, params, rng):
 def test_unrolled_layers_and_a_loop_over_them_give_the_same(setup, params, rng):
     """The same tokens, also where rows are refilled and rings grow; weights that need no change are not copied."""
     requests = crowd(rng, 9)
-    looped = dataclasses.replace(setup, unrolled=False)
-    for one, other in zip(ask(setup, params, *requests), ask(looped, params, *requests), strict=True):
-        same(one, other)
+    looped, in_place = dataclasses.replace(setup, unrolled=False), dataclasses.replace(setup, stacked_cache=True)
+    plain = ask(setup, params, *requests)
+    for form in (looped, in_place):
+        for one, other in zip(plain, ask(form, params, *requests), strict=True):
+            same(one, other)
     weights = looped.bind(params, 0, SAMPLING).weights
 
     def pointers(tree):
@@ -375,8 +386,8 @@ def test_the_budget_decides_the_room(mesh):
 
     assert [fit(n) for n in (1.0, 1.4)] == [Room(0, 64)] * 2  # the prompt is half a row
     assert [fit(n) for n in (1.5, 2.4)] == [Room(1, 64)] * 2 and fit(2.5) == Room(2, 64)
-    assert fit(8) == Room(4, 128) and fit(10) == Room(8, 160)  # 8 - 1 rows are left, and 10 - 1.25
-    assert fit(1024) == Room(512, 4096)  # 4096 at most
+    assert fit(8) == Room(7, 128) and fit(10) == Room(8, 160)  # 8 - 1 rows are left, and 10 - 1.25
+    assert fit(1024) == Room(1024 - 32, 4096)  # 4096 at most
 
     def long(megabytes):
         return room_for(CFG, mesh, SamplerMemory(megabytes), 1100, 1000, jnp.float32)
@@ -392,10 +403,10 @@ def test_the_room_of_several_devices():
     def fit(rows):
         return room_for(CFG, eight, SamplerMemory(rows * row), 100, 50, jnp.float32)
 
-    assert fit(8) == Room(4 * 4, 512)  # 512 / 4 tokens are one row, 7 are left
+    assert fit(8) == Room(4 * 7, 512)  # 512 / 4 tokens are one row, 7 are left
     assert fit(1.5) == Room(4, 4 * 64) and fit(1.4) == Room(0, 4 * 64)
     odd = types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 4})  # does not divide the 2 heads: each has both
-    assert room_for(CFG, odd, SamplerMemory(8 * 2 * row), 100, 50, jnp.float32) == Room(4, 128)
+    assert room_for(CFG, odd, SamplerMemory(8 * 2 * row), 100, 50, jnp.float32) == Room(7, 128)
 
 
 def test_few_sizes_bound_the_programs():
@@ -404,9 +415,65 @@ def test_few_sizes_bound_the_programs():
     for size, most in ((prefill_size, 16), (ring_size, 13)):
         assert len({size(n) for n in range(1, 8193)}) <= most and all(n <= size(n) for n in range(1, 8193))
     assert row_sizes(1024, 1) == [8, 32, 128, 1024] and row_sizes(64, 2) == [16, 64] and row_sizes(16, 1) == [16]
-    assert (
-        split_count(7, 64) == [4, 1, 1, 1] and split_count(86, 64) == [64, 16, 4, 1, 1] and split_count(9, 0) == [1] * 9
-    )
+    assert [grown_rows(n, 2, 22) for n in (1, 2, 3, 9, 16, 17, 22)] == [2, 2, 4, 16, 16, 22, 22]
+    assert split_count(7, COUNTS) == [4, 1, 1, 1] and split_count(86, COUNTS) == [64, 16, 4, 1, 1]
+    assert split_count(9, (1,)) == [1] * 9 and split_count(9, (4,)) == [4, 4, 4]
+
+
+FIXED = SamplerMemory(rings="128x2,256x1", prefills="64,200")
+
+
+def test_fixed_sizes_give_the_same_tokens_by_few_programs(setup, params, rng):
+    """Requests go where prompt and limit fit; programs of two rings and two sizes of prompts, and no resizing."""
+    requests = [item for item in crowd(rng) if len(item.prompt_ids) + (item.limit or 12) <= 200]
+    assert {len(item.prompt_ids) > 100 for item in requests} == {True, False}
+    plain = ask(setup, params, *requests)
+    room = Room(3, 400, fixed_sizes(FIXED))
+    counted = [programs.prefill, programs.enter, programs.decode, programs.empty_slots, programs.resize]
+    for program in counted:
+        program.clear_cache()
+    for one, other in zip(ask(dataclasses.replace(setup, room=room), params, *requests), plain, strict=True):
+        same(one, other)
+    # A prompt of 200 never enters the ring of 128, and the other ring always has one that does not fit there.
+    assert [program._cache_size() for program in counted] == [2, 2, 2, 2, 0]
+    assert room.counts(64, 1) == (4,) and room.counts(200, 1) == (1,)
+    with pytest.raises(RequestError, match=r"no ring of sampler.rings holds 150 tokens and 120 new ones"):
+        ask(dataclasses.replace(setup, room=room), params, request([1] * 150, limit=120))
+
+
+def test_long_requests_do_not_hold_up_short_ones(setup, params):
+    """Of a pool that is full the others go on; a ring that is larger than needed is used where it is free."""
+    room = Room(3, 400, fixed_sizes(FIXED))
+    source = FollowUps([])
+    long = [request([1, 2], 0, g, limit=180) for g in range(2)]
+    short = [request([3, 4], 1, g, limit=5) for g in range(4)]
+    source.asked, source.left = [*long, *short], 0
+    source.ended = lambda done: source.chunks.append([name for (name, *_), _ in done])
+    dataclasses.replace(setup, room=room).bind(params, 0, SAMPLING).run(source)
+    told = [name for chunk in source.chunks for name in chunk]
+    assert [name.problem for name in told] == [1] * 4 + [0] * 2
+    first = next(chunk for chunk in source.chunks if chunk)
+    assert len(first) == 2  # the rows of the small ring; the large one has the first long request
+
+
+def test_fixed_sizes_fit_or_are_refused(mesh):
+    row = 2 * CFG.layers * CFG.kv_heads * CFG.head_dim * 128 * 4 / 2**20  # megabytes of a ring of 128 slots
+
+    def fit(rows):
+        cfg = dataclasses.replace(FIXED, kv_cache_mb=rows * row)
+        return room_for(CFG, mesh, cfg, 200, 150, jnp.float32)
+
+    assert fit(4 + 200 / 128) == Room(3, 200, fixed_sizes(FIXED)) and fit(6) == Room(3, 256, fixed_sizes(FIXED))
+    assert fit(99) == Room(3, 400, fixed_sizes(FIXED))
+    assert fit(5.5).rows == 0
+    assert unfit(fit(8), 1, 150, 100) is None
+    assert unfit(fit(8), 2, 150, 100) == "sampler.rings: 1 rows do not divide among the 2 devices that share them"
+    assert unfit(fit(8), 1, 202, 10) == "sampler.prefills: none holds a prompt of 202 tokens"
+    assert unfit(fit(8), 1, 150, 108) == "sampler.rings: none holds a prompt of 150 tokens and 108 new ones"
+    assert fixed_sizes(SamplerMemory()) is None
+    for rings, prefills in (("128x2", ""), ("", "64"), ("128", "64"), ("128x0", "64"), ("axb", "64")):
+        with pytest.raises(ValueError, match=r"as in '8192x256,16384x32' and '1024,9216'"):
+            fixed_sizes(SamplerMemory(rings=rings, prefills=prefills))
 
 
 def test_programs_are_compiled_once_per_shape(setup, params):

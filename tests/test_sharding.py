@@ -1,5 +1,6 @@
 """The same results on every mesh; one strict table; no device holds the whole model."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ from conftest import QUICKSTART, tiny_config
 from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax.model import hf, sharding
-from cgrpo_jax.model.sharding import MeshError, make_mesh, param_spec, sampler_spec
+from cgrpo_jax.model.sharding import MeshError, make_mesh, param_spec, reshaped, sampler_spec
 from cgrpo_jax.options import MeshConfig
 
 HERE = pathlib.Path(__file__).parent
@@ -33,7 +34,7 @@ def test_the_same_on_every_mesh_and_schedule(tmp_path):
     expected, gradient = found["tokens/1x1x1/0"], found["gradient/1x1x1/shared"]
     assert len({tuple(row) for row in expected}) == 20 and (expected >= 0).sum() > 100
     trials = [name for name in found if name.startswith("tokens/")]
-    assert len(trials) == 7
+    assert len(trials) == 11
     for name in trials:
         np.testing.assert_array_equal(found[name], expected, err_msg=name)
     assert np.linalg.norm(gradient) > 0
@@ -95,6 +96,32 @@ def test_the_embedded_model_on_meshes_that_do_not_divide_it(devices, meshes):
     for name, difference, share in lines:
         assert float(difference) < 1e-5, name
         assert float(share) < {"1x8x1": 0.14, "1x1x2": 0.7}.get(name, 1.01), name
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a device as a mesh looks at."""
+
+    id: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def test_all_meshes_hold_the_devices_in_one_order():
+    """So that one program can read from one and write to another. Of 2 x 2 x 4 chips; neighbours share `tensor`."""
+    chips = [Chip(i, (i % 2, i // 2 % 2, i // 4)) for i in range(16)]
+    mesh = make_mesh(MeshConfig(), chips)
+    others = [make_mesh(MeshConfig(*sizes), chips) for sizes in ((1, 4, 4), (4, 1, 4), (2, -1, 1))]
+    own = reshaped(mesh, 4)
+    assert dict(own.shape) == {"data": 4, "fsdp": 1, "tensor": 4} and reshaped(mesh, 0) is mesh
+    assert all(list(other.devices.flat) == list(mesh.devices.flat) for other in [*others, own])
+    for row in own.devices.reshape(4, 4):
+        assert len({chip.coords[:2] for chip in row}) == 1
+    with pytest.raises(MeshError, match=r"sampler\.tensor = 3 does not divide the 16 devices"):
+        reshaped(mesh, 3)
 
 
 def test_meshes_that_cannot_be():

@@ -10,7 +10,6 @@ from conftest import tiny_config
 
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.learning.finite import TrainingError, nonfinite_steps
-from cgrpo_jax.learning.logprobs import time_chunk
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, joined, make_logps, make_optimizer, make_update, put_bins
 from cgrpo_jax.model import sharding
@@ -21,7 +20,7 @@ from cgrpo_jax.records import Segment
 MODEL = tiny_config("qwen3")
 CFG = Learner(
     MODEL, ObjectiveConfig(), OptimizerConfig(learning_rate=1e-2, clip_norm=1e9), temperature=0.7, total_updates=10,
-    dtype=jnp.float32, remat="dots", row_devices=1,
+    dtype=jnp.float32, remat="dots",
 )  # fmt: skip
 NO_TERMS = Terms()
 
@@ -137,9 +136,9 @@ def test_one_program_serves_any_number_of_bins(mesh, params, rng):
     assert update._cache_size() == 1
 
 
-def test_log_probs_equal_the_plain_computation(mesh, params, rng, monkeypatch):
-    """A prompt run once for its rows, logits chunked over time: as if each row had been run alone."""
-    monkeypatch.setattr("cgrpo_jax.learning.logprobs.LOGIT_ENTRIES", 8 * MODEL.vocab * 2)  # two time steps at once
+def test_log_probs_equal_the_plain_computation(mesh, params, rng):
+    """A prompt run once for its rows, logits in chunks of the vocabulary: as if each row had been run alone."""
+    cfg = dataclasses.replace(CFG, logit_entries=1)
     made = segments(rng)
 
     @jax.jit
@@ -153,14 +152,9 @@ def test_log_probs_equal_the_plain_computation(mesh, params, rng, monkeypatch):
         expected[tuple(text.tolist())] = np.asarray(plain(params, text[None]))[where, s.ids]
     for share in (True, False):
         bins = to_bins(made, share)
-        logp_ABT = np.asarray(make_logps(CFG, mesh)(params, put_bins(mesh, bins)))
+        logp_ABT = np.asarray(make_logps(cfg, mesh)(params, put_bins(mesh, bins)))
         got = np.sort(logp_ABT[bins.scored_ABT])
         np.testing.assert_allclose(got, np.sort(np.concatenate(list(expected.values()))), atol=1e-5)
-
-
-def test_the_time_chunk_counts_rows_of_one_device():
-    assert time_chunk(16, 8192, 151_936) == 4 and time_chunk(1, 8192, 151_936) == 64
-    assert time_chunk(10**6, 60, 10**6) == 1
 
 
 def test_no_array_of_all_logits_exists(mesh):

@@ -37,9 +37,7 @@ def file_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
 
         yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
     elif kind == ".csv":
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, row in enumerate(csv.DictReader(file), 1):
-                yield number, RowError("-", "more cells than the header names") if None in row else row
+        yield from enumerate(_rows_of_csv(path), 1)
     elif kind == ".json":
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
         yield from enumerate(_rows_of_json(text), 1)
@@ -49,6 +47,23 @@ def file_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
                 line = line.removeprefix(_BOM) if number == 1 else line
                 if line.strip():
                     yield number, _row_of_line(line)
+
+
+def _rows_of_csv(path: pathlib.Path) -> Iterator[Row]:
+    """A cell may be of any length. One whose quotation mark is never closed holds all rows behind it, and says so."""
+    csv.field_size_limit(2**31 - 1)
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows = csv.DictReader(file, strict=True)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                why = "a quotation mark is never closed" if "end of data" in str(error) else str(error)
+                yield RowError("-", f"cannot be read ({why})")
+            else:
+                yield RowError("-", "more cells than the header names") if None in row else row
 
 
 def _row_of_line(line: bytes) -> Row:

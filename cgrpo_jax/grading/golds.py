@@ -62,7 +62,7 @@ def hopeless(gold: str) -> str | None:
     said = " ".join(_TEXT.sub(r"\1", gold).split()).strip("$ .!").casefold()
     if len(gold) > MAX_ANSWER:
         return f"longer than the {MAX_ANSWER} characters of an answer"
-    if "?" in gold or not (re.search(r"[^\W_]|[∞∅]", gold) or "\\" in gold):
+    if "?" in gold or not (re.search(r"[^\W_]|[∞∅]", gold) or "\\{" in gold):
         return "no answer in it"
     if said in _INSTEAD or _NOT_A_NUMBER.search(gold):
         return "a word in the place of an answer"

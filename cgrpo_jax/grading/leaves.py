@@ -38,6 +38,7 @@ _NO_SCALARS = re.compile(r"(?<![_^\d])\d+ +\d|\[[^\[\]]*,|(?:^|[-+\d)\]}] ?)\([^
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)")
 _IMAGINARY = re.compile(r"(?<=\d)i(?![A-Za-z])")
+_RATIO = re.compile(r"\d+(?:\.\d+)?(?:(?: ?: ?| to )\d+(?:\.\d+)?)+")
 _COMPARED = re.compile(r"[<>]|\\(?:le|ge|ne|in|notin)(?![a-z])")
 
 
@@ -55,6 +56,8 @@ def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
     """Two parts that are no collections."""
     if squeezed(gold) == squeezed(answer):
         return True
+    if _as_ratio(gold) is not None and _as_ratio(gold) == _as_ratio(answer):
+        return True
     gold, answer = _unwrapped(gold), _without_label(_unwrapped(answer), gold)
     gold_words, answer_words = words(gold), words(answer)
     if gold_words is not None or answer_words is not None:
@@ -66,6 +69,12 @@ def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
     if "=" in gold or "=" in answer:
         return _equations(gold, answer, ask)
     return _same_value(gold, answer, ask)
+
+
+def _as_ratio(text: str) -> str | None:
+    """2:1, from "2 to 1" as well; None for what is no ratio of plain numbers. No value: 1 to 2 is not one half."""
+    match = _RATIO.fullmatch(said(text))
+    return match[0].replace(" to ", ":").replace(" ", "") if match else None
 
 
 def _unwrapped(text: str) -> str:

@@ -16,7 +16,9 @@ LOW, HIGH = "-\\infty", "\\infty"
 ALL = Collection("()", (LOW, HIGH))
 EMPTY = Collection("{}", ())
 _ALL_WORDS = re.compile(r"(?:the )?(?:set of )?(?:all |any )?(?:the )?(?:real numbers?|reals?|real values)")
-_EMPTY_WORDS = ("empty set", "null set", "empty")
+_EMPTY_WORDS = (
+    "empty set", "null set", "empty", "no solution", "no solutions", "there is no solution", "there are no solutions",
+)  # fmt: skip
 _REALS = re.compile(r"\\mathbb ?\{? ?R ?\}?|\\text ?\{ ?R ?\}")
 _VARIABLE = r"\\?[A-Za-z]+(?: ?_(?:\w|\{[^{}]{1,20}\}))?(?: ?\( ?[A-Za-z] ?\))?"
 _BUILDER = re.compile(rf"\\\{{ ?({_VARIABLE})(?: ?\\in ?(?:{_REALS.pattern}))? ?(?:\||:) ?(.*?) ?\\\}}", re.DOTALL)

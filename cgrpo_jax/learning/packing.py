@@ -19,6 +19,7 @@ import numpy as np
 from cgrpo_jax.records import Segment
 
 SHORT = 128  # tokens: rows up to this length are not worth packing several segments into
+BLOCK = 128  # tokens: rows with their own prompts are multiples of it, as the attention kernels of a TPU want
 
 
 class PackingError(ValueError):
@@ -98,14 +99,16 @@ def bin_size(
     Args:
       problems: of an update.
       group: G, segments a problem at most.
-      at_once: problems whose segments share a bin; rounded up to the devices. 0: one a device.
+      at_once: problems whose segments share a bin; rounded up to the devices. 0: as little as can be, one problem a
+        device where prompts are shared, and one row a device where not.
       row_devices: devices that share the rows of a bin.
       longest_prompt, longest_ids: tokens.
     """
     prompts = _rounded_up(max(1, at_once), row_devices)
     if not share:
-        rows = prompts * group
-        return BinSize(-(-problems * group // rows), 0, 0, rows, ladder(longest_prompt + longest_ids - 1))
+        rows = prompts * group if at_once else row_devices
+        tokens = _rounded_up(ladder(longest_prompt + longest_ids - 1), BLOCK)
+        return BinSize(-(-problems * group // rows), 0, 0, rows, tokens)
     tokens = ladder(longest_ids)
     rows_each = group if tokens <= SHORT else -(-group // 2)
     capacity = -(-problems * -(-group // rows_each) // prompts)

@@ -1,5 +1,8 @@
 """Attention behind one function: `attend(q, k, v, seen)`. What is seen is a small record, never a dense mask.
 
+`Seen` says it by segments and positions; `InRing` is one query a row over the rings of decoding, where a platform may
+have its own way (`attend_in_ring`).
+
 B rows, T queries, S keys, N query heads, K key/value heads, H head dim, R = N / K query heads of a key head.
 """
 
@@ -10,25 +13,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
+
+from cgrpo_jax.model.ring_kernel import attend_divided
 
 MASKED = -1e30
 EVERYBODY, NOBODY = -2, -1  # segments of keys: seen by each query of the row, seen by none
 FEW_QUERIES = 8  # see `attention_logits`
+SAVED = "attention"  # the name of an attention's output for rematerialisation
 
 
 class Seen(NamedTuple):
     """Which keys a query sees: those of its own segment and of EVERYBODY, up to its own position.
 
-    Positions are those of the text (as of RoPE), not places in the array; without them order does not matter. Segments
-    of queries are not negative.
+    Positions are those of the text (as of RoPE), not places in the array. Segments of queries are not negative.
     """
 
     segment_BT: jax.Array  # int32, of the queries
     key_segment_BS: jax.Array  # int32
-    position_BT: jax.Array | None = None  # int32
-    key_position_BS: jax.Array | None = None  # int32
+    position_BT: jax.Array  # int32
+    key_position_BS: jax.Array  # int32
     shares: bool = False  # whether any key may be EVERYBODY's
+    ordered: bool = False  # in each segment places in the array follow the positions; queries are the last keys
 
     def mask(self) -> jax.Array:
         """`[B, T, S]`."""
@@ -36,14 +43,12 @@ class Seen(NamedTuple):
         own_BTS = key_BTS == self.segment_BT[:, :, None]
         if self.shares:
             own_BTS |= key_BTS == EVERYBODY
-        if self.position_BT is None or self.key_position_BS is None:
-            return own_BTS
         return own_BTS & (self.key_position_BS[:, None, :] <= self.position_BT[:, :, None])
 
 
 def among_themselves(segment_BT: jax.Array, position_BT: jax.Array) -> Seen:
-    """Queries that are the keys, too: causal within each segment."""
-    return Seen(segment_BT, segment_BT, position_BT, position_BT)
+    """Queries that are the keys, too: causal within each segment. Positions ascend within it."""
+    return Seen(segment_BT, segment_BT, position_BT, position_BT, ordered=True)
 
 
 def after_prompt(segment_BT: jax.Array, position_BT: jax.Array, prompt_length_B: jax.Array, slots: int) -> Seen:
@@ -55,14 +60,22 @@ def after_prompt(segment_BT: jax.Array, position_BT: jax.Array, prompt_length_B:
     return Seen(segment_BT, keys_BS, position_BT, places_BS, shares=True)
 
 
-def in_ring(time: jax.Array, length_R: jax.Array, slots: int) -> Seen:
-    """One query a row over a ring on a common clock: it sees what was written in its last `length_R` steps, and now.
+class InRing(NamedTuple):
+    """One query a row over a ring on a common clock: it sees what was written in its last `length_R` steps, and now."""
+
+    time: jax.Array  # int32, the step: its own key stands in slot `time mod S`
+    length_R: jax.Array  # int32
+    live_RS: jax.Array  # bool, the slots that a row sees
+    mesh: Mesh | None  # of rows and heads
+
+
+def in_ring(time: jax.Array, length_R: jax.Array, slots: int, mesh: Mesh) -> InRing:
+    """What the rows of a decode step see of their rings of `slots`.
 
     The barrier keeps the ages from being computed again in each layer and for each head.
     """
     age_S = (time - jnp.arange(slots, dtype=jnp.int32)) % slots
-    live_RS = jnp.where(age_S[None] <= length_R[:, None], 0, NOBODY)
-    return Seen(jnp.zeros((len(length_R), 1), jnp.int32), jax.lax.optimization_barrier(live_RS))
+    return InRing(time, length_R, jax.lax.optimization_barrier(age_S[None] <= length_R[:, None]), mesh)
 
 
 class KVCache(NamedTuple):
@@ -72,8 +85,19 @@ class KVCache(NamedTuple):
     v_BKSH: jax.Array
 
 
+class OfLayer(NamedTuple):
+    """Keys or values of one of the layers that lie stacked, not taken out."""
+
+    stacked_LBKSH: jax.Array
+    layer: jax.Array  # int32
+
+    def alone(self) -> jax.Array:
+        """A copy, `[B, K, S, H]`."""
+        return jax.lax.dynamic_index_in_dim(self.stacked_LBKSH, self.layer, keepdims=False)
+
+
 # (what a layer left before, its new keys, its new values) -> keys and values to attend to, and what it leaves now
-Extend = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
+Extend = Callable[[Any, jax.Array, jax.Array], tuple[Any, Any, Any]]
 
 
 def attend_to_own(past: None, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, None]:
@@ -106,16 +130,14 @@ def write_ring(slot: jax.Array) -> Extend:
 def write_ring_of_layer(slot: jax.Array) -> Extend:
     """As `write_ring`, for a loop that carries the stacked cache of all layers and writes where it lies."""
 
-    def written(stacked: jax.Array, new: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def written(stacked: jax.Array, new: jax.Array, layer: jax.Array) -> OfLayer:
         place = (layer, jnp.int32(0), jnp.int32(0), jnp.int32(slot), jnp.int32(0))
-        stacked = jax.lax.dynamic_update_slice(stacked, new[None], place)
-        return stacked, jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+        return OfLayer(jax.lax.dynamic_update_slice(stacked, new[None], place), layer)
 
-    def extend(past: Any, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, KVCache]:
+    def extend(past: Any, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[OfLayer, OfLayer, KVCache]:
         cache, layer = past
-        k_LBKSH, k_BKSH = written(cache.k_BKSH, k_BKTH, layer)
-        v_LBKSH, v_BKSH = written(cache.v_BKSH, v_BKTH, layer)
-        return k_BKSH, v_BKSH, KVCache(k_LBKSH, v_LBKSH)
+        k, v = written(cache.k_BKSH, k_BKTH, layer), written(cache.v_BKSH, v_BKTH, layer)
+        return k, v, KVCache(k.stacked_LBKSH, v.stacked_LBKSH)
 
     return extend
 
@@ -142,18 +164,45 @@ def attention_logits(q_BKQH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike)
     return jax.lax.platform_dependent(q_BKQH, k_BKSH, cpu=keys_left, default=straight)
 
 
-def attend(q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen: Seen) -> jax.Array:
-    """Grouped-query attention `[B, N, T, H]`; softmax in at least float32. The reference for every other backend.
+def attend(q_BNTH: jax.Array, k_BKSH: Any, v_BKSH: Any, seen: Seen | InRing) -> jax.Array:
+    """Grouped-query attention `[B, N, T, H]`; softmax in at least float32.
 
-    The R query heads of a key head are run as extra queries, Q = R T. A query that sees no key has a meaningless but
-    finite result.
+    A query that sees no key has a meaningless but finite result. Keys and values may be `OfLayer` in a ring.
+    """
+    if isinstance(seen, InRing):
+        return attend_in_ring(q_BNTH, k_BKSH, v_BKSH, seen)
+    return attend_masked(q_BNTH, k_BKSH, v_BKSH, seen.mask())
+
+
+def attend_masked(q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """As `attend`, over every key, with what is seen as a mask. The reference for every other way.
+
+    The R query heads of a key head are run as extra queries, Q = R T.
     """
     B, N, T, H = q_BNTH.shape
     K = k_BKSH.shape[1]
     accumulator = jnp.promote_types(q_BNTH.dtype, jnp.float32)
     logits_BKQS = attention_logits(q_BNTH.reshape(B, K, -1, H), k_BKSH, accumulator)
     logits_BKRTS = logits_BKQS.reshape(B, K, N // K, T, -1) * H**-0.5
-    mask_B11TS = seen.mask()[:, None, None]
-    weight_BKRTS = jax.nn.softmax(jnp.where(mask_B11TS, logits_BKRTS, MASKED), axis=-1)
+    weight_BKRTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKRTS, MASKED), axis=-1)
     weight_BKQS = weight_BKRTS.reshape(logits_BKQS.shape).astype(q_BNTH.dtype)
     return jnp.einsum("BKQS,BKSH->BKQH", weight_BKQS, v_BKSH).reshape(B, N, T, H)
+
+
+def attend_in_ring(
+    q_RN1H: jax.Array, k_RKSH: jax.Array | OfLayer, v_RKSH: jax.Array | OfLayer, ring: InRing
+) -> jax.Array:
+    """As `attend`, for one query of each of R rows over its ring; each platform in its own way."""
+    mesh = ring.mesh
+
+    def over_all_slots(q_RN1H: jax.Array, k_RKSH: Any, v_RKSH: Any, ring: InRing) -> jax.Array:
+        k_RKSH, v_RKSH = (x.alone() if isinstance(x, OfLayer) else x for x in (k_RKSH, v_RKSH))
+        return attend_masked(q_RN1H, k_RKSH, v_RKSH, ring.live_RS[:, None])
+
+    def over_live_blocks(q_RN1H: jax.Array, k_RKSH: Any, v_RKSH: Any, ring: InRing) -> jax.Array:
+        k, v = (x if isinstance(x, OfLayer) else OfLayer(x[None], jnp.int32(0)) for x in (k_RKSH, v_RKSH))
+        assert mesh is not None
+        return attend_divided(mesh, q_RN1H, k.stacked_LBKSH, v.stacked_LBKSH, k.layer, ring.time, ring.length_R)
+
+    arrays = q_RN1H, k_RKSH, v_RKSH, ring._replace(mesh=None)
+    return jax.lax.platform_dependent(*arrays, tpu=over_live_blocks, default=over_all_slots)

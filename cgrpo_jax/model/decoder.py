@@ -23,20 +23,28 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model.attention import Extend, KVCache, Seen, among_themselves, attend, attend_to_own
+from cgrpo_jax.model.attention import SAVED, Extend, InRing, KVCache, Seen, among_themselves, attend, attend_to_own
+from cgrpo_jax.model.parts import WHOLE, Parts
 from cgrpo_jax.model.rope import RopeScaling, rope_angles
 
 Params = dict[str, Any]
 FEW_ROWS = 64  # see `product`
 CLOSED = -1e30  # logit of an id that is never drawn: finite, so that no entropy or gradient becomes 0 x infinity
-# "dots" keeps the outputs of the weight products and recomputes attention and elementwise work: less memory traffic
-# makes it faster than keeping everything. "full" keeps the input of each layer only.
+# What the backward pass finds saved. "dots": the outputs of the weight products; attention and elementwise work are
+# computed again, and less memory traffic makes it faster than keeping everything. "full": the input of each layer only.
+# "attention": that, and the output of attention, whose kernel then runs forward once. "wide": also the products whose
+# recomputation takes longest.
+WIDE = ("q", "k", "v", "middle", "gate", "up")
 REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "wide": jax.checkpoint_policies.save_only_these_names(SAVED, *WIDE),
 }
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]  # as `attention.attend`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,15 +129,17 @@ class Attention(nn.Module):
 
     cfg: ModelConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
-    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
+    def __call__(self, x_BTD, rope, seen: Seen | InRing, past: Any, extend: Extend):
         cfg = self.cfg
         B, T, D = x_BTD.shape
         N, K, H = cfg.heads, cfg.kv_heads, cfg.head_dim
 
         def project(name: str, heads: int) -> jax.Array:
-            return Linear(heads * H, self.dtype, cfg.qkv_bias, name=name)(x_BTD).reshape(B, T, heads, H)
+            out = Linear(heads * H, self.dtype, cfg.qkv_bias, name=name)(x_BTD)
+            return checkpoint_name(out, name).reshape(B, T, heads, H)
 
         q_BTNH, k_BTKH, v_BTKH = project("q", N), project("k", K), project("v", K)
         if cfg.qk_norm:
@@ -137,19 +147,23 @@ class Attention(nn.Module):
             k_BTKH = nn.RMSNorm(cfg.norm_eps, dtype=self.dtype, name="k_norm")(k_BTKH)
         q_BNTH, k_BKTH = rotate(q_BTNH, *rope).swapaxes(1, 2), rotate(k_BTKH, *rope).swapaxes(1, 2)
         k_BKSH, v_BKSH, left = extend(past, k_BKTH, v_BTKH.swapaxes(1, 2))
-        out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, seen)
+        out_BNTH = self.attend(q_BNTH, k_BKSH, v_BKSH, seen)
         return Linear(D, self.dtype, name="o")(out_BNTH.swapaxes(1, 2).reshape(B, T, N * H)), left
 
 
 class Mlp(nn.Module):
+    """Gated. The barriers make each cotangent once, instead of inside both products that need it (a TPU would)."""
+
     cfg: ModelConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x_BTD):
-        gate_BTF = Linear(self.cfg.mlp_width, self.dtype, name="gate")(x_BTD)
-        up_BTF = Linear(self.cfg.mlp_width, self.dtype, name="up")(x_BTD)
-        return Linear(self.cfg.width, self.dtype, name="down")(jax.nn.silu(gate_BTF) * up_BTF)
+        gate_BTF = checkpoint_name(Linear(self.cfg.mlp_width, self.dtype, name="gate")(x_BTD), "gate")
+        up_BTF = checkpoint_name(Linear(self.cfg.mlp_width, self.dtype, name="up")(x_BTD), "up")
+        gate_BTF, up_BTF = jax.lax.optimization_barrier((gate_BTF, up_BTF))
+        active_BTF = jax.lax.optimization_barrier(jax.nn.silu(gate_BTF) * up_BTF)
+        return Linear(self.cfg.width, self.dtype, name="down")(active_BTF)
 
 
 class Block(nn.Module):
@@ -157,13 +171,14 @@ class Block(nn.Module):
 
     cfg: ModelConfig
     dtype: DTypeLike
+    attend: Attend = attend
 
     @nn.compact
-    def __call__(self, x_BTD, rope, seen: Seen, past: Any, extend: Extend):
+    def __call__(self, x_BTD, rope, seen: Seen | InRing, past: Any, extend: Extend):
         norm = functools.partial(nn.RMSNorm, self.cfg.norm_eps, dtype=self.dtype)
-        attention = Attention(self.cfg, self.dtype, name="attn")
+        attention = Attention(self.cfg, self.dtype, self.attend, name="attn")
         out_BTD, left = attention(norm(name="attn_norm")(x_BTD), rope, seen, past, extend)
-        x_BTD = x_BTD + out_BTD
+        x_BTD = checkpoint_name(x_BTD + out_BTD, "middle")
         return x_BTD + Mlp(self.cfg, self.dtype, name="mlp")(norm(name="mlp_norm")(x_BTD)), left
 
 
@@ -223,6 +238,13 @@ def unrolled(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[ja
     return x_BTD, tuple(left)
 
 
+def unrolled_in_place(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+    """Parameters as a tuple of layers; the stacked cache is handed on and written where it lies."""
+    for index, params in enumerate(layers):
+        x_BTD, past = layer(x_BTD, params, (past, jnp.int32(index)))
+    return x_BTD, past
+
+
 def scanned_in_place(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
     """Stacked parameters; the stacked cache is carried and written where it lies. Has no backward pass to speak of."""
 
@@ -240,13 +262,15 @@ def run_layers(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    seen: Seen,
+    seen: Seen | InRing,
     past: Any = None,
     extend: Extend = attend_to_own,
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     loop: Loop = scanned,
+    attend: Attend = attend,
+    parts: Parts = WHOLE,
 ) -> tuple[jax.Array, Any]:
     """Final hidden states of the decoder, before the head, `[B, T, D]` in `dtype`, and what all layers leave.
 
@@ -255,16 +279,19 @@ def run_layers(
       seen: which keys each token sees.
       past, extend: what earlier tokens left in each layer, and how its keys and values join the new ones.
       remat: what the backward pass computes again, a key of REMAT.
-      loop: `scanned`, `unrolled` or `scanned_in_place`; parameters, past and `extend` must be in its form.
+      attend: computes attention, as `attention.attend` does.
+      parts: how the parameters are divided, inside `jax.shard_map`.
+      loop: `scanned`, `unrolled`, or one of those in place; parameters, past and `extend` must be in its form.
     """
     rope = _angles(cfg, positions_BT)
 
     def layer(x_BTD: jax.Array, layer_params: Any, layer_past: Any) -> tuple[jax.Array, Any]:
-        return Block(cfg, dtype).apply({"params": layer_params}, x_BTD, rope, seen, layer_past, extend)  # type: ignore[return-value]
+        whole = {"params": parts.layer(layer_params, dtype)}
+        return Block(cfg, dtype, attend).apply(whole, x_BTD, rope, seen, layer_past, extend)  # type: ignore[return-value]
 
     if remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT[remat])
-    x_BTD = params["embed"]["embedding"][tokens_BT].astype(dtype)
+    x_BTD = parts.embedded(params["embed"]["embedding"], tokens_BT, dtype)
     x_BTD, left = loop(layer, x_BTD, params["layers"], past)
     norm = nn.RMSNorm(cfg.norm_eps, dtype=dtype)
     return cast(jax.Array, norm.apply({"params": params["norm"]}, x_BTD)), left

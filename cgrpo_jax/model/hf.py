@@ -91,7 +91,10 @@ class TensorFiles:
     def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
         index = folder / "model.safetensors.index.json"
         if index.exists():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise CheckpointError(f"{index}: weight_map is no table from tensors to files")
+            names = sorted(set(weight_map.values()))
             if any(pathlib.PurePath(name).name != name for name in names):
                 raise CheckpointError(f"{index}: weight_map points outside the folder")
         else:

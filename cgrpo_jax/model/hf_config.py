@@ -179,7 +179,9 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
     _check_layers(path, raw)
     _check_rope(path, raw)
     heads, width, positions = size("num_attention_heads"), size("hidden_size"), size("max_position_embeddings")
-    scaling = _rope_scaling(path, raw)
+    head_dim, scaling = size("head_dim", width // heads), _rope_scaling(path, raw)
+    if head_dim % 2:
+        _refuse(path, "head_dim", head_dim, "even ones: the rope turns pairs")
     if isinstance(scaling, YarnRope):
         positions = max(positions, int(scaling.factor * scaling.original_max_positions))
     return ModelConfig(
@@ -190,7 +192,7 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
         layers=size("num_hidden_layers"),
         heads=heads,
         kv_heads=size("num_key_value_heads", heads),
-        head_dim=size("head_dim", width // heads),
+        head_dim=head_dim,
         rope_theta=_rope_theta(path, raw),
         rope_scaling=scaling,
         max_positions=positions,

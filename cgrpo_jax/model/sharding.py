@@ -33,7 +33,11 @@ class MeshError(ValueError):
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh over these devices. Raises MeshError where the sizes do not fill them."""
+    """The mesh over these devices, which lie in one order whatever the sizes. See `reshaped`.
+
+    Raises:
+      MeshError: the sizes do not fill the devices.
+    """
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
     asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -42,8 +46,28 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != len(devices):
         raise MeshError(f"{asked} does not fill the {len(devices)} devices")
-    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=devices)
+    line = jax.make_mesh((len(devices),), ("line",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    return _mesh(line.devices, sizes)
+
+
+def _mesh(devices: np.ndarray, sizes: Sequence[int]) -> Mesh:
+    return Mesh(devices.reshape(tuple(sizes)), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def reshaped(mesh: Mesh, tensor: int) -> Mesh:
+    """The devices of a mesh in the same order, `tensor` along that axis and the others along `data`; 0: as they are.
+
+    One program may read what lies on the one mesh and write what shall lie on the other.
+
+    Raises:
+      MeshError: `tensor` does not divide the devices.
+    """
+    devices = mesh.devices.size
+    if not tensor:
+        return mesh
+    if devices % tensor:
+        raise MeshError(f"sampler.tensor = {tensor} does not divide the {devices} devices")
+    return _mesh(mesh.devices, [{"data": devices // tensor, "tensor": tensor}.get(axis, 1) for axis in AXES])
 
 
 def path_of(key_path: tuple) -> str:

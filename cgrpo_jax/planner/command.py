@@ -30,9 +30,11 @@ flags.adopt_module_key_flags(command_line)
 
 def main(argv: list[str]) -> None:
     """Exit code: 0 all fits, 1 something does not, 2 no plan could be made."""
-    del argv
-    assert _TOPOLOGY.value is not None  # a required flag
     try:
+        if len(argv) > 1:
+            raise ConfigError(f"{argv[1]!r} is no option; they are written --NAME=VALUE")
+        if command_line.CONFIG.value is None or _TOPOLOGY.value is None:
+            raise ConfigError("--config=NAME and --topology=NAME are both needed; --help says more")
         topology, cfg = chips.topology(_TOPOLOGY.value), from_config_dict(command_line.CONFIG.value)
         hlo = None if _HLO.value is None else local_folder(_HLO.value, "--hlo")
         if hlo is not None:
@@ -55,5 +57,4 @@ def main(argv: list[str]) -> None:
 
 def start() -> None:
     """Parses the flags, makes the plan, prints it, and ends the process."""
-    flags.mark_flags_as_required(["config", "topology"])
     app.run(main, flags_parser=command_line.parse_flags)

@@ -97,8 +97,10 @@ def collect_groups(
     run: Callable[[Source], None],
     phase: Phase = _no_phase,
     threads: int = 2,
-) -> list[Group]:
-    """One group per problem; `run` is that of a sampler.
+) -> tuple[list[Group], int]:
+    """One group per problem, and how many verdicts and critiques decoding did not wait for (`Stories.late`).
+
+    `run` is that of a sampler.
 
     A problem's refinements are asked for soon after its last response is there, while others are still sampled.
     """
@@ -106,4 +108,4 @@ def collect_groups(
     told = [story(problem, p, prompts[p], method) for p, problem in enumerate(problems)]
     with Stories(told, phase, threads) as stories:
         run(stories)
-        return list(stories)
+        return list(stories), stories.late

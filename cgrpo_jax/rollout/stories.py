@@ -2,8 +2,10 @@
 
 The sampler polls for requests and tells what ended (`records.Source`). What is sampled is found by its name. Work (a
 verdict, a critique that is computed here) runs beside the decoding, and is delivered by a schedule of tokens, not of
-clocks: what begins after chunk c is told at the poll after chunk c+1, and waited for if it is late. Work of others (a
-server) is told as it arrives, or in the order in which it began where `ordered` is set: then it is waited for, too.
+clocks: what begins after chunk c is told at the poll after chunk c+1. What is late then is waited for as long as that
+chunk took, or PATIENCE, and no longer: decoding goes on, and it is told when it arrives. The order of what is sampled
+then follows a clock, so it is counted (`late`) and never silent. Work of others (a server) is told as it arrives, or in
+the order in which it began where `ordered` is set: then it is waited for, too.
 """
 
 from __future__ import annotations
@@ -11,10 +13,15 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cgrpo_jax.records import Completion, Done, Name, Request
+
+PATIENCE = (
+    1.0  # seconds; a verdict takes milliseconds, and an answer that is hard to compare reaches its own limit later
+)
 
 Phase = Callable[[str], contextlib.AbstractContextManager]
 
@@ -44,6 +51,7 @@ class _Job:
     chunk: int  # how many chunks had ended when it began
     future: concurrent.futures.Future
     work: Work
+    late: bool = False  # it was waited for once
 
 
 class Stories:
@@ -52,10 +60,21 @@ class Stories:
     Args:
       threads: for work. Work must not depend on other work.
       ordered: remote work is told in the order in which it began.
+      patience: seconds that a poll waits for late local work at least; it waits no longer than the last chunk took.
     """
 
-    def __init__(self, stories: Sequence[Story], phase: Phase, threads: int = 2, ordered: bool = False):
-        self.stories, self.phase, self.ordered = list(stories), phase, ordered
+    def __init__(
+        self,
+        stories: Sequence[Story],
+        phase: Phase,
+        threads: int = 2,
+        ordered: bool = False,
+        patience: float = PATIENCE,
+    ):
+        self.stories, self.phase, self.ordered, self.patience = list(stories), phase, ordered, patience
+        self.late = 0  # pieces of local work that decoding did not wait for
+        self.asked_at = time.monotonic()  # when the last poll ended
+        self.chunk_seconds = 0.0
         self.results: dict[int, Any] = {}
         self.asked: list[Request] = []
         self.story_of: dict[Name, int] = {}
@@ -77,6 +96,7 @@ class Stories:
     def ended(self, done: Done) -> None:
         """Completions of a chunk; a story goes on when all that it waits for are there."""
         self.chunk += 1
+        self.chunk_seconds = time.monotonic() - self.asked_at
         for request, completion in done:
             story = self.story_of.pop(request.name)
             self.arrived[story][request.name] = completion
@@ -91,21 +111,34 @@ class Stories:
             self.begun = True
             for story in range(len(self.stories)):
                 self._advance(story, None)
+        if not idle:
+            self._wait_for_late()
         self._tell(self._due())
         while idle and not self.asked and self.jobs:
             self._tell(self._next())
         asked, self.asked = self.asked, []
+        self.asked_at = time.monotonic()
         return asked
 
     def pending(self) -> bool:
         return len(self.results) < len(self.stories)
+
+    def _wait_for_late(self) -> None:
+        """For what should be there by now, once, and not for longer than a chunk; the rest comes when it comes."""
+        until = time.monotonic() + max(self.patience, self.chunk_seconds)
+        for job in self.jobs:
+            if not job.work.remote and job.chunk < self.chunk and not job.late:
+                with self.phase(job.work.phase):
+                    concurrent.futures.wait([job.future], timeout=max(0.0, until - time.monotonic()))
+                job.late = not job.future.done()
+                self.late += job.late
 
     def _due(self) -> list[_Job]:
         return [job for job in self.jobs if self._is_due(job)]
 
     def _is_due(self, job: _Job) -> bool:
         if not job.work.remote:
-            return job.chunk < self.chunk
+            return job.chunk < self.chunk and (job.future.done() or not job.late)
         if self.ordered:
             return False  # told when nothing else is left to do, so that arrival decides nothing
         return job.future.done()

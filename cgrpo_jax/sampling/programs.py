@@ -24,17 +24,29 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model import sharding
-from cgrpo_jax.model.attention import KVCache, among_themselves, in_ring, keep_own, write_ring, write_ring_of_layer
+from cgrpo_jax.model import attention, sharding
+from cgrpo_jax.model.attention import (
+    KVCache,
+    among_themselves,
+    attend,
+    in_ring,
+    keep_own,
+    write_ring,
+    write_ring_of_layer,
+)
 from cgrpo_jax.model.decoder import (
+    Attend,
+    Layer,
     ModelConfig,
     Params,
     accumulator,
     init_cache,
     logits,
     run_layers,
+    scanned,
     scanned_in_place,
     unrolled,
+    unrolled_in_place,
     unstack,
 )
 from cgrpo_jax.options import SamplingConfig
@@ -114,29 +126,41 @@ def _place(mesh: Mesh, slots: Slots) -> Slots:
 
 
 def unrolls(platform: str) -> bool:
-    """Whether a backend decodes with unrolled layers, or in a loop over stacked ones; the tokens are the same.
+    """Whether a backend decodes with its weights unrolled, or in a loop over stacked layers; the tokens are the same.
 
     Unrolled where the compiled program was looked at: the CPU's loop copies each layer's weights and cache out of the
-    stack, the TPU's keeps a second cache in another layout. A loop elsewhere: its compile time is flat in depth.
+    stack, the TPU's cannot fetch a layer's weights ahead. A loop elsewhere: its compile time is flat in depth.
     """
     return platform in ("cpu", "tpu")
+
+
+def unrolls_cache(platform: str) -> bool:
+    """Whether each layer's cache is an array of its own. On TPU v4 XLA copies one of few rows to its fast memory."""
+    return platform == "cpu"
 
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
     """Parameters in the dtype and layout of the sampler; what needs no change is handed on, not copied."""
     layout: dict[str, Any] = {"dtype": dtype, "mesh": mesh, "unrolled": unrolled}
     stale = stale_weights(params, **layout)
-    return params | synced(stale, **layout) if stale else params
+    return params | make_sync(stale, **layout)(stale, dtype=dtype, unrolled=unrolled) if stale else params
+
+
+def weights_to_prefill(params: Params, weights: Params, *, dtype: DTypeLike, mesh: Mesh) -> Params:
+    """The parameters where they have dtype and layout of the sampler (arrays or abstract ones), else its weights.
+
+    A loop over stacked layers compiles sooner.
+    """
+    return weights if stale_weights(params, dtype=dtype, mesh=mesh, unrolled=False) else params
 
 
 def stale_weights(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
     """The parts of the parameters (arrays or abstract ones) that the sampler needs in another form."""
 
     def differs(key_path: tuple, leaf: jax.Array) -> bool:
-        path = sharding.path_of(key_path)
-        of_leaf = path, leaf.shape, mesh
-        moves = mesh.shape["fsdp"] > 1 and sharding.sampler_spec(*of_leaf) != sharding.param_spec(*of_leaf)
-        return leaf.dtype != dtype or moves or (unrolled and path.startswith("layers/"))
+        moves = not leaf.sharding.is_equivalent_to(weight_sharding(mesh, key_path, leaf), leaf.ndim)
+        moves |= isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh != mesh
+        return leaf.dtype != dtype or moves or (unrolled and sharding.path_of(key_path).startswith("layers/"))
 
     changes = jax.tree_util.tree_map_with_path(differs, params)
     return {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
@@ -150,17 +174,22 @@ def weight_sharding(mesh: Mesh, key_path: tuple, leaf: Any) -> NamedSharding:
     return NamedSharding(mesh, P(*spec[1:]) if one_layer else spec)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "mesh", "unrolled"))
-def synced(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
-    """The weight sync: one jitted identity into another dtype and layout."""
-
-    def put(key_path: tuple, leaf: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(leaf.astype(dtype), weight_sharding(mesh, key_path, leaf))
-
-    weights = jax.tree_util.tree_map_with_path(put, params)
+def synced(params: Params, *, dtype: DTypeLike, unrolled: bool) -> Params:
+    """The weight sync: an identity into another dtype and, by the sharding of what it returns, another layout."""
+    weights = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     if unrolled and "layers" in weights:
         weights |= {"layers": unstack(weights["layers"])}
     return weights
+
+
+def make_sync(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Any:
+    """`synced` of parameters (arrays or abstract ones) as one program: from their mesh to the sampler's.
+
+    Both hold the same devices in one order. Programs made for like parameters are one.
+    """
+    made = jax.eval_shape(functools.partial(synced, dtype=dtype, unrolled=unrolled), params)
+    shardings = jax.tree_util.tree_map_with_path(functools.partial(weight_sharding, mesh), made)
+    return jax.jit(synced, static_argnames=("dtype", "unrolled"), out_shardings=shardings)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh", "unrolled"))
@@ -174,14 +203,43 @@ def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, me
     return _place(mesh, empty)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh"))
-def prefill(params: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> list[KVCache]:
-    """Keys and values `[L, K, T, H]` of each of Q right-padded prompts, their tokens shared by the rows' devices."""
+def _on_own_rows(mesh: Mesh, attend: Attend) -> Attend:
+    """Causal attention on each device for its own rows, where `attend` is a kernel that the compiler cannot divide."""
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, position_BT: jax.Array) -> jax.Array:
+        return attend(q, k, v, among_themselves(jnp.zeros_like(position_BT), position_BT))
+
+    rows, axes = P(ROWS), set(ROWS)
+    divided = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
+    return lambda q, k, v, seen: divided(q, k, v, seen.position_BT)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh", "attend"))
+def prefill(
+    weights: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh, attend: Attend = attend
+) -> list[KVCache]:
+    """Keys and values `[L, K, T, H]` of each of Q right-padded prompts, their tokens shared by the rows' devices.
+
+    Args:
+      weights: of `weights_to_prefill`.
+      attend: computes attention; the reference, or what sees a device's own rows only.
+    """
     Q, T = tokens_QT.shape
+    layers = weights["layers"]
+    loop, nothing = (unrolled, (None,) * cfg.layers) if isinstance(layers, tuple) else (scanned, None)
     tokens_QT = _on(mesh, tokens_QT, ROWS)
     position_QT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (Q, T))
     seen = among_themselves(jnp.zeros_like(position_QT), position_QT)
-    _, cache = run_layers(cfg, params, tokens_QT, position_QT, seen, None, keep_own, dtype=dtype)
+
+    def divided(layer: Layer, x_QTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+        return loop(layer, _on(mesh, x_QTD, ROWS), layers, past)
+
+    own = attend if attend is attention.attend else _on_own_rows(mesh, attend)
+    _, cache = run_layers(
+        cfg, weights, tokens_QT, position_QT, seen, nothing, keep_own, dtype=dtype, loop=divided, attend=own
+    )
+    if loop is unrolled:
+        cache = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *cache)
 
     def one(x_LQKTH: jax.Array, q: int) -> jax.Array:
         x_LKTH = x_LQKTH[:, q]
@@ -216,6 +274,7 @@ def enter(
 
     def ring(x_LKTH: jax.Array) -> jax.Array:
         T = x_LKTH.shape[2]
+        x_LKTH = _on(mesh, x_LKTH, None, "tensor")  # all of it on each device, before it is as long as the ring
         x_LKSH = jnp.pad(x_LKTH, ((0, 0), (0, 0), (0, max(0, S - T)), (0, 0)))[:, :, :S]
         return jnp.roll(x_LKSH, first, axis=2)[:, None]
 
@@ -291,6 +350,7 @@ def decode(
       eos_E: of `eos_set`; where no id is one every row runs to its limit.
     """
     R, start_R = len(slots.token_R), slots.active_R
+    in_place = unrolled_in_place if isinstance(weights["layers"], tuple) else scanned_in_place
 
     def cond(state: tuple[Slots, Chunk]) -> jax.Array:
         slots, out = state
@@ -300,14 +360,11 @@ def decode(
     def body(state: tuple[Slots, Chunk]) -> tuple[Slots, Chunk]:
         slots, out = state
         slot = slots.time % slots.ring
-        seen = in_ring(slots.time, slots.length_R, slots.ring)
-        place = (slots.token_R[:, None], slots.length_R[:, None], seen, slots.cache)
-        if slots.stacked:
-            hidden_R1D, cache = run_layers(
-                cfg, weights, *place, write_ring_of_layer(slot), dtype=dtype, loop=scanned_in_place
-            )
-        else:
-            hidden_R1D, cache = run_layers(cfg, weights, *place, write_ring(slot), dtype=dtype, loop=unrolled)
+        window_R = jnp.where(slots.active_R, slots.length_R, 0)  # nobody asks what the others would say
+        seen = in_ring(slots.time, window_R, slots.ring, mesh)
+        write, loop = (write_ring_of_layer, in_place) if slots.stacked else (write_ring, unrolled)
+        place = (slots.token_R[:, None], slots.length_R[:, None], seen, slots.cache, write(slot))
+        hidden_R1D, cache = run_layers(cfg, weights, *place, dtype=dtype, loop=loop)
         drawn = draw(logits(cfg, weights, hidden_R1D[:, 0]), slots.key_R, slots.count_R, sampling)
         slots, out = _advance(slots, out, cache, drawn, eos_E)
         return _place(mesh, slots), out

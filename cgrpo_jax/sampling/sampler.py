@@ -10,118 +10,30 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
-from cgrpo_jax.model.decoder import ModelConfig, Params
-from cgrpo_jax.options import SamplerMemory, SamplingConfig
+from cgrpo_jax.model.decoder import Params
+from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Completion, Done, Name, Request, Source
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import step_key
-from cgrpo_jax.sampling.sizes import power_of_two, prefill_size, ring_size, row_sizes, split_count
-
-CHUNK = 32  # tokens decoded between two looks at the queue, at most
-PREFILL_TOKENS = 4096  # of the prompts prefilled together, padding included
-PREFILL_SHARE = 8  # of the memory for keys and values, one part in so many is for prompts that are not in a row
+from cgrpo_jax.sampling.pool import Frame, Pool, Row, Stats
+from cgrpo_jax.sampling.sizes import split_count
 
 
 class RequestError(ValueError):
     """A request that the sampler cannot hold."""
 
 
-@dataclasses.dataclass
-class Stats:
-    """Counts of one or more runs of a `Sampler`."""
-
-    tokens: int = 0  # drawn
-    row_steps: int = 0  # rows x steps decoded, whether a row was active or not
-    prefilled: int = 0  # prompt tokens run through the model, without padding
-    nonfinite: int = 0  # tokens whose log-probability is no finite number
-
-    @property
-    def slot_use(self) -> float:
-        """The share of row-steps that made a token somebody asked for."""
-        return self.tokens / max(1, self.row_steps)
-
-
 @dataclasses.dataclass(frozen=True)
-class Room:
-    """What fits a memory budget."""
-
-    rows: int  # decoded together at most; 0: not even one on each device
-    prompt_tokens: int  # of prefilled prompts that are not in a row, padding included
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerSetup:
+class SamplerSetup(Frame):
     """What stays the same over a run."""
-
-    model: ModelConfig
-    mesh: Mesh
-    eos_ids: tuple[int, ...]
-    seed: int
-    room: Room
-    dtype: DTypeLike
-    unrolled: bool  # layers in decoding, see programs.unrolls
-    chunk: int = CHUNK
-
-    @property
-    def least_rows(self) -> int:
-        return row_devices(self.mesh)
 
     def bind(self, params: Params, step: int, sampling: SamplingConfig) -> Sampler:
         """The sampler of these parameters at this step."""
         return Sampler(self, params, step, sampling)
-
-
-def drawing_of(sampling: SamplingConfig) -> SamplingConfig:
-    """Without the limit, which each row has of its own: one program serves all."""
-    return dataclasses.replace(sampling, max_new_tokens=0)
-
-
-def row_devices(mesh: Mesh) -> int:
-    """Devices that share the rows."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def room_for(model: ModelConfig, mesh: Mesh, cfg: SamplerMemory, slots: int, prompt: int, dtype: DTypeLike) -> Room:
-    """Rows (a power of two on each device) with rings for `slots` tokens, beside prefilled prompts, within the budget.
-
-    Args:
-      prompt: tokens of the longest one; room for one is always counted.
-    """
-    heads = model.kv_heads // mesh.shape["tensor"] if model.kv_heads % mesh.shape["tensor"] == 0 else model.kv_heads
-    token_bytes = 2 * model.layers * heads * model.head_dim * jnp.dtype(dtype).itemsize
-    budget, sharing = cfg.kv_cache_mb * 2**20, row_devices(mesh)
-    longest = prefill_size(prompt) * sharing  # a prefill runs one on each device, see `_Schedule._prefill`
-    parted = int(budget / PREFILL_SHARE * sharing // token_bytes)  # a prompt's tokens lie on all these devices
-    prompt_tokens = max(longest, min(PREFILL_TOKENS, parted))
-    left = budget - prompt_tokens * token_bytes / sharing
-    fit = int(left // (token_bytes * ring_size(slots))) if left > 0 else 0
-    return Room((1 << (fit.bit_length() - 1)) * sharing if fit else 0, prompt_tokens)
-
-
-@dataclasses.dataclass
-class _Row:
-    """A request under way."""
-
-    request: Request
-    limit: int
-    ids: list[np.ndarray] = dataclasses.field(default_factory=list)
-    logp: list[np.ndarray] = dataclasses.field(default_factory=list)
-    kept: list[np.ndarray] = dataclasses.field(default_factory=list)
-
-    def left(self, length: int) -> int:
-        """Tokens still to draw at most, given the length of its ring."""
-        return self.limit - (int(length) - len(self.request.prompt_ids) + 1)
-
-    def completion(self, finished: bool) -> Completion:
-        ids, logp, kept = (np.concatenate(parts) for parts in (self.ids, self.logp, self.kept))
-        return Completion(ids, logp, kept, finished)
 
 
 class _Asked:
@@ -146,11 +58,11 @@ class Sampler:
     """For one set of parameters, at one step. Holds a copy of them: drop it before the update."""
 
     def __init__(self, setup: SamplerSetup, params: Params, step: int, sampling: SamplingConfig):
-        self.setup, self.params, self.sampling = setup, params, sampling
+        self.setup, self.sampling = setup, sampling
         self.key = step_key(np.uint32(setup.seed), np.int32(step))
-        self.weights = programs.weights_for_sampling(
-            params, dtype=setup.dtype, mesh=setup.mesh, unrolled=setup.unrolled
-        )
+        layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
+        self.weights = programs.weights_for_sampling(params, unrolled=setup.unrolled, **layout)
+        self.prefills_with = programs.weights_to_prefill(params, self.weights, **layout)
         self.stats = Stats()
 
     def run(self, source: Source) -> None:
@@ -179,17 +91,16 @@ class _Schedule:
 
     def __init__(self, owner: Sampler):
         self.owner, self.setup = owner, owner.setup
-        self.queue: collections.deque[_Row] = collections.deque()
+        self.queue: collections.deque[Row] = collections.deque()
         self.under_way: set[Name] = set()
         self.waiting: collections.Counter[tuple[int, ...]] = collections.Counter()  # requests a prompt still serves
         self.prompts: dict[tuple[int, ...], programs.KVCache] = {}
-        self.rows: list[_Row | None] = []
-        self.slots: programs.Slots | None = None
-        self.length = np.zeros(0, np.int64)  # tokens in each row's ring, as `Slots.length_R`
+        fixed = self.setup.room.fixed
+        self.pools = [Pool(self.setup, ring) for ring in (fixed.rings if fixed else (None,))]
 
     @property
     def busy(self) -> bool:
-        return bool(self.queue) or any(row is not None for row in self.rows)
+        return bool(self.queue) or any(pool.live for pool in self.pools)
 
     def ask(self, requests: Sequence[Request]) -> None:
         """Puts requests at the end of the queue."""
@@ -198,59 +109,39 @@ class _Schedule:
             limit = self.owner.sampling.max_new_tokens if request.limit is None else request.limit
             room = most - len(request.prompt_ids)
             who = f"{request.name.kind.name.lower()} of problem {request.name.problem}"
+            row = Row(request, min(limit, room))
             if room < 1 or not request.prompt_ids:
                 raise RequestError(
                     f"{who}: a prompt of {len(request.prompt_ids)} tokens leaves no room in the model's {most} "
                     "positions"
                 )
+            if not any(pool.holds(row) for pool in self.pools):
+                raise RequestError(
+                    f"{who}: no ring of sampler.rings holds {len(request.prompt_ids)} tokens and {row.limit} new ones"
+                )
             if request.name in self.under_way:
                 raise RequestError(f"{who}: {tuple(map(int, request.name))} is asked for while it is under way")
             self.under_way.add(request.name)
-            self.queue.append(_Row(request, min(limit, room)))
+            self.queue.append(row)
             self.waiting[tuple(request.prompt_ids)] += 1
 
     def advance(self, more_may_come: bool) -> Done:
         """Fills rows and decodes a chunk; what ended, in the order of the names."""
-        self._fit_rows()
+        for pool in self.pools:
+            pool.fit(list(self.queue))
         self._admit()
-        return self._decode(more_may_come)
-
-    def _rows_wanted(self, live: int) -> int:
-        least, now = self.setup.least_rows, len(self.rows)
-        wanted = min(self.setup.room.rows, live + len(self.queue))
-        if wanted > now:
-            return least * power_of_two(-(-wanted // least))
-        return next(size for size in row_sizes(now, least) if size >= wanted)
-
-    def _fit_rows(self) -> None:
-        """Grows or shrinks rows and slots to what is needed until the next look."""
-        live = [r for r, row in enumerate(self.rows) if row is not None]
-        rows, setup = self._rows_wanted(len(live)), self.setup
-        entering = [(len(row.request.prompt_ids) - 1, row.limit) for row in list(self.queue)[: rows - len(live)]]
-        under_way = [(int(self.length[r]), row.left(self.length[r])) for r, row in enumerate(self.rows) if row]
-        needed = ring_size(max(length + min(left, setup.chunk) for length, left in entering + under_way))
-        if self.slots is None:
-            layout = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
-            self.slots = programs.empty_slots(cfg=setup.model, rows=rows, slots=needed, **layout)
-            self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
-            return
-        now_slots = self.slots.ring
-        needed = now_slots if now_slots // 2 < needed <= now_slots else needed  # a resize is a copy
-        if (rows, needed) == (len(self.rows), now_slots):
-            return
-        source = np.full(rows, -1, np.int32)
-        source[: len(live)] = live
-        self.slots = programs.resize(self.slots, source, slots_to=needed, mesh=setup.mesh)
-        self.rows = [self.rows[r] if r >= 0 else None for r in source]
-        self.length = np.where(source >= 0, self.length[source], 0)
+        weights, others_wait = self.owner.weights, bool(self.queue) or more_may_come
+        begun = [(pool, pool.decode(weights, self.owner.sampling, others_wait)) for pool in self.pools if pool.live]
+        done = [item for pool, out in begun for item in pool.book(out, self.owner.stats)]
+        done.sort(key=lambda item: item[0].name)
+        self.under_way -= {request.name for request, _ in done}
+        return done
 
     def _admit(self) -> None:
         """Gives free rows to waiting requests, all that share a prompt at once; prefills a part at a time."""
-        free = [r for r, row in enumerate(self.rows) if row is None]
-        entering: dict[tuple[int, ...], list[tuple[int, _Row]]] = {}
-        while free and self.queue:
-            row = self.queue.popleft()
-            entering.setdefault(tuple(row.request.prompt_ids), []).append((free.pop(0), row))
+        entering: dict[tuple[int, ...], list[tuple[Pool, int, Row]]] = {}
+        for pool, r, row in self._placed():
+            entering.setdefault(tuple(row.request.prompt_ids), []).append((pool, r, row))
         for ids in [ids for ids in entering if ids in self.prompts]:
             self._enter(ids, entering.pop(ids))
         for part in self._parts(list(entering)):
@@ -258,90 +149,62 @@ class _Schedule:
             for ids in part:
                 self._enter(ids, entering[ids])
 
+    def _placed(self) -> list[tuple[Pool, int, Row]]:
+        """Takes requests from the queue, in its order, that find a free row; of the smallest ring that holds them."""
+        free, placed = [pool.free for pool in self.pools], []
+        left: collections.deque[Row] = collections.deque()
+        while self.queue and any(free):
+            row = self.queue.popleft()
+            where = next((i for i, pool in enumerate(self.pools) if free[i] and pool.holds(row)), None)
+            if where is None:
+                left.append(row)
+            else:
+                placed.append((self.pools[where], free[where].pop(0), row))
+        self.queue.extendleft(reversed(left))
+        return placed
+
     def _parts(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         """Prompts of like length together, no more of them than there is room for."""
         by_size: dict[int, list[tuple[int, ...]]] = {}
         for ids in prompts:
-            by_size.setdefault(prefill_size(len(ids) - 1), []).append(ids)
+            by_size.setdefault(self.setup.room.prefill_size(len(ids) - 1), []).append(ids)
         parts, least = [], self.setup.least_rows
         for size, alike in by_size.items():
             first = 0
-            for count in split_count(-(-len(alike) // least), self.setup.room.prompt_tokens // (size * least)):
+            for count in split_count(-(-len(alike) // least), self.setup.room.counts(size, least)):
                 parts.append(alike[first : first + count * least])
                 first += count * least
         return parts
 
     def _prefill(self, part: Sequence[tuple[int, ...]]) -> None:
         """Runs some prompts of like length, each but its last token, through the model."""
-        setup, least, size = self.setup, self.setup.least_rows, prefill_size(len(part[0]) - 1)
-        count = split_count(-(-len(part) // least), setup.room.prompt_tokens // (size * least))[0]
+        setup, least = self.setup, self.setup.least_rows
+        size = setup.room.prefill_size(len(part[0]) - 1)
+        count = split_count(-(-len(part) // least), setup.room.counts(size, least))[0]
         self._make_room(count * least * size)
         tokens_QT = np.zeros((count * least, size), np.int32)
         for q, ids in enumerate(part):
             tokens_QT[q, : len(ids) - 1] = ids[:-1]
-        made = programs.prefill(self.owner.params, tokens_QT, cfg=setup.model, dtype=setup.dtype, mesh=setup.mesh)
+        static: dict[str, Any] = {"cfg": setup.model, "dtype": setup.dtype, "mesh": setup.mesh, "attend": setup.attend}
+        made = programs.prefill(self.owner.prefills_with, tokens_QT, **static)
         self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
         self.owner.stats.prefilled += sum(len(ids) - 1 for ids in part)
 
     def _make_room(self, tokens: int) -> None:
         """Lets go of prompts that others still wait for (they will be prefilled again), the oldest first."""
-        held = sum(prefill_size(len(ids) - 1) for ids in self.prompts)
+        room = self.setup.room
+        held = sum(room.prefill_size(len(ids) - 1) for ids in self.prompts)
         for ids in list(self.prompts):
-            if held + tokens <= self.setup.room.prompt_tokens:
+            if held + tokens <= room.prompt_tokens:
                 return
-            held -= prefill_size(len(ids) - 1)
+            held -= room.prefill_size(len(ids) - 1)
             del self.prompts[ids]
 
-    def _enter(self, ids: tuple[int, ...], placed: Sequence[tuple[int, _Row]]) -> None:
+    def _enter(self, ids: tuple[int, ...], placed: Sequence[tuple[Pool, int, Row]]) -> None:
         """Gives a prefilled prompt to rows, and lets go of it where nobody else waits for it."""
-        R = len(self.rows)
-        row_R, limit_R, name_R4 = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros((R, 4), np.int32)
-        for i, (r, row) in enumerate(placed):
-            row_R[i], limit_R[i], name_R4[i] = r, row.limit, row.request.name[:4]
-            self.rows[r], self.length[r] = row, len(ids) - 1
-        entry = programs.Entry(np.int32(len(placed)), row_R, limit_R, name_R4)
-        assert self.slots is not None
-        args = (self.slots, self.prompts[ids], np.int32(len(ids) - 1), np.int32(ids[-1]), entry, self.owner.key)
-        self.slots = programs.enter(*args, mesh=self.setup.mesh)
+        for pool in self.pools:
+            if own := [(r, row) for of, r, row in placed if of is pool]:
+                pool.enter(own, self.prompts[ids], self.owner.key)
         self.waiting[ids] -= len(placed)
         if not self.waiting[ids]:
             del self.waiting[ids], self.prompts[ids]
-
-    def _decode(self, more_may_come: bool) -> Done:
-        """Decodes until enough rows have ended."""
-        live = sum(row is not None for row in self.rows)
-        if self.queue or more_may_come:
-            leave_at = max(1, len(self.rows) // 16)
-        else:  # nobody waits: leave when fewer rows would do
-            leave_at = live - [0, *row_sizes(len(self.rows), self.setup.least_rows)][-2]
-        setup, stats = self.setup, self.owner.stats
-        self.slots, out = programs.decode(
-            self.owner.weights,
-            self.slots,
-            programs.eos_set(setup.eos_ids),
-            np.int32(max(1, leave_at)),
-            cfg=setup.model,
-            sampling=drawing_of(self.owner.sampling),
-            dtype=setup.dtype,
-            mesh=setup.mesh,
-            chunk=setup.chunk,
-        )
-        chunk = jax.device_get(out)
-        stats.row_steps += int(chunk.steps) * len(self.rows)
-        done = []
-        for r, row in enumerate(self.rows):
-            if row is None:
-                continue
-            made = int(chunk.made_R[r])
-            row.ids.append(chunk.token_RC[r, :made])
-            row.logp.append(chunk.logp_RC[r, :made])
-            row.kept.append(chunk.kept_RC[r, :made])
-            self.length[r] += made
-            stats.tokens += made
-            stats.nonfinite += int(np.count_nonzero(~np.isfinite(chunk.logp_RC[r, :made])))
-            if not chunk.active_R[r]:
-                done.append((row.request, row.completion(bool(chunk.finished_R[r]))))
-                self.rows[r] = None
-        done.sort(key=lambda item: item[0].name)
-        self.under_way -= {request.name for request, _ in done}
-        return done

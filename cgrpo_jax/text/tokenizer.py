@@ -55,7 +55,8 @@ class Tokenizer:
         try:
             loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
         except Exception as error:  # of many kinds, of three libraries
-            raise CheckpointError(f"{folder}: its tokenizer cannot be read ({_one_line(error)})") from error
+            what = "config.json" if "Validation error for field" in str(error) else "tokenizer"
+            raise CheckpointError(f"{folder}: its {what} cannot be read ({_one_line(error)})") from error
         self.hf = cast(PreTrainedTokenizerBase, loaded)
         self._choose_template(folder)
         self.plain = self.hf.chat_template is None  # a base model: its prompt is the user's text alone
@@ -82,7 +83,12 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             if (folder / name).exists():
                 eos = read_json(folder / name).get("eos_token_id")
-                ids |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
+                listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+                if not all(type(i) is int and i >= 0 for i in listed):
+                    raise CheckpointError(
+                        f"{folder / name}: eos_token_id = {eos!r}: an id, or a list of ids, is needed"
+                    )
+                ids |= set(listed)
         ids |= {cast(int, self.hf.convert_tokens_to_ids(token)) for token in self._turn_ends()}
         if not ids:
             raise CheckpointError(f"{folder}: no eos_token_id in tokenizer, generation_config.json or config.json")

@@ -29,7 +29,8 @@ from cgrpo_jax.options import CheckpointConfig
 from cgrpo_jax.workdir.digests import leaf_digests, nonfinite_leaves
 
 _OF_AN_ARRAY = "Encountered error while reading array"
-_DETAILS = re.compile(r"\. See full TensorStore details| \[(?:source locations|tensorstore_spec)=")
+_DETAILS = re.compile(r"\. See full TensorStore details| \[(?:source locations|tensorstore_spec)(?:\[\d+\])?=")
+_MEND = "remove the folder to go on from an older checkpoint"
 
 
 @functools.cache
@@ -218,7 +219,7 @@ class Checkpointer:
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise CheckpointError(f"{folder}: cannot be read ({_one_line(error)})") from error
+            raise CheckpointError(f"{folder}: cannot be read ({_one_line(error)}); {_MEND}") from error
         parts = {name: restored[name] for name in abstract}
         check_digests(folder, parts, digests)
         check_finite(str(folder), parts)
@@ -230,7 +231,7 @@ def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: cannot be read (metadata: {_one_line(error)})") from error
+        raise CheckpointError(f"{folder}: cannot be read (metadata: {_one_line(error)}); {_MEND}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("digests"), dict):
         raise CheckpointError(
             f"{folder}: no digests in it, an older version wrote it; nothing can vouch for its arrays"
@@ -244,10 +245,7 @@ def check_digests(folder: pathlib.Path, parts: Mapping[str, Any], digests: Mappi
     saved = {path: digest for path, digest in digests.items() if path.split("/")[0] in parts}
     for path in sorted(found.keys() | saved.keys()):
         if found.get(path) != saved.get(path):
-            raise CheckpointError(
-                f"{folder}: {path} is not what was saved (its digest differs); "
-                "remove the folder to go on from an older checkpoint"
-            )
+            raise CheckpointError(f"{folder}: {path} is not what was saved (its digest differs); {_MEND}")
 
 
 def check_finite(where: str, tree: Any) -> None:

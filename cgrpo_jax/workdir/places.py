@@ -24,7 +24,7 @@ def local_folder(given: str | os.PathLike, name: str) -> pathlib.Path:
     """A folder of this machine that something is written to; `name` is that of the option.
 
     Raises:
-      ConfigError: nothing is named, or a place that only a network knows (`gs://`, `s3://`).
+      ConfigError: nothing is named, a file, or a place that only a network knows (`gs://`, `s3://`).
     """
     text = os.fspath(given)
     if not text.strip():
@@ -34,6 +34,8 @@ def local_folder(given: str | os.PathLike, name: str) -> pathlib.Path:
     path = expanded(text)
     if str(path).startswith("~"):
         raise ConfigError(f"{name} = {text!r}: no such home folder")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{name} = {text!r} is a file; name a folder")
     return path
 
 

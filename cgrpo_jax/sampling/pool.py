@@ -1,0 +1,205 @@
+"""Rows that are decoded together, as the host sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from cgrpo_jax.model.attention import attend
+from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
+from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.records import Completion, Done, Request
+from cgrpo_jax.sampling import programs
+from cgrpo_jax.sampling.room import Room, row_devices
+from cgrpo_jax.sampling.sizes import Ring, grown_rows, ring_size, row_sizes
+
+CHUNK = 32  # tokens decoded between two looks at the queue, at most
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counts of one or more runs of a `Sampler`."""
+
+    tokens: int = 0  # drawn
+    row_steps: int = 0  # rows x steps decoded, whether a row was active or not
+    prefilled: int = 0  # prompt tokens run through the model, without padding
+    nonfinite: int = 0  # tokens whose log-probability is no finite number
+
+    @property
+    def slot_use(self) -> float:
+        """The share of row-steps that made a token somebody asked for."""
+        return self.tokens / max(1, self.row_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What stays the same over a run."""
+
+    model: ModelConfig
+    mesh: Mesh
+    eos_ids: tuple[int, ...]
+    seed: int
+    room: Room
+    dtype: DTypeLike
+    unrolled: bool  # weights of the layers in decoding, see programs.unrolls
+    chunk: int = CHUNK
+    stacked_cache: bool = False  # though the weights are unrolled, see programs.unrolls_cache
+    attend: Attend = attend  # of prefilled prompts
+
+    @property
+    def least_rows(self) -> int:
+        return row_devices(self.mesh)
+
+    @property
+    def of_slots(self) -> dict[str, Any]:
+        """What `programs.empty_slots` is told, whatever the sizes."""
+        apart = self.unrolled and not self.stacked_cache
+        return {"cfg": self.model, "dtype": self.dtype, "mesh": self.mesh, "unrolled": apart}
+
+
+def drawing_of(sampling: SamplingConfig) -> SamplingConfig:
+    """Without the limit, which each row has of its own: one program serves all."""
+    return dataclasses.replace(sampling, max_new_tokens=0)
+
+
+@dataclasses.dataclass
+class Row:
+    """A request under way."""
+
+    request: Request
+    limit: int
+    ids: list[np.ndarray] = dataclasses.field(default_factory=list)
+    logp: list[np.ndarray] = dataclasses.field(default_factory=list)
+    kept: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens of its prompt, but the one that decoding feeds."""
+        return len(self.request.prompt_ids) - 1
+
+    def left(self, length: int) -> int:
+        """Tokens still to draw at most, given the length of its ring."""
+        return self.limit - (int(length) - self.prefilled)
+
+    def completion(self, finished: bool) -> Completion:
+        ids, logp, kept = (np.concatenate(parts) for parts in (self.ids, self.logp, self.kept))
+        return Completion(ids, logp, kept, finished)
+
+
+class Pool:
+    """Rows with rings of one size. Rows and slots grow and shrink with what is asked, where no size is fixed."""
+
+    def __init__(self, frame: Frame, fixed: Ring | None):
+        self.frame, self.fixed = frame, fixed
+        self.rows: list[Row | None] = []
+        self.slots: programs.Slots | None = None
+        self.length = np.zeros(0, np.int64)  # tokens in each row's ring, as `Slots.length_R`
+        if fixed:
+            self._make(fixed.rows, fixed.slots)
+
+    def _make(self, rows: int, slots: int) -> None:
+        frame = self.frame
+        self.slots = programs.empty_slots(rows=rows, slots=slots, **frame.of_slots)
+        self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
+
+    @property
+    def live(self) -> list[int]:
+        """The rows that have a request."""
+        return [r for r, row in enumerate(self.rows) if row is not None]
+
+    @property
+    def free(self) -> list[int]:
+        return [r for r, row in enumerate(self.rows) if row is None]
+
+    def holds(self, row: Row) -> bool:
+        """Whether a request may be given to a row of this pool."""
+        sizes = self.frame.room.fixed
+        return self.fixed is None or sizes is None or sizes.fits(self.fixed, row.prefilled, row.limit)
+
+    def _rows_wanted(self, live: int, queued: int) -> int:
+        least, now = self.frame.least_rows, len(self.rows)
+        wanted = min(self.frame.room.rows, live + queued)
+        if wanted > now:
+            return grown_rows(wanted, least, self.frame.room.rows)
+        return next(size for size in row_sizes(now, least) if size >= wanted)
+
+    def fit(self, queue: Sequence[Row]) -> None:
+        """Grows or shrinks rows and slots to what is needed until the next look."""
+        if self.fixed:
+            return
+        live, chunk = self.live, self.frame.chunk
+        rows = self._rows_wanted(len(live), len(queue))
+        entering = [(row.prefilled, row.limit) for row in queue[: rows - len(live)]]
+        under_way = [(int(self.length[r]), row.left(self.length[r])) for r, row in enumerate(self.rows) if row]
+        needed = ring_size(max(length + min(left, chunk) for length, left in entering + under_way))
+        if self.slots is None:
+            self._make(rows, needed)
+            return
+        now_slots = self.slots.ring
+        needed = now_slots if now_slots // 2 < needed <= now_slots else needed  # a resize is a copy
+        if (rows, needed) == (len(self.rows), now_slots):
+            return
+        source = np.full(rows, -1, np.int32)
+        source[: len(live)] = live
+        self.slots = programs.resize(self.slots, source, slots_to=needed, mesh=self.frame.mesh)
+        self.rows = [self.rows[r] if r >= 0 else None for r in source]
+        self.length = np.where(source >= 0, self.length[source], 0)
+
+    def enter(self, placed: Sequence[tuple[int, Row]], prompt: programs.KVCache, key: jax.Array) -> None:
+        """Gives a prefilled prompt to rows whose requests start with it."""
+        R, ids = len(self.rows), placed[0][1].request.prompt_ids
+        row_R, limit_R, name_R4 = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros((R, 4), np.int32)
+        for i, (r, row) in enumerate(placed):
+            row_R[i], limit_R[i], name_R4[i] = r, row.limit, row.request.name[:4]
+            self.rows[r], self.length[r] = row, len(ids) - 1
+        entry = programs.Entry(np.int32(len(placed)), row_R, limit_R, name_R4)
+        assert self.slots is not None
+        args = (self.slots, prompt, np.int32(len(ids) - 1), np.int32(ids[-1]), entry, key)
+        self.slots = programs.enter(*args, mesh=self.frame.mesh)
+
+    def decode(self, weights: Params, sampling: SamplingConfig, others_wait: bool) -> programs.Chunk:
+        """Decodes until enough rows have ended; what was made is still on the devices."""
+        frame = self.frame
+        if others_wait:
+            leave_at = max(1, len(self.rows) // 16)
+        else:  # leave when fewer rows would do
+            fewer = [0] if self.fixed else [0, *row_sizes(len(self.rows), frame.least_rows)][:-1]
+            leave_at = len(self.live) - fewer[-1]
+        self.slots, out = programs.decode(
+            weights,
+            self.slots,
+            programs.eos_set(frame.eos_ids),
+            np.int32(max(1, leave_at)),
+            cfg=frame.model,
+            sampling=drawing_of(sampling),
+            dtype=frame.dtype,
+            mesh=frame.mesh,
+            chunk=frame.chunk,
+        )
+        return out
+
+    def book(self, out: programs.Chunk, stats: Stats) -> Done:
+        """Waits for what was decoded; gives each row its tokens, and back those that ended."""
+        chunk = jax.device_get(out)
+        stats.row_steps += int(chunk.steps) * len(self.rows)
+        done = []
+        for r, row in enumerate(self.rows):
+            if row is None:
+                continue
+            made = int(chunk.made_R[r])
+            row.ids.append(chunk.token_RC[r, :made])
+            row.logp.append(chunk.logp_RC[r, :made])
+            row.kept.append(chunk.kept_RC[r, :made])
+            self.length[r] += made
+            stats.tokens += made
+            stats.nonfinite += int(np.count_nonzero(~np.isfinite(chunk.logp_RC[r, :made])))
+            if not chunk.active_R[r]:
+                done.append((row.request, row.completion(bool(chunk.finished_R[r]))))
+                self.rows[r] = None
+        return done
