@@ -15,7 +15,7 @@ from typing import Any
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
 CRITICS = ("indicative", "indicative_gt", "worked")
-SHAPES = ("shaped", "probability", "ratio")
+SHAPES = ("shaped", "probability", "ratio", "log_probability")
 REMATS = ("dots", "full", "attention", "wide")
 AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
 
@@ -102,18 +102,30 @@ class RefineConfig:
 class ObjectiveConfig:
     """The defaults are the newest paper. Each switch is needed by a table of the paper or by its release."""
 
-    refined_shape: str = option("shaped", choices=SHAPES)  # p/(p+gamma) | probability: p | ratio: p/p_old
+    # p/(p+gamma) | probability: p | ratio: p/p_old | log_probability: log p, which no clip binds (RLTF-SD)
+    refined_shape: str = option("shaped", choices=SHAPES)
     gamma: float = option(0.1, above=0)
     clip_eps: float = option(0.2, at_least=0, below=1)
+    clip_high: float = option(0.0, at_least=0)  # of the ratio from above, 1 + it (clip-higher); 0: as clip_eps
     clip_responses: bool = True
     clip_refinements: bool = True
-    weights: str = option("per_kind", choices=("per_kind", "uniform"))  # 1/n and 1/k | 1/(rows of the group)
+    # Of a row in its group: 1/n and 1/k | uniform: 1/(rows of the group) | sum: 1 (the release)
+    weights: str = option("per_kind", choices=("per_kind", "uniform", "sum"))
+    # group: the mean reward of responses and refinements | responses: theirs alone (LUFFY's split, RLTF-SD)
+    baseline: str = option("group", choices=("group", "responses"))
     # token sum / constant (Dr.GRPO) | token_mean: of all tokens | sequence_mean: 1/|y| (GRPO)
     aggregation: str = option("constant", choices=AGGREGATIONS)
     divide_by_std: bool = False  # advantages over the unbiased standard deviation + 1e-6 (GRPO, the release)
     kl_coef: float = option(0.0, at_least=0)  # k3 estimator against the initial policy
     kl_limit: float = option(20.0, above=0, at_most=20)  # of the exponent in k3; 10 in the release
     entropy_coef: float = option(0.0, at_least=0)
+    # Of the entropy over tokens: as the loss aggregates them | token_mean: of all tokens of the update (the release)
+    entropy_mean: str = option("as_loss", choices=("as_loss", "token_mean"))
+    overlong: str = option("train", choices=("train", "mask"))  # mask: rows that the limit cut have no loss (DAPO)
+    # Of responses, where sampler and trainer disagree: token: weight min(p/p_sampler, limit) | sequence: one whose
+    # geometric mean of p/p_sampler is above the limit or below its inverse has no loss
+    correction: str = option("none", choices=("none", "token", "sequence"))
+    correction_limit: float = option(2.0, above=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,6 +88,7 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "policy/logp": share("logp", "tokens"),
         "policy/clipped": share("clipped", "response_tokens"),
         "policy/clipped_refinements": share("refined_clipped", "refined_tokens"),
+        "policy/correction": share("correction", "response_tokens"),
         "policy/refined_prob": share("refined_prob", "refined_tokens"),
         "policy/kl": share("kl", "tokens"),
         "policy/kl_clamped": share("kl_clamped", "tokens"),
