@@ -85,6 +85,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective.divide_by_std": True,
         "objective.kl_coef": 0.001,
     },
+    # Appendix H: the policy criticises itself, and is shown the ground truth
+    "self_critique": {"refine.critique": "self_gt"},
     "dr_grpo": {"refine.trigger": "never", "train.samples": 8},
     # arXiv 2602.02482: all refinements by A0 log pi(y1 | q), A0 = R(y1) - mean R(y0), no ratio
     "rltf_sd": {

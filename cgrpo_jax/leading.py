@@ -16,7 +16,7 @@ from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
-from cgrpo_jax.rollout.critics import CRITICS
+from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
@@ -89,10 +89,11 @@ class Desk:
         """The rollout of a step."""
         cfg = self.run.cfg
         score = functools.partial(rewards.score, verifier=self.verifier)
+        critic, scorer = critic_and_scorer(cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer))
         method = Method(
             samples=cfg.train.samples,
-            scorer=by_rule(score, self.run.tokenizer),
-            critic=CRITICS[cfg.refine.critique],
+            scorer=scorer,
+            critic=critic,
             tokenizer=self.run.tokenizer,
             refine=cfg.refine,
             seed=cfg.seed,

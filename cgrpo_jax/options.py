@@ -14,7 +14,8 @@ from typing import Any
 
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
-CRITICS = ("indicative", "indicative_gt", "worked")
+CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict")
+FALLBACKS = ("drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability")
 REMATS = ("dots", "full", "attention", "wide")
 AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
@@ -90,7 +91,13 @@ class RefineConfig:
 
     # none_correct: all n where none is right | any_wrong: the wrong ones | always: all | never: plain GRPO
     trigger: str = option("none_correct", choices=TRIGGERS)
+    # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
+    # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
+    # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether)
     critique: str = option("indicative_gt", choices=CRITICS)
+    critique_tokens: int = option(512, at_least=1)  # of a critique that a model writes
+    critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
+    critique_fallback: str = option("indicative_gt", choices=FALLBACKS)
     k: int = 1  # refinements in the group
     select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)

@@ -73,8 +73,8 @@ def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> 
         refined_G = np.array([refined for _, refined in own])
         reward_G = np.array([attempt.reward for attempt, _ in own], np.float64)
         rows += [(group, attempt, refined) for attempt, refined in own]
-        how = {"baseline": cfg.baseline, "divide_by_std": cfg.divide_by_std}
-        advantages.append(group_advantages(reward_G, refined_G, **how))
+        advantage_G = group_advantages(reward_G, refined_G, baseline=cfg.baseline, divide_by_std=cfg.divide_by_std)
+        advantages.append(advantage_G)
         weights.append(group_weights(refined_G, weights=cfg.weights))
     lengths = np.array([len(attempt.completion.ids) for _, attempt, _ in rows])
     weight = np.concatenate(weights)
