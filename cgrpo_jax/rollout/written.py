@@ -1,8 +1,7 @@
 """Critiques that the policy writes, and verdicts of its own (arXiv 2506.03106, appendices G and H).
 
-A critique ends in a conclusion. Where there is a rule, one that concludes otherwise is written anew, a few times; then a
-fallback stands in, and is counted. Model text is hostile: nothing of it is evaluated, and a reasoning block is no
-critique.
+A critique ends in a conclusion. Where there is a rule, one that concludes otherwise is written anew, a few times; then
+a fallback stands in, and is counted. Model text is hostile: nothing of it is evaluated, and no reasoning block is kept.
 """
 
 from __future__ import annotations
