@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 from ml_collections import config_dict
 
 from cgrpo_jax.options import (
+    ApiConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -46,6 +47,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerMemory = SamplerMemory()
     refine: RefineConfig = RefineConfig()
+    api: ApiConfig = ApiConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()

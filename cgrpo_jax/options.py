@@ -14,7 +14,7 @@ from typing import Any
 
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
-CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict")
+CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict", "api")
 FALLBACKS = ("drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability")
 REMATS = ("dots", "full", "attention", "wide")
@@ -93,7 +93,8 @@ class RefineConfig:
     trigger: str = option("none_correct", choices=TRIGGERS)
     # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
     # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
-    # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether)
+    # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |
+    # api: a server's, see api.*
     critique: str = option("indicative_gt", choices=CRITICS)
     critique_tokens: int = option(512, at_least=1)  # of a critique that a model writes
     critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
@@ -103,6 +104,26 @@ class RefineConfig:
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
     group: str = option("append", choices=("append", "replace"))
     max_prompt_tokens: int = option(1024, at_least=1)  # the previous solution is cut in the middle to fit
+
+
+@dataclasses.dataclass(frozen=True)
+class ApiConfig:
+    """The server of critique=api: any that speaks OpenAI's protocol."""
+
+    base_url: str = ""  # http://HOST:PORT/v1; of Azure with ?api-version=...
+    model: str = ""
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; "": the server wants none
+    # What the critic is shown: none | gt: the ground truth | solution: the data's column `solution`, else as gt
+    reference: str = option("none", choices=("none", "gt", "solution"))
+    concurrent: int = option(32, at_least=1)  # requests at once, at most
+    seconds: float = option(60.0, above=0)  # until a silent server counts as failed
+    retries: int = option(2, at_least=0)  # of a failed request, by the client
+    tokens: int = option(1024, at_least=1)
+    temperature: float = option(0.7, at_least=0)
+    top_p: float = option(0.75, above=0, at_most=1)
+    price_read: float = option(0.0, at_least=0)  # of a million tokens
+    price_written: float = option(0.0, at_least=0)
+    spend_cap: float = option(0.0, at_least=0)  # of the whole run, in the currency of the prices; 0: none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ a fallback stands in, and is counted. Model text is hostile: nothing of it is ev
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -16,25 +15,11 @@ from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Message, Name
 from cgrpo_jax.rollout.collect import Critic, Scorer
 from cgrpo_jax.rollout.critics import TEMPLATES, offline, templated
 from cgrpo_jax.rollout.refining import fitted
+from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.rollout.stories import Sample, Work
+from cgrpo_jax.rollout.verdicts import or_fallback, usable, verdict_of
 from cgrpo_jax.text.prompts import critique_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
-
-CONCLUSION = re.compile(r"conclusion\W{0,8}(correct|right|incorrect|wrong)\b", re.IGNORECASE)
-END = "[END]"
-
-
-def verdict_of(text: str) -> bool | None:
-    """What the last conclusion of a critique says; None where there is none."""
-    found = CONCLUSION.findall(text)
-    return found[-1].lower() in ("correct", "right") if found else None
-
-
-def usable(text: str) -> str:
-    """A critique without a reasoning block and without what follows its end mark; "" where nothing is left."""
-    _, closed, after = text.rpartition("</think>")
-    text = after if closed else text.partition("<think>")[0]
-    return text.partition(END)[0].strip() if END in text else text.strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +72,9 @@ def by_policy(writer: Writer) -> Critic:
                 if request is not None:
                     g = request.name.sample
                     found[g] = writer.critique(next(completions), attempt.correct, found[g])
-        return [_or_fallback(found[g], problem, attempt, writer.cfg) for g, attempt in attempts]
+        return [or_fallback(found[g], problem, attempt, writer.cfg) for g, attempt in attempts]
 
     return critic
-
-
-def _or_fallback(critique: Critique, problem: Problem, attempt: Attempt, cfg: RefineConfig) -> Critique:
-    if critique.text is not None or cfg.critique_fallback == "drop":
-        return critique
-    return critique._replace(text=TEMPLATES[cfg.critique_fallback](problem, attempt), fallback=True)
 
 
 def self_evaluation(writer: Writer, rule: Scorer) -> Scorer:
@@ -138,8 +117,16 @@ def evaluated(
     return [attempt.evaluation or Critique(None) for _, attempt in attempts]
 
 
-def critic_and_scorer(cfg: RefineConfig, tokenizer: Tokenizer, rule: Scorer) -> tuple[Critic, Scorer]:
-    """Who criticises as `refine.critique` says, and who scores: the rule, but for self_eval."""
+def critic_and_scorer(
+    cfg: RefineConfig, tokenizer: Tokenizer, rule: Scorer, server: Server | None = None
+) -> tuple[Critic, Scorer]:
+    """Who criticises as `refine.critique` says, and who scores: the rule, but for self_eval.
+
+    Args:
+      server: of critique=api.
+    """
+    if server is not None:
+        return by_server(server, cfg), rule
     if cfg.critique in TEMPLATES:
         return templated(TEMPLATES[cfg.critique]), rule
     if cfg.critique == "offline":
