@@ -8,10 +8,9 @@ import time
 
 import pytest
 
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Problem
-from cgrpo_jax.rollout.served import Server, by_server
+from cgrpo_jax.rollout.served import CriticError, Server, by_server
 from cgrpo_jax.text import prompts
 
 PROBLEM = Problem(
@@ -37,6 +36,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append((self.path, dict(self.headers), body, time.monotonic()))
             what = self.server.script.pop(0) if len(self.server.script) > 1 else self.server.script[0]
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
+        time.sleep(0.1 if what == "slow" else 0.0)
+        with self.server.lock:
+            self.server.now -= 1
         status, headers, text = 200, {}, None
         if isinstance(what, int):
             status, headers, text = (
@@ -54,7 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b'{"choices": [')
             return
         else:
-            text = what if what in ("", "[]", "<html>") else json.dumps(said(what))
+            text = what if what in ("", "[]", "<html>") else json.dumps(said(GOOD if what == "slow" else what))
         self.send_response(status)
         for name, value in (
             {"content-type": "application/json", "content-length": str(len(text.encode()))} | headers
@@ -75,7 +79,7 @@ def serve(monkeypatch):
 
     def start(*script, **changes):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.script, server.asked, server.lock = list(script), [], threading.Lock()
+        server.script, server.asked, server.lock, server.now, server.most = list(script), [], threading.Lock(), 0, 0
         threading.Thread(target=server.serve_forever, daemon=True).start()
         running.append(server)
         url = f"http://127.0.0.1:{server.server_port}/v1"
@@ -156,7 +160,7 @@ def test_a_verdict_against_the_rule_is_asked_for_anew(serve, tmp_path):
 def test_no_more_is_spent_than_the_cap(serve, tmp_path):
     """The budget is that of the run: also after it was resumed."""
     server, cfg = serve(GOOD, price_written=1e6, spend_cap=30.0, concurrent=1)  # 20 a request
-    critiques, totals, spent = criticise(cfg, tmp_path, attempts=1)
+    _, _, spent = criticise(cfg, tmp_path)
     assert spent == 20
     other = Problem("Other?", "1", (), "exact")
     with Server(cfg, tmp_path) as again:
@@ -171,17 +175,22 @@ def test_no_more_is_spent_than_the_cap(serve, tmp_path):
 
 
 def test_requests_run_together_up_to_the_bound(serve, tmp_path):
-    server, cfg = serve(GOOD, concurrent=4)
-    critiques, _, _ = criticise(cfg, tmp_path, attempts=8)
-    assert len(critiques) == 8 and all(c.agrees for c in critiques)
+    server, cfg = serve("slow", concurrent=4, seconds=5)
+    story_of = by_server(reached := Server(cfg, tmp_path), RefineConfig(critique="api"))
+    attempts = [(g, dataclasses.replace(WRONG, text=f"It is {g}.")) for g in range(8)]
+    with reached, pytest.raises(StopIteration) as end:
+        story = story_of(PROBLEM, 0, attempts)
+        story.send(next(story).call())
+    assert len(end.value.value) == 8 and all(critique.agrees for critique in end.value.value)
+    assert server.most == 4
 
 
 def test_what_is_missing_is_said_before_anything_is_asked(serve, tmp_path, monkeypatch):
     _, cfg = serve(GOOD)
     monkeypatch.delenv("CRITIC_KEY")
-    with pytest.raises(ConfigError, match="'CRITIC_KEY': the environment holds no such variable"):
+    with pytest.raises(CriticError, match="'CRITIC_KEY': the environment holds no such variable"):
         Server(cfg, tmp_path)
-    with pytest.raises(ConfigError, match=r"needs api.base_url and api.model"):
+    with pytest.raises(CriticError, match=r"needs api.base_url and api.model"):
         Server(ApiConfig(key_variable=""), tmp_path)
 
 

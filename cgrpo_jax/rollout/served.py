@@ -20,7 +20,6 @@ import urllib.parse
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Critic
@@ -29,6 +28,10 @@ from cgrpo_jax.rollout.verdicts import or_fallback, usable, verdict_of
 from cgrpo_jax.text.prompts import critique_messages
 
 LONGEST = 1 << 16  # characters of a critique; what is longer is no critique
+
+
+class CriticError(ValueError):
+    """A critic that cannot be asked."""
 
 
 class Reply(NamedTuple):
@@ -56,15 +59,15 @@ class Server:
     """One model behind a URL. Use as a context manager: leaving waits for requests under way."""
 
     def __init__(self, cfg: ApiConfig, cache: pathlib.Path):
-        """Raises ConfigError where the key or the client is missing, before anything is asked."""
+        """Raises CriticError where the key or the client is missing, before anything is asked."""
         try:
             import openai  # an extra
         except ImportError as error:
-            raise ConfigError("refine.critique=api needs the client: pip install 'cgrpo_jax[api]'") from error
+            raise CriticError("refine.critique=api needs the client: pip install 'cgrpo_jax[api]'") from error
         if cfg.key_variable and not os.environ.get(cfg.key_variable):
-            raise ConfigError(f"api.key_variable = {cfg.key_variable!r}: the environment holds no such variable")
+            raise CriticError(f"api.key_variable = {cfg.key_variable!r}: the environment holds no such variable")
         if not cfg.base_url or not cfg.model:
-            raise ConfigError("refine.critique=api needs api.base_url and api.model")
+            raise CriticError("refine.critique=api needs api.base_url and api.model")
         self.cfg, self.cache = cfg, cache
         self._key = os.environ.get(cfg.key_variable, "") if cfg.key_variable else "none"
         url, query = _divided(cfg.base_url)

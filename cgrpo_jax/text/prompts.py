@@ -31,11 +31,11 @@ def refinement_messages(question: str, solution: str, critique: str) -> tuple[Me
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
 
 
-CRITIC = """You are a science expert. A student is trying to solve a question. Explain step by step, and briefly, whether the \
-student's solution is correct: check each step, and name the first one that is wrong. End with a line that is either \
-`Conclusion: correct [END]` or `Conclusion: incorrect [END]`."""
-DOUBTER = """You are a science expert. A student is trying to solve a question. Go through the student's solution step by \
-step, and say briefly what in it is doubtful, missing or wrong. Do not say whether the solution is correct."""
+CRITIC = """You are a science expert. A student is trying to solve a question. Explain step by step, and briefly, \
+whether the student's solution is correct: check each step, and name the first one that is wrong. End with a line that \
+is either `Conclusion: correct [END]` or `Conclusion: incorrect [END]`."""
+DOUBTER = """You are a science expert. A student is trying to solve a question. Go through the student's solution step \
+by step, and say briefly what in it is doubtful, missing or wrong. Do not say whether the solution is correct."""
 
 
 def critique_messages(question: str, solution: str, ground_truth: str | None, verdict: bool) -> tuple[Message, ...]:
