@@ -7,6 +7,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import huggingface_hub
 import jax
@@ -114,7 +115,7 @@ def outline(
       devices: real ones or those of a topology; None: all there are.
     """
     devices = jax.devices() if devices is None else devices
-    mesh = sharding.make_mesh(cfg.mesh, devices)
+    mesh, platform = sharding.make_mesh(cfg.mesh, devices), devices[0].platform
     check(cfg, model)
     dtype = compute_dtype(cfg.model.dtype, devices[0])
     prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
@@ -134,12 +135,13 @@ def outline(
         total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
         dtype=dtype,
         remat=cfg.train.remat,
-        logit_entries=1 << (27 if devices[0].platform == "tpu" else 24),
-        attend=attend_by_splash if devices[0].platform == "tpu" else attend,
+        logit_entries=1 << (27 if platform == "tpu" else 24),
+        attend=attend_by_splash if platform == "tpu" else attend,
     )
-    unrolled = programs.unrolls(devices[0].platform)
-    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, attend=learner.attend)
-    return Outline(cfg, model, mesh, learner, setup, shares_prompts(devices[0].platform))
+    unrolled = programs.unrolls(platform)
+    forms: dict[str, Any] = {"stacked_cache": not programs.unrolls_cache(platform), "attend": learner.attend}
+    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
+    return Outline(cfg, model, mesh, learner, setup, shares_prompts(platform))
 
 
 def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:

@@ -152,16 +152,21 @@ def sampler_programs(run: Outline) -> Iterator[Program]:
         yield from _programs_of_slots(run, ring, [other for other in rings if other != ring], weights, prompts, key)
 
 
+def abstract_slots(run: Outline, ring: Ring) -> Any:
+    """The rows of one length, where they lie."""
+    static = {"rows": ring.rows, "slots": ring.slots} | run.sampler.of_slots
+    slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
+    return abstract(slots, sampling.slot_shardings(run.sampler.mesh, slots))
+
+
 def _programs_of_slots(
     run: Outline, size_: Ring, others: Sequence[Ring], weights: Any, prompts: dict[int, Any], key: Any
 ) -> Iterator[Program]:
     """Those of rows of one size, which may become others."""
     setup, (ring, rows) = run.sampler, size_
-    layout = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
-    size, static = f"{rows}x{ring}", {"cfg": run.model, "rows": rows, "slots": ring} | layout
+    size, static = f"{rows}x{ring}", {"rows": rows, "slots": ring} | setup.of_slots
     yield Program(f"empty_slots/{size}", sampling.empty_slots, (), static)
-    slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
-    slots = abstract(slots, sampling.slot_shardings(setup.mesh, slots))
+    slots = abstract_slots(run, size_)
     row_R = np.zeros(rows, np.int32)
     entry = sampling.Entry(np.int32(0), row_R, row_R, np.zeros((rows, 4), np.int32))
     for length, prompt in prompts.items():

@@ -202,9 +202,11 @@ def test_any_schedule_gives_the_same_tokens(setup, params, rng):
 def test_unrolled_layers_and_a_loop_over_them_give_the_same(setup, params, rng):
     """The same tokens, also where rows are refilled and rings grow; weights that need no change are not copied."""
     requests = crowd(rng, 9)
-    looped = dataclasses.replace(setup, unrolled=False)
-    for one, other in zip(ask(setup, params, *requests), ask(looped, params, *requests), strict=True):
-        same(one, other)
+    looped, in_place = dataclasses.replace(setup, unrolled=False), dataclasses.replace(setup, stacked_cache=True)
+    plain = ask(setup, params, *requests)
+    for form in (looped, in_place):
+        for one, other in zip(plain, ask(form, params, *requests), strict=True):
+            same(one, other)
     weights = looped.bind(params, 0, SAMPLING).weights
 
     def pointers(tree):
@@ -461,7 +463,8 @@ def test_fixed_sizes_fit_or_are_refused(mesh):
         cfg = dataclasses.replace(FIXED, kv_cache_mb=rows * row)
         return room_for(CFG, mesh, cfg, 200, 150, jnp.float32)
 
-    assert fit(4 + 200 / 128) == Room(3, 200, fixed_sizes(FIXED)) and fit(8) == Room(3, 512, fixed_sizes(FIXED))
+    assert fit(4 + 200 / 128) == Room(3, 200, fixed_sizes(FIXED)) and fit(6) == Room(3, 256, fixed_sizes(FIXED))
+    assert fit(99) == Room(3, 400, fixed_sizes(FIXED))
     assert fit(5.5).rows == 0
     assert unfit(fit(8), 1, 150, 100) is None
     assert unfit(fit(8), 2, 150, 100) == "sampler.rings: 1 rows do not divide among the 2 devices that share them"

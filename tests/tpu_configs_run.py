@@ -20,11 +20,12 @@ TINY = {
     "data.question_column": "", "data.answer_column": "", "data.on_bad_row": "error", "data.max_prompt_tokens": 64,
     "refine.max_prompt_tokens": 256, "sampling.max_new_tokens": 64, "eval.every": 0, "train.steps": 2,
     "train.prompts": 2, "train.samples": 2, "refine.trigger": "always", "sampler.kv_cache_mb": 64.0,
+    "sampler.rings": "128x32,384x16", "sampler.prefills": "64,256",
 }  # fmt: skip
 
 if __name__ == "__main__":
     config, workdir = cgrpo_jax.get_config(sys.argv[2]), pathlib.Path(sys.argv[3])
-    tensor = config.mesh.tensor
+    tensor = config.sampler.tensor
     config.update_from_flattened_dict(TINY)
     metrics = cgrpo_jax.train(config, workdir)
     found = {"metrics": metrics, "devices": jax.device_count(), "tensor": tensor}

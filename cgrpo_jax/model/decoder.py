@@ -238,6 +238,13 @@ def unrolled(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[ja
     return x_BTD, tuple(left)
 
 
+def unrolled_in_place(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+    """Parameters as a tuple of layers; the stacked cache is handed on and written where it lies."""
+    for index, params in enumerate(layers):
+        x_BTD, past = layer(x_BTD, params, (past, jnp.int32(index)))
+    return x_BTD, past
+
+
 def scanned_in_place(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
     """Stacked parameters; the stacked cache is carried and written where it lies. Has no backward pass to speak of."""
 
@@ -274,7 +281,7 @@ def run_layers(
       remat: what the backward pass computes again, a key of REMAT.
       attend: computes attention, as `attention.attend` does.
       parts: how the parameters are divided, inside `jax.shard_map`.
-      loop: `scanned`, `unrolled` or `scanned_in_place`; parameters, past and `extend` must be in its form.
+      loop: `scanned`, `unrolled`, or one of those in place; parameters, past and `extend` must be in its form.
     """
     rope = _angles(cfg, positions_BT)
 

@@ -58,23 +58,35 @@ def most(planned: int, known: float, least: int, hbm: float, occupy: Callable[[i
     return Most(fitting, seen[fitting] if fitting else _guess(seen, least, hbm)[1])
 
 
-def with_rows(run: Outline, rows: int) -> Outline:
-    """The same run with so many rows decoded together, as if there were always enough to decode."""
-    room = Room(rows, run.sampler.room.prompt_tokens)
+def with_rows(run: Outline, rows: int, slots: int) -> Outline:
+    """The same run with so many rows decoded together, as if there were always enough to decode.
+
+    Args:
+      slots: which rings get other rows, where their numbers are fixed.
+    """
+    fixed = run.sampler.room.fixed
+    if fixed:
+        rings = tuple(ring._replace(rows=rows) if ring.slots == slots else ring for ring in fixed.rings)
+        fixed = dataclasses.replace(fixed, rings=rings)
+    room = Room(rows, run.sampler.room.prompt_tokens, fixed)
     train = dataclasses.replace(run.cfg.train, prompts=rows, samples=1)
     cfg = dataclasses.replace(run.cfg, train=train)
     return dataclasses.replace(run, cfg=cfg, sampler=dataclasses.replace(run.sampler, room=room))
 
 
 def most_rows(run: Outline, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
-    """Of the sampler, with the longest rings."""
+    """Of the sampler, with the longest rings; where sizes are fixed with the rings that take most."""
+    first, slots = map(int, planned.figures.name.split("/")[1].split("x"))
 
     def made(rows: int) -> tuple[int, float]:
-        allowed = max(count for count in planning.row_counts(with_rows(run, rows)) if count <= rows)
-        program = largest(planning.sampler_programs(with_rows(run, allowed)))["decode"]
+        other = with_rows(run, rows, slots)
+        if other.sampler.room.fixed:
+            decodes = (p for p in planning.sampler_programs(other) if p.name.startswith(f"decode/{rows}x{slots}/"))
+            return rows, occupy(next(decodes)).bytes
+        allowed = max(count for count in planning.row_counts(other) if count <= rows)
+        program = largest(planning.sampler_programs(with_rows(run, allowed, slots)))["decode"]
         return allowed, occupy(program).bytes
 
-    first = int(planned.figures.name.split("/")[1].partition("x")[0])
     return most(first, planned.bytes, run.sampler.least_rows, hbm, made)
 
 

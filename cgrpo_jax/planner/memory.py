@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import jax
 
-from cgrpo_jax import build
+from cgrpo_jax import build, planning
 from cgrpo_jax.build import Outline
 from cgrpo_jax.planner.figures import Figures, Leaf, leaves_of, total_bytes
 from cgrpo_jax.planning import Program
 
 ROWS = "rows of the sampler"
+OTHER_ROWS = "rows with other rings"
+WAITING = "waiting prompts"
 SYNCS = ("synced", "reshard")  # kinds that make the sampler's weights, before it has rows
 LEARNING = ("init", "sums", "nonfinite", "logps", "update")  # kinds that run when no sampler is there
 
@@ -43,11 +45,21 @@ def residents(run: Outline, chosen: Mapping[str, Program]) -> list[Resident]:
     if "decode" in chosen:
         weights, slots = chosen["decode"].arguments[:2]
         own = leaves_of(weights) - leaves_of(state.params)  # what needs no change is handed on, not copied
-        found.append(Resident("sampler weights", own, "a larger mesh.tensor"))
-        found.append(Resident(ROWS, leaves_of(slots), "a smaller sampler.kv_cache_mb"))
+        found.append(Resident("sampler weights", own, "a larger sampler.tensor"))
+        fewer = "fewer rows in sampler.rings" if run.sampler.room.fixed else "a smaller sampler.kv_cache_mb"
+        found.append(Resident(ROWS, leaves_of(slots), fewer))
+        if others := _others(run, slots.ring):
+            found.append(Resident(OTHER_ROWS, others, fewer))
     if "enter" in chosen:
-        found.append(Resident("waiting prompts", _waiting(run, chosen["enter"]), "a smaller sampler.kv_cache_mb"))
+        found.append(Resident(WAITING, _waiting(run, chosen["enter"]), "a smaller sampler.kv_cache_mb"))
     return found
+
+
+def _others(run: Outline, ring: int) -> collections.Counter[Leaf]:
+    """All rows, where their numbers are fixed, but those with rings of this size."""
+    fixed = run.sampler.room.fixed
+    rings = [other for other in fixed.rings if other.slots != ring] if fixed else []
+    return sum((leaves_of(planning.abstract_slots(run, other)) for other in rings), collections.Counter[Leaf]())
 
 
 def _waiting(run: Outline, enter: Program) -> collections.Counter[Leaf]:
@@ -82,7 +94,7 @@ def occupied(figures: Figures, classes: Sequence[Resident]) -> Occupied:
             held[resident.name] = total_bytes(own)
         if sampling or resident.name in ("parameters", "optimizer state", "reference parameters"):
             rest = total_bytes(resident.leaves - own)
-            if rest and not (figures.kind in SYNCS and resident.name in (ROWS, "waiting prompts")):
+            if rest and not (figures.kind in SYNCS and resident.name in (ROWS, OTHER_ROWS, WAITING)):
                 beside[resident.name] = rest
     return Occupied(figures, held, beside)
 

@@ -47,13 +47,20 @@ class Frame:
     seed: int
     room: Room
     dtype: DTypeLike
-    unrolled: bool  # layers in decoding, see programs.unrolls
+    unrolled: bool  # weights of the layers in decoding, see programs.unrolls
     chunk: int = CHUNK
+    stacked_cache: bool = False  # though the weights are unrolled, see programs.unrolls_cache
     attend: Attend = attend  # of prefilled prompts
 
     @property
     def least_rows(self) -> int:
         return row_devices(self.mesh)
+
+    @property
+    def of_slots(self) -> dict[str, Any]:
+        """What `programs.empty_slots` is told, whatever the sizes."""
+        apart = self.unrolled and not self.stacked_cache
+        return {"cfg": self.model, "dtype": self.dtype, "mesh": self.mesh, "unrolled": apart}
 
 
 def drawing_of(sampling: SamplingConfig) -> SamplingConfig:
@@ -98,8 +105,7 @@ class Pool:
 
     def _make(self, rows: int, slots: int) -> None:
         frame = self.frame
-        layout: dict[str, Any] = {"dtype": frame.dtype, "mesh": frame.mesh, "unrolled": frame.unrolled}
-        self.slots = programs.empty_slots(cfg=frame.model, rows=rows, slots=slots, **layout)
+        self.slots = programs.empty_slots(rows=rows, slots=slots, **frame.of_slots)
         self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
 
     @property

@@ -46,6 +46,7 @@ from cgrpo_jax.model.decoder import (
     scanned,
     scanned_in_place,
     unrolled,
+    unrolled_in_place,
     unstack,
 )
 from cgrpo_jax.options import SamplingConfig
@@ -125,12 +126,17 @@ def _place(mesh: Mesh, slots: Slots) -> Slots:
 
 
 def unrolls(platform: str) -> bool:
-    """Whether a backend decodes with unrolled layers, or in a loop over stacked ones; the tokens are the same.
+    """Whether a backend decodes with its weights unrolled, or in a loop over stacked layers; the tokens are the same.
 
     Unrolled where the compiled program was looked at: the CPU's loop copies each layer's weights and cache out of the
     stack, the TPU's cannot fetch a layer's weights ahead. A loop elsewhere: its compile time is flat in depth.
     """
     return platform in ("cpu", "tpu")
+
+
+def unrolls_cache(platform: str) -> bool:
+    """Whether each layer's cache is an array of its own. On TPU v4 XLA copies one of few rows to its fast memory."""
+    return platform == "cpu"
 
 
 def weights_for_sampling(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
@@ -344,6 +350,7 @@ def decode(
       eos_E: of `eos_set`; where no id is one every row runs to its limit.
     """
     R, start_R = len(slots.token_R), slots.active_R
+    in_place = unrolled_in_place if isinstance(weights["layers"], tuple) else scanned_in_place
 
     def cond(state: tuple[Slots, Chunk]) -> jax.Array:
         slots, out = state
@@ -355,13 +362,9 @@ def decode(
         slot = slots.time % slots.ring
         window_R = jnp.where(slots.active_R, slots.length_R, 0)  # nobody asks what the others would say
         seen = in_ring(slots.time, window_R, slots.ring, mesh)
-        place = (slots.token_R[:, None], slots.length_R[:, None], seen, slots.cache)
-        if slots.stacked:
-            hidden_R1D, cache = run_layers(
-                cfg, weights, *place, write_ring_of_layer(slot), dtype=dtype, loop=scanned_in_place
-            )
-        else:
-            hidden_R1D, cache = run_layers(cfg, weights, *place, write_ring(slot), dtype=dtype, loop=unrolled)
+        write, loop = (write_ring_of_layer, in_place) if slots.stacked else (write_ring, unrolled)
+        place = (slots.token_R[:, None], slots.length_R[:, None], seen, slots.cache, write(slot))
+        hidden_R1D, cache = run_layers(cfg, weights, *place, dtype=dtype, loop=loop)
         drawn = draw(logits(cfg, weights, hidden_R1D[:, 0]), slots.key_R, slots.count_R, sampling)
         slots, out = _advance(slots, out, cache, drawn, eos_E)
         return _place(mesh, slots), out

@@ -57,7 +57,8 @@ def room_for(model: ModelConfig, mesh: Mesh, cfg: SamplerMemory, slots: int, pro
     longest = (fixed.prefills[-1] if fixed else prefill_size(prompt)) * sharing  # a prefill runs one on each device
     if fixed:
         left = tokens - sum(ring.slots * ring.rows for ring in fixed.rings)
-        return Room(sum(ring.rows for ring in fixed.rings) if left >= longest else 0, max(longest, left), fixed)
+        rows = sum(ring.rows for ring in fixed.rings) if left >= longest else 0
+        return Room(rows, max(longest, min(left, 2 * longest)), fixed)  # few wait: their rows come free together
     prompt_tokens = max(longest, min(PREFILL_TOKENS, tokens // PREFILL_SHARE))  # they lie on all these devices
     return Room(max(0, tokens - prompt_tokens) // (sharing * ring_size(slots)) * sharing, prompt_tokens)
 
