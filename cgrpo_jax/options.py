@@ -96,7 +96,7 @@ class RefineConfig:
     # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |
     # api: a server's, see api.*
     critique: str = option("indicative_gt", choices=CRITICS)
-    critique_tokens: int = option(512, at_least=1)  # of a critique that a model writes
+    critique_tokens: int = option(0, at_least=0)  # of a critique that the policy writes; 0: sampling.max_new_tokens
     critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
     critique_fallback: str = option("indicative_gt", choices=FALLBACKS)
     k: int = 1  # refinements in the group

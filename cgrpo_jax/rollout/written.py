@@ -40,7 +40,7 @@ class Writer:
             return critique_messages(problem.question, shown, truth, self.concludes)
 
         ids = fitted(self.tokenizer, messages, solution, self.cfg.max_prompt_tokens)
-        return None if ids is None else Request(name, ids, self.cfg.critique_tokens)
+        return None if ids is None else Request(name, ids, self.cfg.critique_tokens or None)
 
     def critique(self, completion: Completion, correct: bool, before: Critique) -> Critique:
         """What one more text makes of a critique."""
