@@ -24,7 +24,7 @@ from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
-from cgrpo_jax.model.splash import attend_by_splash
+from cgrpo_jax.model.splash import attend_by_splash, attend_own_heads
 from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.room import room_for, row_devices, unfit
@@ -139,7 +139,10 @@ def outline(
         attend=attend_by_splash if platform == "tpu" else attend,
     )
     unrolled = programs.unrolls(platform)
-    forms: dict[str, Any] = {"stacked_cache": not programs.unrolls_cache(platform), "attend": learner.attend}
+    forms: dict[str, Any] = {
+        "stacked_cache": not programs.unrolls_cache(platform),
+        "attend": attend_own_heads if platform == "tpu" else attend,
+    }
     setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
     return Outline(cfg, model, mesh, learner, setup, shares_prompts(platform))
 

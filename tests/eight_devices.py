@@ -23,9 +23,9 @@ MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (
 # Random schedules: whether layers are unrolled, and the axis `tensor` of the sampler's own mesh.
 TRIALS = {
     "1x1x1": ((True, 0), (False, 0)),
-    "8x1x1": ((True, 0), (False, 2)),
+    "8x1x1": ((True, 0),),
     "1x8x1": ((False, 0), (False, 2), (True, 4)),
-    "2x2x2": ((False, 0), (True, 0), (False, 1)),
+    "2x2x2": ((False, 0), (True, 0)),
     "1x2x1": ((True, 0),),
 }
 SCALE = 2  # of the initial weights: sharper distributions

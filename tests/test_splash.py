@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax.model.attention import Seen, among_themselves, attend
-from cgrpo_jax.model.splash import attend_by_splash
+from cgrpo_jax.model.splash import attend_by_splash, attend_own_heads, divided
 
 B, N, K, H = 2, 4, 2, 64
 
@@ -85,3 +85,12 @@ def test_what_splash_cannot_do_goes_to_the_reference():
     q, k, v = (jax.random.normal(jax.random.key(i), (B, heads, 100, H)) for i, heads in enumerate((N, K, K)))
     got = on_one_device(lambda q, k, v: attend_by_splash(q, k, v, seen, interpret=True))(q, k, v)
     np.testing.assert_allclose(got, attend(q, k, v, seen), atol=1e-6)
+
+
+def test_causal_rows_of_each_device(mesh):
+    """As in prefilling: a mesh that is divided by rows and heads, each device with its own."""
+    segment_BT, position_BT = (jnp.asarray(x) for x in rows(256, (256,), (256,)))
+    q, k, v = (jax.random.normal(jax.random.key(i), (B, heads, 256, H)) for i, heads in enumerate((N, K, K)))
+    own = divided(mesh, functools.partial(attend_own_heads, interpret=True))
+    seen = among_themselves(jnp.zeros_like(segment_BT), position_BT)
+    np.testing.assert_allclose(own(q, k, v, seen), attend(q, k, v, seen), atol=2e-5)

@@ -238,6 +238,19 @@ def unrolled(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[ja
     return x_BTD, tuple(left)
 
 
+def looped(layer: Layer, x_BTD: jax.Array, layers: Any, past: None) -> tuple[jax.Array, Any]:
+    """Parameters as a tuple of layers, each copied out when its turn comes: compiles as soon as `scanned`."""
+
+    def step(x_BTD: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
+        return layer(x_BTD, jax.lax.switch(index, [functools.partial(_itself, params) for params in layers]), None)
+
+    return jax.lax.scan(step, x_BTD, jnp.arange(len(layers), dtype=jnp.int32))
+
+
+def _itself(tree: Any) -> Any:
+    return tree
+
+
 def unrolled_in_place(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
     """Parameters as a tuple of layers; the stacked cache is handed on and written where it lies."""
     for index, params in enumerate(layers):

@@ -7,6 +7,7 @@ its positions (`Seen.ordered`): rows of segments, and queries that follow their 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax.model.attention import SAVED, Seen, attend
+from cgrpo_jax.model.attention import SAVED, Seen, among_themselves, attend
 
 BLOCK = 128  # queries and keys must be multiples of it
 
@@ -51,6 +53,33 @@ def _kernel(heads: int, queries: int, keys: int, interpret: bool) -> splash.Spla
         )
 
 
+def _serves(q_BNTH: jax.Array, k_BKSH: jax.Array, seen: Seen) -> bool:
+    return seen.ordered and not seen.shares and q_BNTH.shape[2] % BLOCK == 0 and k_BKSH.shape[2] % BLOCK == 0
+
+
+def _here(
+    q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, own_BT: jax.Array, key_BS: jax.Array, interpret: bool
+) -> jax.Array:
+    """On one device, with the segments of queries and keys."""
+    N, T, H = q_BNTH.shape[1:]
+    kernel = _kernel(N, T, k_BKSH.shape[2], interpret)
+
+    def one(q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, own_T: jax.Array, key_S: jax.Array) -> jax.Array:
+        return cast(jax.Array, kernel(q_NTH, k_KSH, v_KSH, segment_ids=splash.SegmentIds(own_T, key_S)))
+
+    scaled_BNTH = q_BNTH * jnp.asarray(H**-0.5, q_BNTH.dtype)
+    return jax.vmap(one)(scaled_BNTH, k_BKSH, v_BKSH, own_BT, key_BS)
+
+
+def attend_own_heads(
+    q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen: Seen, interpret: bool = False
+) -> jax.Array:
+    """As `attend_by_splash`, on one device: for inside of a `jax.shard_map` over all axes of its mesh."""
+    if not _serves(q_BNTH, k_BKSH, seen):
+        return checkpoint_name(attend(q_BNTH, k_BKSH, v_BKSH, seen), SAVED)
+    return _here(q_BNTH, k_BKSH, v_BKSH, seen.segment_BT, seen.key_segment_BS, interpret)
+
+
 def attend_by_splash(
     q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen: Seen, interpret: bool = False
 ) -> jax.Array:
@@ -59,26 +88,34 @@ def attend_by_splash(
     For inside of a `jax.shard_map` whose mesh has an axis `tensor` that it leaves to the compiler: a kernel cannot be
     divided by it, so each device is given its heads here.
     """
-    T, H = q_BNTH.shape[2:]
-    S = k_BKSH.shape[2]
-    if not seen.ordered or seen.shares or T % BLOCK or S % BLOCK:
+    if not _serves(q_BNTH, k_BKSH, seen):
         return checkpoint_name(attend(q_BNTH, k_BKSH, v_BKSH, seen), SAVED)
-
-    def on_own_heads(q: jax.Array, k: jax.Array, v: jax.Array, own_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
-        kernel = _kernel(q.shape[1], T, S, interpret)
-
-        def one(q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, own_T: jax.Array, key_S: jax.Array) -> jax.Array:
-            return cast(jax.Array, kernel(q_NTH, k_KSH, v_KSH, segment_ids=splash.SegmentIds(own_T, key_S)))
-
-        return jax.vmap(one)(q, k, v, own_BT, key_BS)
 
     heads, all_ = P(None, "tensor"), P()
     divided = jax.shard_map(
-        on_own_heads,
+        functools.partial(_here, interpret=interpret),
         in_specs=(heads, heads, heads, all_, all_),
         out_specs=heads,
         axis_names={"tensor"},
         check_vma=False,
     )
-    scaled_BNTH = q_BNTH * jnp.asarray(H**-0.5, q_BNTH.dtype)
-    return divided(scaled_BNTH, k_BKSH, v_BKSH, seen.segment_BT, seen.key_segment_BS)
+    return divided(q_BNTH, k_BKSH, v_BKSH, seen.segment_BT, seen.key_segment_BS)
+
+
+def divided(mesh: Mesh, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Causal attention of rows without segments over a mesh, by what attends to a device's own rows and heads.
+
+    Args:
+      mesh: key/value heads lie along `tensor` where it divides them, rows along all other axes.
+    """
+    rows = tuple(axis for axis in mesh.axis_names if axis != "tensor")
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, position_BT: jax.Array) -> jax.Array:
+        return attend(q, k, v, among_themselves(jnp.zeros_like(position_BT), position_BT))
+
+    def over_mesh(q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, seen: Seen) -> jax.Array:
+        own = P(rows, "tensor" if k_BKTH.shape[1] % mesh.shape["tensor"] == 0 else None)
+        on_each = jax.shard_map(local, mesh=mesh, in_specs=(own, own, own, P(rows)), out_specs=own, check_vma=False)
+        return on_each(q_BNTH, k_BKTH, v_BKTH, seen.position_BT)
+
+    return over_mesh

@@ -42,6 +42,7 @@ from cgrpo_jax.model.decoder import (
     accumulator,
     init_cache,
     logits,
+    looped,
     run_layers,
     scanned,
     scanned_in_place,
@@ -49,6 +50,7 @@ from cgrpo_jax.model.decoder import (
     unrolled_in_place,
     unstack,
 )
+from cgrpo_jax.model.splash import divided
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.sampling.draw import draw, row_keys
 
@@ -203,17 +205,6 @@ def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, me
     return _place(mesh, empty)
 
 
-def _on_own_rows(mesh: Mesh, attend: Attend) -> Attend:
-    """Causal attention on each device for its own rows, where `attend` is a kernel that the compiler cannot divide."""
-
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, position_BT: jax.Array) -> jax.Array:
-        return attend(q, k, v, among_themselves(jnp.zeros_like(position_BT), position_BT))
-
-    rows, axes = P(ROWS), set(ROWS)
-    divided = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
-    return lambda q, k, v, seen: divided(q, k, v, seen.position_BT)
-
-
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh", "attend"))
 def prefill(
     weights: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh, attend: Attend = attend
@@ -222,24 +213,21 @@ def prefill(
 
     Args:
       weights: of `weights_to_prefill`.
-      attend: computes attention; the reference, or what sees a device's own rows only.
+      attend: computes attention; the reference, or what is given a device's own rows and heads.
     """
     Q, T = tokens_QT.shape
-    layers = weights["layers"]
-    loop, nothing = (unrolled, (None,) * cfg.layers) if isinstance(layers, tuple) else (scanned, None)
+    loop = looped if isinstance(weights["layers"], tuple) else scanned
     tokens_QT = _on(mesh, tokens_QT, ROWS)
     position_QT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (Q, T))
     seen = among_themselves(jnp.zeros_like(position_QT), position_QT)
 
-    def divided(layer: Layer, x_QTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+    def by_rows(layer: Layer, x_QTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
         return loop(layer, _on(mesh, x_QTD, ROWS), layers, past)
 
-    own = attend if attend is attention.attend else _on_own_rows(mesh, attend)
+    own = attend if attend is attention.attend else divided(mesh, attend)
     _, cache = run_layers(
-        cfg, weights, tokens_QT, position_QT, seen, nothing, keep_own, dtype=dtype, loop=divided, attend=own
+        cfg, weights, tokens_QT, position_QT, seen, None, keep_own, dtype=dtype, loop=by_rows, attend=own
     )
-    if loop is unrolled:
-        cache = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *cache)
 
     def one(x_LQKTH: jax.Array, q: int) -> jax.Array:
         x_LKTH = x_LQKTH[:, q]
