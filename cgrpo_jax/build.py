@@ -203,7 +203,8 @@ def terms(cfg: Config) -> Terms:
     """What the loss of a run is made of."""
     if cfg.method == "sft":
         return Terms(ce=True, sampler=False)
-    return Terms(ent=cfg.objective.entropy_coef > 0, kl=cfg.objective.kl_coef > 0)
+    by_likelihood = cfg.objective.refined_shape == "log_probability"
+    return Terms(ce=by_likelihood, ent=cfg.objective.entropy_coef > 0, kl=cfg.objective.kl_coef > 0)
 
 
 def initial_params(run: Run) -> Params:

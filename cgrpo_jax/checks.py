@@ -46,6 +46,12 @@ def _refine_faults(cfg: Config) -> list[str]:
         wrong.append(f"refine.k = {cfg.refine.k} exceeds the train.samples = {samples} refinements of a problem")
     if cfg.refine.group == "replace" and cfg.refine.k >= samples:
         wrong.append("refine.group=replace with refine.k >= train.samples leaves no response in the group")
+    written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict")
+    if written and cfg.refine.critique_tokens > cfg.sampling.max_new_tokens:
+        wrong.append(
+            f"refine.critique_tokens = {cfg.refine.critique_tokens} exceeds sampling.max_new_tokens = "
+            f"{cfg.sampling.max_new_tokens}: a critique is sampled in the same rows"
+        )
     if cfg.refine.critique == "worked" and cfg.data.source != "arithmetic":
         wrong.append("refine.critique=worked needs a task with a step checker (data.source=arithmetic)")
     if cfg.refine.max_prompt_tokens <= cfg.data.max_prompt_tokens:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 from ml_collections import config_dict
 
 from cgrpo_jax.options import (
+    ApiConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -46,6 +47,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerMemory = SamplerMemory()
     refine: RefineConfig = RefineConfig()
+    api: ApiConfig = ApiConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -55,10 +57,47 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
 
-# What a method changes. The dataclass defaults are Critique-GRPO as in the newest paper.
+UNCLIPPED = {"objective.clip_responses": False, "objective.clip_refinements": False}
+# What a method changes. The dataclass defaults are Critique-GRPO as in the newest paper. What a paper leaves open is
+# said in configs/README.md.
 METHODS: dict[str, dict[str, Any]] = {
     "critique_grpo": {},
+    # arXiv 2506.03106 v1 to v5: every response is refined, nothing is clipped
+    "critique_grpo_v1": {"refine.trigger": "always"} | UNCLIPPED,
+    # The authors' release with its defects mended: its group of 8, selection, scale, entropy and k3
+    "critique_grpo_code": UNCLIPPED
+    | {
+        "refine.trigger": "always",
+        "refine.group": "replace",
+        "refine.select": "correct_first",
+        "train.samples": 8,
+        "train.updates_per_rollout": 2,
+        "objective.weights": "sum",
+        "objective.divide_by_std": True,
+        "objective.entropy_coef": 0.001,
+        "objective.entropy_mean": "token_mean",
+        "objective.kl_limit": 10.0,
+    },
+    # R1-GRPO: advantages over the standard deviation, each response's own mean, a KL penalty
+    "grpo": {
+        "refine.trigger": "never",
+        "train.samples": 8,
+        "objective.weights": "uniform",
+        "objective.aggregation": "sequence_mean",
+        "objective.divide_by_std": True,
+        "objective.kl_coef": 0.001,
+    },
+    # Appendix H: the policy criticises itself, and is shown the ground truth
+    "self_critique": {"refine.critique": "self_gt"},
     "dr_grpo": {"refine.trigger": "never", "train.samples": 8},
+    # arXiv 2602.02482: all refinements by A0 log pi(y1 | q), A0 = R(y1) - mean R(y0), no ratio
+    "rltf_sd": {
+        "refine.trigger": "always",
+        "refine.k": 8,
+        "train.samples": 8,
+        "objective.refined_shape": "log_probability",
+        "objective.baseline": "responses",
+    },
 }
 
 

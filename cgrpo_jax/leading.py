@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from cgrpo_jax.build import Run
@@ -16,7 +17,8 @@ from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
-from cgrpo_jax.rollout.critics import CRITICS
+from cgrpo_jax.rollout.served import Server
+from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
@@ -82,6 +84,7 @@ class Desk:
     problems: Problems
     evaluations: dict[str, list[Problem]]  # metric name -> problems; none without eval.every
     longest_prompt: int  # tokens, of the training problems that were looked at
+    server: Server | None = None  # of critique=api
     late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     writer: Writer | None = None  # once it is known where the run begins
 
@@ -89,10 +92,13 @@ class Desk:
         """The rollout of a step."""
         cfg = self.run.cfg
         score = functools.partial(rewards.score, verifier=self.verifier)
+        critic, scorer = critic_and_scorer(
+            cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer), self.server
+        )
         method = Method(
             samples=cfg.train.samples,
-            scorer=by_rule(score, self.run.tokenizer),
-            critic=CRITICS[cfg.refine.critique],
+            scorer=scorer,
+            critic=critic,
             tokenizer=self.run.tokenizer,
             refine=cfg.refine,
             seed=cfg.seed,
@@ -133,6 +139,8 @@ class Desk:
         values |= {"sampler/nonfinite": float(stats.nonfinite), "rollout/late": float(self.late)}
         tokens = {"sample": stats.tokens, "update": sum(update["tokens"] for update in sums)}
         values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
+        if self.server is not None:
+            values |= self._server_totals(step, self.server)
         self.writer.rollout(step, groups)
         self.writer.scalars(step, values)
         if self.late:
@@ -154,13 +162,32 @@ class Desk:
         }
         self.progress.step_done(step, shown)
 
+    def _server_totals(self, step: int, server: Server) -> dict[str, float]:
+        """What a step asked of the critic's server."""
+        totals = server.take_totals()
+        if totals.faults:
+            self.progress.log(
+                f"step {step}: {totals.faults} of {totals.requests} requests to {self.run.cfg.api.base_url} failed "
+                f"({totals.last_fault}); refine.critique_fallback = {self.run.cfg.refine.critique_fallback} stood in"
+            )
+        return {
+            "api/requests": float(totals.requests),
+            "api/cached": float(totals.cached),
+            "api/faults": float(totals.faults),
+            "api/tokens": float(totals.tokens),
+            "api/cost": totals.cost,
+            "api/cost_total": server.spent,
+        }
+
 
 @contextlib.contextmanager
-def open_desk(run: Run, progress: Progress) -> Iterator[Desk]:
+def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[Desk]:
     """Loads the data and starts the graders; everything that can be refused is refused here."""
     with contextlib.ExitStack() as stack:
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
-        desk = Desk(run, progress, verifier, *load_data(run, verifier, progress.log))
+        asks = run.cfg.refine.critique == "api" and run.cfg.refine.trigger != "never"
+        server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
+        desk = Desk(run, progress, verifier, *load_data(run, verifier, progress.log), server=server)
         yield desk
         if desk.writer is not None:
             desk.writer.close()

@@ -20,13 +20,14 @@ from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.planner.preflight import preflight
+from cgrpo_jax.rollout.served import CriticError
 from cgrpo_jax.supervised import sft
 from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.places import local_folder
 
-ERRORS = (ConfigError, MeshError, DataError, CheckpointError, PromptError, TrainingError, VerifierError)
+ERRORS = (ConfigError, MeshError, DataError, CheckpointError, PromptError, TrainingError, VerifierError, CriticError)
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
 _PREFLIGHT = flags.DEFINE_bool(

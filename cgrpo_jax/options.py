@@ -14,8 +14,9 @@ from typing import Any
 
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
-CRITICS = ("indicative", "indicative_gt", "worked")
-SHAPES = ("shaped", "probability", "ratio")
+CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict", "api")
+FALLBACKS = ("drop", "indicative", "indicative_gt")
+SHAPES = ("shaped", "probability", "ratio", "log_probability")
 REMATS = ("dots", "full", "attention", "wide")
 AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
 
@@ -90,7 +91,14 @@ class RefineConfig:
 
     # none_correct: all n where none is right | any_wrong: the wrong ones | always: all | never: plain GRPO
     trigger: str = option("none_correct", choices=TRIGGERS)
+    # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
+    # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
+    # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |
+    # api: a server's, see api.*
     critique: str = option("indicative_gt", choices=CRITICS)
+    critique_tokens: int = option(0, at_least=0)  # of a critique that the policy writes; 0: sampling.max_new_tokens
+    critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
+    critique_fallback: str = option("indicative_gt", choices=FALLBACKS)
     k: int = 1  # refinements in the group
     select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
@@ -99,21 +107,53 @@ class RefineConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ApiConfig:
+    """The server of critique=api: any that speaks OpenAI's protocol."""
+
+    base_url: str = ""  # http://HOST:PORT/v1; of Azure with ?api-version=...
+    model: str = ""
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; "": the server wants none
+    # What the critic is shown: none | gt: the ground truth | solution: the data's column `solution`, else as gt
+    reference: str = option("none", choices=("none", "gt", "solution"))
+    concurrent: int = option(32, at_least=1)  # requests at once, at most
+    seconds: float = option(60.0, above=0)  # until a silent server counts as failed
+    retries: int = option(2, at_least=0)  # of a failed request, by the client
+    tokens: int = option(1024, at_least=1)
+    temperature: float = option(0.7, at_least=0)
+    top_p: float = option(0.75, above=0, at_most=1)
+    price_read: float = option(0.0, at_least=0)  # of a million tokens
+    price_written: float = option(0.0, at_least=0)
+    spend_cap: float = option(0.0, at_least=0)  # of the whole run, in the currency of the prices; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """The defaults are the newest paper. Each switch is needed by a table of the paper or by its release."""
 
-    refined_shape: str = option("shaped", choices=SHAPES)  # p/(p+gamma) | probability: p | ratio: p/p_old
+    # p/(p+gamma) | probability: p | ratio: p/p_old | log_probability: log p, which no clip binds (RLTF-SD)
+    refined_shape: str = option("shaped", choices=SHAPES)
     gamma: float = option(0.1, above=0)
     clip_eps: float = option(0.2, at_least=0, below=1)
+    clip_high: float = option(0.0, at_least=0)  # of the ratio from above, 1 + it (clip-higher); 0: as clip_eps
     clip_responses: bool = True
     clip_refinements: bool = True
-    weights: str = option("per_kind", choices=("per_kind", "uniform"))  # 1/n and 1/k | 1/(rows of the group)
+    # Of a row in its group: 1/n and 1/k | uniform: 1/(rows of the group) | sum: 1 (the release)
+    weights: str = option("per_kind", choices=("per_kind", "uniform", "sum"))
+    # group: the mean reward of responses and refinements | responses: theirs alone (LUFFY's split, RLTF-SD)
+    baseline: str = option("group", choices=("group", "responses"))
     # token sum / constant (Dr.GRPO) | token_mean: of all tokens | sequence_mean: 1/|y| (GRPO)
     aggregation: str = option("constant", choices=AGGREGATIONS)
     divide_by_std: bool = False  # advantages over the unbiased standard deviation + 1e-6 (GRPO, the release)
     kl_coef: float = option(0.0, at_least=0)  # k3 estimator against the initial policy
     kl_limit: float = option(20.0, above=0, at_most=20)  # of the exponent in k3; 10 in the release
     entropy_coef: float = option(0.0, at_least=0)
+    # Of the entropy over tokens: as the loss aggregates them | token_mean: of all tokens of the update (the release)
+    entropy_mean: str = option("as_loss", choices=("as_loss", "token_mean"))
+    overlong: str = option("train", choices=("train", "mask"))  # mask: rows that the limit cut have no loss (DAPO)
+    # Of responses, where sampler and trainer disagree: token: weight min(p/p_sampler, limit) | sequence: one whose
+    # geometric mean of p/p_sampler is above the limit or below its inverse has no loss
+    correction: str = option("none", choices=("none", "token", "sequence"))
+    correction_limit: float = option(2.0, above=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,6 +102,11 @@ class Critique(NamedTuple):
     """What a critic made of an attempt; no text: nothing usable, and the attempt is not refined."""
 
     text: str | None
+    verdict: bool | None = None  # what it concludes itself; None: nothing that can be read, or it never says
+    agrees: bool | None = None  # whether that is what the rule says; None without a verdict
+    tries: int = 0  # how many were written for it by a model
+    tokens: int = 0  # of all of them
+    fallback: bool = False  # none of them was usable, so a template stands in
 
 
 class Segment(NamedTuple):
@@ -135,7 +140,8 @@ class Attempt:
     correct: bool
     extracted: str | None  # the answer found in the text
     status: str  # of its verdict
-    critique: str | None = None  # of this attempt, where it was criticised
+    critique: Critique | None = None  # under which it is refined, where it is
+    evaluation: Critique | None = None  # the policy's own, where the reward is its verdict
     source: int | None = None  # refinements: index of the response it refines
 
 

@@ -72,7 +72,7 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
         if resuming.all_done(run, past, progress.log):
             return
         progress.resume_at(past.step)
-        desk = stack.enter_context(open_desk(run, progress)) if isinstance(progress, Progress) else None
+        desk = stack.enter_context(open_desk(run, progress, workdir)) if isinstance(progress, Progress) else None
         sizes = hosts.agree(lambda: build.bin_sizes(run, desk.longest_prompt if desk else 0))
 
         # ---- Restore ----

@@ -129,6 +129,9 @@ def test_clones_of_one_asynchronous_collective_count_once():
     assert cost_of(entry(lines, before)).wire_bytes == 1024 * 3 / 4
     other = before.replace("channel_id=5", "channel_id=6", 1)
     assert cost_of(entry(lines, other)).wire_bytes == 2 * 1024 * 3 / 4
+    assert not +cost_of(entry(lines, before)).behind
+    named = lines.replace("%f1 =", "%async-collective-start.1 =")
+    assert cost_of(entry(named, before)).behind == {("all-gather", "f32", 4): 1024 * 3 / 4}
 
 
 def test_the_dearest_branch_counts():

@@ -1,5 +1,7 @@
 """Credit and objective against hand-worked golden numbers and an independent float64 transcription."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +27,25 @@ def test_golden_shaping_and_its_gradient():
 
 
 def test_golden_advantages():
-    zeros_and_one = np.array([0.0] * 7 + [1.0])
-    np.testing.assert_allclose(group_advantages(zeros_and_one), [-0.125] * 7 + [0.875])
+    zeros_and_one, refined = np.array([0.0] * 7 + [1.0]), np.array([False] * 7 + [True])
+    np.testing.assert_allclose(group_advantages(zeros_and_one, refined), [-0.125] * 7 + [0.875])
     expected = [-0.35355] * 7 + [2.4749]
-    np.testing.assert_allclose(group_advantages(zeros_and_one, divide_by_std=True), expected, atol=2e-4)
-    np.testing.assert_allclose(group_advantages(1 - zeros_and_one), [0.125] * 7 + [-0.875])
+    np.testing.assert_allclose(group_advantages(zeros_and_one, refined, divide_by_std=True), expected, atol=2e-4)
+    np.testing.assert_allclose(group_advantages(1 - zeros_and_one, refined), [0.125] * 7 + [-0.875])
     for same in (0.0, 1.0):
         for std in (False, True):
-            assert (group_advantages(np.full(8, same), divide_by_std=std) == 0).all()
+            assert (group_advantages(np.full(8, same), refined, divide_by_std=std) == 0).all()
+
+
+def test_a_baseline_over_the_responses_alone():
+    """Worked by hand: responses 1, 0, 0, 0 (mean 1/4, unbiased deviation 1/2), refinements 1 and 0."""
+    reward = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    refined = np.array([False] * 4 + [True] * 2)
+    expected = np.array([0.75, -0.25, -0.25, -0.25, 0.75, -0.25])
+    np.testing.assert_allclose(group_advantages(reward, refined, baseline="responses"), expected)
+    scaled = group_advantages(reward, refined, baseline="responses", divide_by_std=True)
+    np.testing.assert_allclose(scaled, 2 * expected, rtol=1e-5)
+    np.testing.assert_allclose(group_advantages(reward, refined), reward - 1 / 3)
 
 
 def test_weights():
@@ -40,13 +53,14 @@ def test_weights():
     np.testing.assert_allclose(group_weights(refined), [1 / 7] * 7 + [1.0])
     np.testing.assert_allclose(group_weights(refined[:7]), [1 / 7] * 7)
     np.testing.assert_allclose(group_weights(refined, weights="uniform"), [1 / 8] * 8)
+    np.testing.assert_allclose(group_weights(refined, weights="sum"), [1.0] * 8)
 
 
 def test_literal_clip_on_the_refined_term():
     """For A < 0 the gradient is 0 below p = gamma (1-eps)/eps = 0.4 and not above (eps 0.2, gamma 0.1)."""
 
     def gain(logp, adv):
-        return objective.surrogate(shaped_probability(logp, 0.1), adv, 0.2)
+        return objective.surrogate(shaped_probability(logp, 0.1), adv, (0.2, 0.2))
 
     slope = jax.grad(gain)
     for p in (0.05, 0.2, 0.39):
@@ -60,9 +74,11 @@ def test_the_clip_binds_exactly_where_it_takes_the_gradient():
     ratio, pg = (
         x.ravel() for x in jnp.meshgrid(jnp.array([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0]), jnp.array([-1.0, 0.5]))
     )
-    slope = jax.vmap(jax.grad(lambda r, a: objective.surrogate(r, a, 0.2)))(ratio, pg)
-    np.testing.assert_array_equal(binds(ratio, pg, 0.2), slope == 0)
-    assert binds(ratio, pg, 0.2).sum() == 4 and not binds(ratio, pg, None).any()
+    for clip, bound in (((0.2, 0.2), 4), ((0.2, 0.5), 3)):  # 1.21 gains up to 1.5 where the clip is higher
+        slope = jax.vmap(jax.grad(lambda r, a, clip=clip: objective.surrogate(r, a, clip)))(ratio, pg)
+        np.testing.assert_array_equal(binds(ratio, pg, clip), slope == 0)
+        assert binds(ratio, pg, clip).sum() == bound
+    assert not binds(ratio, pg, None).any()
 
 
 # ---- Two groups, with responses and a refinement each ----
@@ -105,22 +121,28 @@ def transcription(rows, cfg):
         zip(rows["logp"], rows["old"], rows["ref"], rows["entropy"], strict=True)
     ):
         rewards, refined = REWARDS[index // 4], REFINED[index % 4]
-        adv = rewards[index % 4] - sum(rewards) / 4
+        adv = rewards[index % 4] - (sum(rewards[:3]) / 3 if cfg.baseline == "responses" else sum(rewards) / 4)
         if cfg.divide_by_std:
             mean = sum(rewards) / 4
             adv /= (sum((r - mean) ** 2 for r in rewards) / 3) ** 0.5 + 1e-6
-        weight = {"per_kind": 1.0 if refined else 1 / 3, "uniform": 1 / 4}[cfg.weights]
+        weight = {"per_kind": 1.0 if refined else 1 / 3, "uniform": 1 / 4, "sum": 1.0}[cfg.weights]
         for logp, old, ref, entropy in zip(logps, olds, refs, entropies, strict=True):
             ratio, p = np.exp(logp - old), np.exp(logp)
             value, clip = ratio, cfg.clip_responses
             if refined:
-                value = {"shaped": p / (p + cfg.gamma), "probability": p, "ratio": ratio}[cfg.refined_shape]
-                clip = cfg.clip_refinements
+                shapes = {"shaped": p / (p + cfg.gamma), "probability": p, "ratio": ratio, "log_probability": logp}
+                value = shapes[cfg.refined_shape]
+                clip = cfg.clip_refinements and cfg.refined_shape != "log_probability"
             gain = value * adv
             if clip:
-                gain = min(gain, min(max(value, 1 - cfg.clip_eps), 1 + cfg.clip_eps) * adv)
+                gain = min(gain, min(max(value, 1 - cfg.clip_eps), 1 + (cfg.clip_high or cfg.clip_eps)) * adv)
             d = ref - logp
-            gain += cfg.entropy_coef * entropy - cfg.kl_coef * (np.exp(d) - d - 1)
+            gain -= cfg.kl_coef * (np.exp(d) - d - 1)
+            if cfg.entropy_mean == "as_loss":
+                gain += cfg.entropy_coef * entropy
+            else:  # the total is divided below
+                whole = {"constant": 2 * CONSTANT, "token_mean": tokens, "sequence_mean": 2}[cfg.aggregation]
+                total -= cfg.entropy_coef * entropy / tokens * whole
             row = {"constant": weight, "token_mean": 1.0, "sequence_mean": weight / len(logps)}[cfg.aggregation]
             total -= gain * row
     return total / {"constant": 2 * CONSTANT, "token_mean": tokens, "sequence_mean": 2}[cfg.aggregation]
@@ -139,6 +161,7 @@ def to_tokens(cfg, rows):
         scored_BT=jnp.asarray(padded([np.ones(len(s.ids), bool) for s in made])),
         refined_BT=jnp.asarray(padded([np.full(len(s.ids), s.refined) for s in made])),
         pg_BT=jnp.asarray(padded([s.pg_T for s in made])),
+        ce_BT=jnp.asarray(padded([s.ce_T for s in made])),
         ent_BT=jnp.asarray(padded([s.ent_T for s in made])),
         kl_BT=jnp.asarray(padded([s.kl_T for s in made])),
         old_logp_BT=jnp.asarray(padded(rows["old"])),
@@ -151,6 +174,8 @@ CONFIGS = [
     ObjectiveConfig(aggregation="token_mean", weights="uniform", clip_responses=False, gamma=0.5),
     ObjectiveConfig(aggregation="sequence_mean", refined_shape="ratio", kl_coef=0.1, divide_by_std=True),
     ObjectiveConfig(refined_shape="probability", clip_refinements=False, entropy_coef=0.01, clip_eps=0.1),
+    ObjectiveConfig(refined_shape="log_probability", baseline="responses", clip_high=0.4),
+    ObjectiveConfig(weights="sum", entropy_coef=0.02, entropy_mean="token_mean", clip_eps=0.1, clip_high=0.3),
 ]
 
 
@@ -191,6 +216,54 @@ def test_golden_group_of_seven_and_one():
     np.testing.assert_allclose(pg, [-0.125 / 7] * 7 + [0.875])
     assert [s.refined for s in made[:8]] == [False] * 7 + [True] and len(made) == 16
     assert all(s.pg_T.dtype == np.float64 and (s.pg_T == s.pg_T[0]).all() for s in made)
+
+
+def test_golden_rltf_sd():
+    """arXiv 2602.02482: the first-turn baseline. Responses 0 x 7, a right refinement: A0 = 1, gradient -A0 grad log p."""
+    ids = np.zeros(2, np.int32)
+    attempt = [
+        Attempt(Completion(ids, ids - 1.0, ids + 1.0, True), "", r, r == 1, None, "ok") for r in [0.0] * 7 + [1.0]
+    ]
+    group = Group(PROBLEM, [1], tuple(attempt[:7]), (attempt[7],), tuple(range(7)), (0,))
+    cfg = ObjectiveConfig(refined_shape="log_probability", baseline="responses")
+    made = credit.segments([group], cfg, 10.0)
+    assert not any(s.pg_T.any() for s in made) and not any(s.ce_T.any() for s in made[:7])
+    np.testing.assert_allclose(made[7].ce_T, [0.1, 0.1])
+    tokens = Tokens(jnp.ones((1, 2), bool), jnp.ones((1, 2), bool), jnp.zeros((1, 2)), jnp.asarray(made[7].ce_T)[None])
+    slope = jax.grad(lambda logp: token_loss(logp, 0 * logp, tokens, cfg)[0])(jnp.array([[-3.0, -0.1]]))
+    np.testing.assert_allclose(slope, [[-0.1, -0.1]], rtol=1e-6)
+
+
+def test_rows_that_the_limit_cut_may_have_no_loss():
+    """They stay in the baseline."""
+    made = groups()
+    cut = made[0].responses[0]
+    cut = dataclasses.replace(cut, completion=cut.completion._replace(finished=False))
+    made[0] = dataclasses.replace(made[0], responses=(cut, *made[0].responses[1:]))
+    plain = credit.segments(made, ObjectiveConfig(entropy_coef=0.1), CONSTANT)
+    masked = credit.segments(made, ObjectiveConfig(entropy_coef=0.1, overlong="mask"), CONSTANT)
+    assert masked[0].silent and not plain[0].silent
+    for one, other in zip(plain[1:], masked[1:], strict=True):
+        np.testing.assert_array_equal(one.pg_T, other.pg_T)
+
+
+def test_correction_by_what_the_sampler_was():
+    """Two segments in a row, worked by hand: ratios 3, 1/2, 1 (geometric mean 1.145) and 4, 4 (4)."""
+    sampler = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.1, 0.1, 0.5]]))
+    logp = jnp.log(jnp.array([[0.3, 0.2, 0.3, 0.4, 0.4, 0.9]]))
+    tokens = Tokens(
+        scored_BT=jnp.array([[True, True, True, True, True, False]]), refined_BT=jnp.zeros((1, 6), bool),
+        pg_BT=jnp.ones((1, 6)), sampler_logp_BT=sampler, segment_BT=jnp.array([[1, 1, 1, 2, 2, 0]]),
+    )  # fmt: skip
+    for how, weight in (("none", [1, 1, 1, 1, 1]), ("token", [2, 0.5, 1, 2, 2]), ("sequence", [1, 1, 1, 0, 0])):
+        cfg = ObjectiveConfig(correction=how)
+        slope = jax.grad(lambda x, cfg=cfg: token_loss(x, 0 * x, tokens, cfg)[0])(logp)
+        np.testing.assert_allclose(slope, [[-w for w in weight] + [0]], rtol=1e-5)
+    _, sums = token_loss(logp, 0 * logp, tokens, ObjectiveConfig(correction="token"))
+    np.testing.assert_allclose(sums["correction"], 7.5, rtol=1e-5)
+    refined = tokens._replace(refined_BT=jnp.ones((1, 6), bool))  # they have no ratio to what they were sampled from
+    values = [token_loss(logp, 0 * logp, refined, ObjectiveConfig(correction=how))[0] for how in ("none", "token")]
+    assert values[0] == values[1]
 
 
 def test_what_each_row_depends_on(rng):

@@ -84,7 +84,8 @@ def test_the_topology_is_known_before_any_flag():
 def test_shapes_have_the_published_number_of_parameters(name):
     params = hf.abstract_params(config_from_hf(SHAPES / name))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert abs(count / 1e9 - PUBLISHED[name]) <= 0.006 * max(1, PUBLISHED[name])
+    rounding = 0.05 if PUBLISHED[name] > 8 else 0.006  # of the published number
+    assert abs(count / 1e9 - PUBLISHED[name]) <= rounding
     assert (SHAPES / name / "config.json").stat().st_size < 1100
 
 

@@ -17,6 +17,7 @@ from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
 from cgrpo_jax.rollout.stories import Sample, Stories, Work
+from cgrpo_jax.rollout.written import critic_and_scorer, usable, verdict_of
 from cgrpo_jax.text import prompts
 
 QUESTION = "What is 23+46?"
@@ -53,8 +54,8 @@ def sampler_of(answer, asked):
 
 
 def method_of(tokenizer, cfg, samples, critic=None, scorer=None):
-    critic, scorer = critic or critics.CRITICS[cfg.critique], scorer or by_rule(score, tokenizer)
-    return Method(samples, scorer, critic, tokenizer, cfg, seed=0, step=0)
+    own_critic, own_scorer = critic_and_scorer(cfg, tokenizer, by_rule(score, tokenizer))
+    return Method(samples, scorer or own_scorer, critic or own_critic, tokenizer, cfg, seed=0, step=0)
 
 
 def collect(tokenizer, answers, cfg=None, samples=3, **parts):
@@ -120,7 +121,7 @@ def test_paper_default_refines_only_where_nothing_was_right(tokenizer):
     assert [a.correct for a in group.refinements] == [False, False, True] and group.selected == (2,)
     assert [(a.text, refined) for a, refined in group.rows()] == [(WRONG, False)] * 3 + [(RIGHT, True)]
     assert [a.source for a in group.refinements] == [0, 1, 2]
-    assert all(a.critique and "incorrect" in a.critique for a in group.responses)
+    assert all(a.critique and "incorrect" in a.critique.text for a in group.responses)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +346,7 @@ def test_work_that_raises_ends_the_run(tokenizer):
 def test_a_verdict_may_come_from_the_policy_itself(tokenizer):
     """Scoring asks the sampler: a critique of each attempt, in a round of its own, gives reward and text."""
 
-    def scorer(problem, completions):
+    def scorer(problem, number, kind, completions):
         number = sum(len(ids.ids) for ids in completions) > 0  # any name that is free will do
         round_ = scorer.rounds = getattr(scorer, "rounds", 0) + number
         requests = [Request(Name(Kind.CRITIQUE, 0, g, round_), [1, 2]) for g in range(len(completions))]
@@ -368,11 +369,112 @@ def test_a_verdict_may_come_from_the_policy_itself(tokenizer):
 
 
 def test_an_attempt_without_a_usable_critique_is_not_refined(tokenizer):
-    def critic(problem, attempts):
+    def critic(problem, number, attempts):
         yield from ()
         return [Critique(None if g == 1 else "Look again.") for g in range(len(attempts))]
 
     group, asked = collect(tokenizer, lambda kind, g: WRONG, critic=critic)
     assert [r.name.sample for r in asked if r.name.kind == Kind.REFINEMENT] == [0, 2]
     assert [a.source for a in group.refinements] == [0, 2]
-    assert [a.critique for a in group.responses] == ["Look again.", None, "Look again."]
+    assert [a.critique.text for a in group.responses] == ["Look again.", None, "Look again."]
+
+
+# ---- Critics that a model is ----
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("Step 2 is wrong.\nConclusion: incorrect [END]", False), ("**Conclusion:** right [END]", True),
+        ("conclusion - WRONG", False), ("Conclusion: correct", True), ("It is correct.", None), ("", None),
+        ("Conclusion: correct [END] no: Conclusion: wrong [END]", False), ("Conclusion: incorrectly put", None),
+        ("Conclusion: perhaps correct", None),
+    ],
+)  # fmt: skip
+def test_verdicts_are_read_from_the_last_conclusion(text, verdict):
+    assert verdict_of(text) is verdict
+
+
+def test_a_critique_has_no_reasoning_block_and_ends_at_its_mark():
+    assert usable("<think>it is 69</think> Step 1 is wrong. Conclusion: wrong [END] and more") == (
+        "Step 1 is wrong. Conclusion: wrong"
+    )
+    assert usable("<think>never closed") == "" and usable("  ") == ""
+
+
+def written_run(tokenizer, said, **cfg):
+    """All responses wrong, all refinements right; `said(sample, round)` is what the policy writes as a critique."""
+    asked = []
+
+    def answer(request):
+        kind, _, sample, round_, _ = request.name
+        texts = {Kind.RESPONSE: WRONG, Kind.REFINEMENT: RIGHT}
+        return completion(tokenizer, texts[kind] if kind in texts else said(sample, round_))
+
+    cfg = RefineConfig(**{"max_prompt_tokens": 4000} | cfg)
+    (group,), _ = collect_groups([PROBLEM], method_of(tokenizer, cfg, 3), sampler_of(answer, asked))
+    return group, asked
+
+
+def test_a_critique_that_contradicts_the_rule_is_written_anew_then_replaced(tokenizer):
+    """Response 0 is criticised rightly at once, 1 at the second try, 2 never."""
+
+    def said(sample, round_):
+        right = sample == 0 or (sample == 1 and round_ == 1)
+        return "Add again. Conclusion: incorrect [END]" if right else "Fine. Conclusion: correct [END]"
+
+    group, asked = written_run(tokenizer, said, critique="self_gt", critique_tries=3)
+    rounds = [(r.name.sample, r.name.round) for r in asked if r.name.kind == Kind.CRITIQUE]
+    assert sorted(rounds) == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+    found = [a.critique for a in group.responses]
+    assert [c.tries for c in found] == [1, 2, 3] and [c.fallback for c in found] == [False, False, True]
+    assert found[0].text == found[1].text == "Add again. Conclusion: incorrect"
+    assert found[2].text == "The generated solution is incorrect, the ground truth is 69." and found[2].agrees is False
+    assert found[1].tokens > found[0].tokens > 0 and len(group.refinements) == 3
+    from cgrpo_jax.workdir.metrics import group_metrics
+
+    values = group_metrics([group])
+    assert values["critique/valid"] == 1 and values["critique/agreement"] == pytest.approx(2 / 3)
+    assert values["critique/fallback"] == pytest.approx(1 / 3) and values["critique/tries"] == 2
+    dropped, _ = written_run(tokenizer, said, critique="self_gt", critique_fallback="drop")
+    assert [a.source for a in dropped.refinements] == [0, 1] and dropped.responses[2].critique.text is None
+
+
+def test_who_is_shown_the_ground_truth(tokenizer):
+    """self_gt is; self_eval and no_verdict are not, and no critique but that of self_gt may name it."""
+    for critique, shown in (("self_gt", True), ("self_eval", False), ("no_verdict", False)):
+        _, asked = written_run(tokenizer, lambda *_: "Step 1 is doubtful. Conclusion: wrong [END]", critique=critique)
+        prompt = tokenizer.hf.decode(next(r.prompt_ids for r in asked if r.name.kind == Kind.CRITIQUE))
+        assert ("Ground truth:** 69" in prompt) is shown and WRONG in prompt and QUESTION in prompt
+        assert ("Do not say whether" in prompt) is (critique == "no_verdict")
+
+
+def test_self_evaluation_is_the_reward_and_agreement_is_measured(tokenizer):
+    """The policy takes response 1 (wrong) for right, and says nothing of response 2: the rule is not asked."""
+
+    def said(sample, round_):
+        return ["Conclusion: wrong [END]", "Conclusion: correct [END]", "Who knows."][sample]
+
+    group, asked = written_run(tokenizer, said, critique="self_eval", trigger="any_wrong")
+    assert [a.reward for a in group.responses] == [0.0, 1.0, 0.0]
+    assert [a.status for a in group.responses] == ["ok", "ok", "no_verdict"]
+    assert [a.evaluation.agrees for a in group.responses] == [True, False, None]
+    assert [a.source for a in group.refinements] == [0]  # 2 has no critique, and there is no fallback for it
+    assert [a.reward for a in group.refinements] == [0.0]  # the rule would say 1
+    names = [r.name for r in asked if r.name.kind == Kind.CRITIQUE]
+    assert len(set(names)) == len(names) == 4  # of the refinement, too
+
+
+def test_critics_without_a_model(tokenizer):
+    attempts = [(0, Attempt(None, RIGHT, 1.0, True, None, "ok")), (1, Attempt(None, WRONG, 0.0, False, None, "ok"))]
+
+    def texts(critique, problem):
+        critic, _ = critic_and_scorer(RefineConfig(critique=critique), tokenizer, None)
+        story = critic(problem, 0, attempts)
+        with pytest.raises(StopIteration) as end:
+            next(story)
+        return [found.text for found in end.value.value]
+
+    assert texts("inverted", PROBLEM) == ["The generated solution is incorrect.", "The generated solution is correct."]
+    noted = dataclasses.replace(PROBLEM, columns={"critique": "Carry the one."})
+    assert texts("offline", noted) == ["Carry the one."] * 2 and texts("offline", PROBLEM) == [None, None]

@@ -3,6 +3,7 @@
 For a question q with n responses y_i and k selected refinements yref_j:
 
     A = R - mean({R_1..R_n} u {Rref_1..Rref_k})                         `group_advantages`
+    A = R - mean({R_1..R_n})                                            baseline=responses (2602.02482)
     J = 1/n sum_i sum_t [r term] + 1/k sum_j sum_t [rho term]           `group_weights` (1/n, 1/k)
 
 and the loss of an update is -J averaged over its questions. Every normaliser is known before the update, so it is
@@ -19,21 +20,28 @@ from cgrpo_jax.options import ObjectiveConfig
 from cgrpo_jax.records import Attempt, Group, Segment
 
 
-def group_advantages(reward_G: np.ndarray, *, divide_by_std: bool = False) -> np.ndarray:
-    """Rewards minus their mean over the group `[G]`, responses and refinements together.
+def group_advantages(
+    reward_G: np.ndarray, refined_G: np.ndarray, *, baseline: str = "group", divide_by_std: bool = False
+) -> np.ndarray:
+    """Rewards minus a mean `[G]`.
 
     Args:
-      divide_by_std: also divide by the unbiased standard deviation + 1e-6.
+      refined_G: bool, which rows are refinements.
+      baseline: whose mean: of the whole group, or of the responses alone.
+      divide_by_std: also divide by the unbiased standard deviation of the same rows + 1e-6.
     """
-    centred_G = reward_G - reward_G.mean()
+    known = reward_G if baseline == "group" else reward_G[~refined_G]
+    centred_G = reward_G - known.mean()
     if not divide_by_std:
         return centred_G
-    variance = (centred_G**2).sum() / max(len(reward_G) - 1, 1)
+    variance = ((known - known.mean()) ** 2).sum() / max(len(known) - 1, 1)
     return centred_G / (np.sqrt(variance) + 1e-6)
 
 
 def group_weights(refined_G: np.ndarray, *, weights: str = "per_kind") -> np.ndarray:
-    """Weight of each row within its group `[G]`: 1/n and 1/k (paper), or one over the rows of the group."""
+    """Weight of each row within its group `[G]`: 1/n and 1/k (paper), one over the rows of the group, or 1."""
+    if weights == "sum":
+        return np.ones(len(refined_G))
     if weights == "uniform":
         return np.full(len(refined_G), 1.0 / len(refined_G))
     k = int(refined_G.sum())
@@ -65,24 +73,30 @@ def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> 
         refined_G = np.array([refined for _, refined in own])
         reward_G = np.array([attempt.reward for attempt, _ in own], np.float64)
         rows += [(group, attempt, refined) for attempt, refined in own]
-        advantages.append(group_advantages(reward_G, divide_by_std=cfg.divide_by_std))
+        advantage_G = group_advantages(reward_G, refined_G, baseline=cfg.baseline, divide_by_std=cfg.divide_by_std)
+        advantages.append(advantage_G)
         weights.append(group_weights(refined_G, weights=cfg.weights))
     lengths = np.array([len(attempt.completion.ids) for _, attempt, _ in rows])
-    token = _token_weights(lengths, np.concatenate(weights), len(groups), constant, cfg.aggregation)
+    weight = np.concatenate(weights)
+    token = _token_weights(lengths, weight, len(groups), constant, cfg.aggregation)
+    entropy_how = "token_mean" if cfg.entropy_mean == "token_mean" else cfg.aggregation
+    entropy = cfg.entropy_coef * _token_weights(lengths, weight, len(groups), constant, entropy_how)
     advantage = np.concatenate(advantages)
+    counted = np.array([cfg.overlong == "train" or attempt.completion.finished for _, attempt, _ in rows])
 
     def segment(index: int) -> Segment:
         group, attempt, refined = rows[index]
-        ids, each = attempt.completion.ids, token[index]
-        one_T = np.ones(len(ids))
+        one_T = np.full(len(attempt.completion.ids), float(counted[index]))
+        gain_T = token[index] * advantage[index] * one_T
+        by_likelihood = refined and cfg.refined_shape == "log_probability"
         return Segment(
             prompt_ids=group.prompt_ids,
-            ids=ids,
+            ids=attempt.completion.ids,
             refined=refined,
-            pg_T=each * advantage[index] * one_T,
-            ce_T=0.0 * one_T,
-            ent_T=each * cfg.entropy_coef * one_T,
-            kl_T=each * cfg.kl_coef * one_T,
+            pg_T=0.0 * gain_T if by_likelihood else gain_T,
+            ce_T=gain_T if by_likelihood else 0.0 * gain_T,
+            ent_T=entropy[index] * one_T,
+            kl_T=token[index] * cfg.kl_coef * one_T,
             sampler_logp_T=attempt.completion.logp,
         )
 

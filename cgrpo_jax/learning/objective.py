@@ -4,6 +4,10 @@
     surrogate(x, pg) = min(x pg, clip(x, 1-eps, 1+eps) pg)
     x = r_t   = pi(y_t | q, y_<t) / pi_old(y_t | q, y_<t)          of responses               `importance_ratio`
     x = rho_t = p / (p + gamma),  p = pi(yref_t | q, yref_<t)      of refinements             `shaped_probability`
+    x = log p_t, without a clip, is the ce term with a signed weight                          (`credit.segments`)
+
+`correction` weighs the surrogate of responses by what the trainer's own p_t makes of the sampler's q_t: min(p_t/q_t, c)
+per token, or 0 for a sequence whose geometric mean of p_t/q_t lies outside of [1/c, c].
 
 pg is weight x advantage of the token (signed), with every normaliser divided out: `credit.py` makes it, on the host.
 The weight is not negative, so min and clip commute with it. The gradient of rho is Psi(p) = gamma p / (p + gamma)^2 per
@@ -34,19 +38,49 @@ def shaped_probability(logp_BT: jax.Array, gamma: float) -> jax.Array:
     return prob_BT / (prob_BT + gamma)
 
 
-def surrogate(ratio_BT: jax.Array, pg_BT: jax.Array, clip_eps: float | None) -> jax.Array:
-    """min(ratio pg, clip(ratio) pg) per token; plain ratio pg where clip_eps is None."""
+Clip = tuple[float, float]  # the ratio is clipped to [1 - low, 1 + high]
+
+
+def clip_of(cfg: ObjectiveConfig) -> Clip:
+    """Both sides of the clip."""
+    return cfg.clip_eps, cfg.clip_high or cfg.clip_eps
+
+
+def surrogate(ratio_BT: jax.Array, pg_BT: jax.Array, clip: Clip | None) -> jax.Array:
+    """min(ratio pg, clip(ratio) pg) per token; plain ratio pg where there is no clip."""
     plain_BT = ratio_BT * pg_BT
-    if clip_eps is None:
+    if clip is None:
         return plain_BT
-    return jnp.minimum(plain_BT, jnp.clip(ratio_BT, 1.0 - clip_eps, 1.0 + clip_eps) * pg_BT)
+    return jnp.minimum(plain_BT, jnp.clip(ratio_BT, 1.0 - clip[0], 1.0 + clip[1]) * pg_BT)
 
 
-def binds(ratio_BT: jax.Array, pg_BT: jax.Array, clip_eps: float | None) -> jax.Array:
-    """Where the clip takes the gradient away: above 1 + eps for a gain, below 1 - eps for a loss."""
-    if clip_eps is None:
+def binds(ratio_BT: jax.Array, pg_BT: jax.Array, clip: Clip | None) -> jax.Array:
+    """Where the clip takes the gradient away: above 1 + high for a gain, below 1 - low for a loss."""
+    if clip is None:
         return jnp.zeros(ratio_BT.shape, bool)
-    return ((pg_BT > 0) & (ratio_BT > 1.0 + clip_eps)) | ((pg_BT < 0) & (ratio_BT < 1.0 - clip_eps))
+    return ((pg_BT > 0) & (ratio_BT > 1.0 + clip[1])) | ((pg_BT < 0) & (ratio_BT < 1.0 - clip[0]))
+
+
+def correction_weight(
+    logp_BT: jax.Array, sampler_logp_BT: jax.Array, segment_BT: jax.Array, scored_BT: jax.Array, cfg: ObjectiveConfig
+) -> jax.Array:
+    """What a response's token counts, given the trainer's log-probability and the sampler's; no gradient flows.
+
+    Args:
+      logp_BT: of the trainer, before the first update of this rollout.
+      segment_BT: int32, which segment of its row a token belongs to, from 1 on.
+    """
+    log_ratio_BT = jnp.where(scored_BT, jax.lax.stop_gradient(logp_BT) - sampler_logp_BT, 0.0)
+    if cfg.correction == "token":
+        return jnp.minimum(jnp.exp(jnp.minimum(log_ratio_BT, LOG_RATIO_LIMIT)), cfg.correction_limit)
+
+    def of_row(log_ratio_T: jax.Array, segment_T: jax.Array, scored_T: jax.Array) -> jax.Array:
+        total = jax.ops.segment_sum(log_ratio_T, segment_T, len(segment_T) + 1)
+        count = jax.ops.segment_sum(scored_T.astype(total.dtype), segment_T, len(segment_T) + 1)
+        return (total / jnp.maximum(count, 1))[segment_T]
+
+    mean_BT = jax.vmap(of_row)(log_ratio_BT, segment_BT, scored_BT)
+    return (jnp.abs(mean_BT) <= jnp.log(cfg.correction_limit)).astype(log_ratio_BT.dtype)
 
 
 def k3(logp_BT: jax.Array, ref_logp_BT: jax.Array, limit: float) -> jax.Array:
@@ -67,6 +101,7 @@ class Tokens(NamedTuple):
     old_logp_BT: jax.Array | None = None  # the trainer's own, from before the first update of this rollout
     ref_logp_BT: jax.Array | None = None  # exactly where there is kl_BT
     sampler_logp_BT: jax.Array | None = None
+    segment_BT: jax.Array | None = None  # int32; needed where there is a correction
 
 
 def _ratios(logp_BT: jax.Array, old_logp_BT: jax.Array | None, cfg: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
@@ -75,7 +110,7 @@ def _ratios(logp_BT: jax.Array, old_logp_BT: jax.Array | None, cfg: ObjectiveCon
     ratio_BT = importance_ratio(logp_BT, old_logp_BT)
     if cfg.refined_shape == "shaped":
         return ratio_BT, shaped_probability(logp_BT, cfg.gamma)
-    return ratio_BT, jnp.exp(logp_BT) if cfg.refined_shape == "probability" else ratio_BT
+    return ratio_BT, jnp.exp(logp_BT) if cfg.refined_shape == "probability" else ratio_BT  # log p: weight 0 here
 
 
 def token_loss(
@@ -91,10 +126,15 @@ def token_loss(
     scored_BT, off_BT = tokens.scored_BT, tokens.refined_BT & tokens.scored_BT
     on_BT = scored_BT & ~off_BT
     ratio_BT, refined_ratio_BT = _ratios(logp_BT, tokens.old_logp_BT, cfg)
-    eps_on = cfg.clip_eps if cfg.clip_responses else None
-    eps_off = cfg.clip_eps if cfg.clip_refinements else None
-    on_gain_BT = surrogate(ratio_BT, tokens.pg_BT, eps_on)
-    off_gain_BT = surrogate(refined_ratio_BT, tokens.pg_BT, eps_off)
+    clip_on = clip_of(cfg) if cfg.clip_responses else None
+    clip_off = clip_of(cfg) if cfg.clip_refinements else None
+    on_gain_BT = surrogate(ratio_BT, tokens.pg_BT, clip_on)
+    off_gain_BT = surrogate(refined_ratio_BT, tokens.pg_BT, clip_off)
+    weight_BT = None
+    if cfg.correction != "none" and tokens.sampler_logp_BT is not None and tokens.segment_BT is not None:
+        before_BT = logp_BT if tokens.old_logp_BT is None else tokens.old_logp_BT
+        weight_BT = correction_weight(before_BT, tokens.sampler_logp_BT, tokens.segment_BT, scored_BT, cfg)
+        on_gain_BT *= weight_BT
     gain_BT = jnp.where(off_BT, off_gain_BT, on_gain_BT)
 
     def total(x_BT: jax.Array, where_BT: jax.Array) -> jax.Array:
@@ -108,9 +148,11 @@ def token_loss(
         "logp": total(logp_BT, scored_BT),
         "nonfinite_tokens": (scored_BT & ~(jnp.isfinite(logp_BT) & jnp.isfinite(entropy_BT))).sum(),
         "refined_prob": total(jnp.exp(logp_BT), off_BT),
-        "clipped": total(binds(ratio_BT, tokens.pg_BT, eps_on), on_BT),
-        "refined_clipped": total(binds(refined_ratio_BT, tokens.pg_BT, eps_off), off_BT),
+        "clipped": total(binds(ratio_BT, tokens.pg_BT, clip_on), on_BT),
+        "refined_clipped": total(binds(refined_ratio_BT, tokens.pg_BT, clip_off), off_BT),
     }
+    if weight_BT is not None:
+        sums |= {"correction": total(weight_BT, on_BT)}
     if tokens.ce_BT is not None:
         gain_BT += tokens.ce_BT * logp_BT
     if tokens.ent_BT is not None:

@@ -121,6 +121,7 @@ def _tokens(one: Bins) -> Tokens:
         old_logp_BT=one.old_logp_ABT,
         ref_logp_BT=one.ref_logp_ABT,
         sampler_logp_BT=one.sampler_logp_ABT,
+        segment_BT=one.segment_ABT,
     )
 
 

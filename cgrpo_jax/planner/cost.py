@@ -38,6 +38,8 @@ class Cost:
     cycles: float = 0
     wire: collections.Counter[tuple[str, str, int]] = dataclasses.field(default_factory=collections.Counter)
     times: collections.Counter[tuple[str, str, int]] = dataclasses.field(default_factory=collections.Counter)
+    # Of `wire`, what is started before it is needed: other work may go on meanwhile.
+    behind: collections.Counter[tuple[str, str, int]] = dataclasses.field(default_factory=collections.Counter)
     kernels: dict[str, Kernel] = dataclasses.field(default_factory=dict)
     again: Cost | None = None
 
@@ -51,6 +53,7 @@ class Cost:
         for key in other.wire:  # (collective, dtype, devices of a group)
             self.wire[key] += times * other.wire[key]  # type: ignore[assignment]
             self.times[key] += times * other.times[key]  # type: ignore[assignment]
+            self.behind[key] += times * other.behind[key]  # type: ignore[assignment]
         for name, kernel in other.kernels.items():
             own = self.kernels.setdefault(name, Kernel())
             own.runs += times * kernel.runs
@@ -120,7 +123,8 @@ class _Walk:
         if made.op == "fusion":
             for channel, cost in self._fused(made.called()):
                 if channel is None or channel not in seen:  # start, steps and end of one collective are clones
-                    total.add(cost)
+                    started = made.name.startswith("async-collective-start")
+                    total.add(dataclasses.replace(cost, behind=cost.wire) if started else cost)
         if made.op == "fusion":
             seen.update(channel for channel, _ in self._fused(made.called()) if channel)
         if made.op == "custom-call" and 'custom_call_target="tpu_custom_call"' in made.attributes:
@@ -154,10 +158,10 @@ class _Walk:
         return self.of_fused[name]
 
     def _collective(self, inside: Computation, made: Instruction) -> Cost:
-        name = _base(made.op)
+        name, started = _base(made.op), made.op.endswith("-start")
         given = sum(bytes_of(inside.of_name[operand].type) for operand in made.operands if operand in inside.of_name)
         left = bytes_of(made.type)
-        payload = max(given, left - given if made.op.endswith("-start") else left)  # a start's type holds both
+        payload = max(given, left - given if started else left)  # a start's type holds both
         size = 2 if name == "collective-permute" else group_size(made.attributes, self.module.partitions)
         if name == "all-reduce" and inside.name.startswith("all-reduce-scatter"):
             name = "reduce-scatter"  # this is how the TPU compiler spells one
@@ -165,7 +169,8 @@ class _Walk:
         share = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(name, share)
         dtype = next((dtype for dtype, _ in arrays(made.type)), "")
         key = (name, dtype, size)
-        return Cost(wire=collections.Counter({key: payload * share}), times=collections.Counter({key: 1}))  # type: ignore[dict-item]
+        wire = collections.Counter({key: payload * share})  # type: ignore[dict-item]
+        return Cost(wire=wire, times=collections.Counter({key: 1}), behind=+wire if started else collections.Counter())
 
 
 def _cycles(cost: Cost) -> float:

@@ -123,6 +123,7 @@ def _seconds(plan: Plan) -> list[str]:
         "kernels",
         "(at peak)",
         "wire GB",
+        "(async)",
         "wire s",
         "each turn",
         "MFU (at peak)",
@@ -137,6 +138,7 @@ def _seconds(plan: Plan) -> list[str]:
                 _s(s.kernels),
                 _s(s.kernels_at_peak),
                 f"{f.cost.wire_bytes / 1e9:.3g}",
+                f"{sum(f.cost.behind.values()) / 1e9:.3g}",
                 _s(s.wire),
                 _s(f.turn.total()) if f.turn else "",
                 f"{used[0]:.2f} ({used[1]:.2f})" if used else "",
@@ -145,7 +147,8 @@ def _seconds(plan: Plan) -> list[str]:
     return [
         *_table(rows),
         f"computing: the compiler's cycles. kernels (Pallas): {LIKELY_FLOPS:g} of the peak's flops or "
-        f"{LIKELY_BANDWIDTH:g} of its bytes, whichever is slower. wire: rings at the full ICI rate, behind nothing.",
+        f"{LIKELY_BANDWIDTH:g} of its bytes, whichever is slower.",
+        "wire: rings at the full ICI rate; (async): of these GB, started before they are needed.",
         "A loop whose turns data decide (bins of an update, tokens of a chunk) is counted once; each turn: one more.",
     ]
 
@@ -266,6 +269,13 @@ def _program(place: Occupied, plan: Plan) -> dict[str, Any]:
 def _collectives(figures: Figures) -> list[Mapping[str, Any]]:
     cost = figures.cost
     return [
-        {"name": name, "dtype": dtype, "devices": size, "times": cost.times[name, dtype, size], "wire_bytes": wire}
-        for (name, dtype, size), wire in cost.wire.most_common()
+        {
+            "name": key[0],
+            "dtype": key[1],
+            "devices": key[2],
+            "times": cost.times[key],
+            "wire_bytes": wire,
+            "asynchronous_bytes": cost.behind[key],
+        }
+        for key, wire in cost.wire.most_common()
     ]

@@ -17,8 +17,10 @@ from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.tokenizer import Tokenizer
 
 # Parts of a story. Each may wait: for the sampler (a self-critique), for work (a grader, a server), or for nothing.
-Scorer = Callable[[Problem, Sequence[Completion]], Generator[Sample | Work, Any, list[Attempt]]]
-Critic = Callable[[Problem, Sequence[Attempt]], Generator[Sample | Work, Any, list[Critique]]]
+# A scorer is given the problem, its number in the step, what was sampled (responses or refinements) and completions; a
+# critic the problem, its number, and the responses with their places among the samples.
+Scorer = Callable[[Problem, int, Kind, Sequence[Completion]], Generator[Sample | Work, Any, list[Attempt]]]
+Critic = Callable[[Problem, int, Sequence[tuple[int, Attempt]]], Generator[Sample | Work, Any, list[Critique]]]
 
 # Scores (problem, completion, its text) at once.
 Score = Callable[[Sequence[tuple[Problem, Completion, str]]], list[Attempt]]
@@ -40,7 +42,9 @@ class Method:
 def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
     """A scorer that asks graders, beside the decoding."""
 
-    def scorer(problem: Problem, completions: Sequence[Completion]) -> Generator[Sample | Work, Any, list[Attempt]]:
+    def scorer(
+        problem: Problem, number: int, kind: Kind, completions: Sequence[Completion]
+    ) -> Generator[Sample | Work, Any, list[Attempt]]:
         items = [(problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
         attempts = yield Work(functools.partial(score, items), "score")
         return attempts
@@ -55,11 +59,13 @@ def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Meth
     """
     asked = [Request(Name(Kind.RESPONSE, number, g), prompt_ids) for g in range(method.samples)]
     completions = yield Sample(asked)
-    responses = yield from method.scorer(problem, completions)
+    responses = yield from method.scorer(problem, number, Kind.RESPONSE, completions)
 
     sources, requests = yield from _refinement_requests(problem, number, responses, method)
     completions = yield Sample(requests)
-    scored = (yield from method.scorer(problem, completions)) if completions else []
+    scored: list[Attempt] = []
+    if completions:
+        scored = yield from method.scorer(problem, number, Kind.REFINEMENT, completions)
     refinements = [dataclasses.replace(a, source=g) for a, g in zip(scored, sources, strict=True)]
 
     rng = np.random.default_rng((method.seed, method.step, Kind.REFINEMENT, number))
@@ -75,9 +81,10 @@ def _refinement_requests(
     """Criticises what is to be refined (into `responses`, too): what each request refines, and the requests."""
     sources, requests = [], []
     chosen = refined_responses(responses, method.refine.trigger)
-    critiques = (yield from method.critic(problem, [responses[g] for g in chosen])) if chosen else []
+    asked = [(g, responses[g]) for g in chosen]
+    critiques = (yield from method.critic(problem, number, asked)) if chosen else []
     for g, critique in zip(chosen, critiques, strict=True):
-        text, responses[g] = responses[g].text, dataclasses.replace(responses[g], critique=critique.text)
+        text, responses[g] = responses[g].text, dataclasses.replace(responses[g], critique=critique)
         if critique.text is None:
             continue
         ids = refinement_prompt(method.tokenizer, problem, text, critique.text, method.refine.max_prompt_tokens)

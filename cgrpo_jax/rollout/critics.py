@@ -21,6 +21,11 @@ def indicative_gt(problem: Problem, attempt: Attempt) -> str:
     return prompts.indicative_gt(attempt.correct, problem.answer)
 
 
+def inverted(problem: Problem, attempt: Attempt) -> str:
+    """A control: the opposite of the verdict (the paper's appendix C: entropy explodes)."""
+    return prompts.indicative(not attempt.correct)
+
+
 def worked(problem: Problem, attempt: Attempt) -> str:
     """Generated tasks only: the task's own checker names the first wrong step and gives a verdict, not the answer."""
     return worked_critique(problem.question, attempt.text, attempt.correct)
@@ -29,15 +34,22 @@ def worked(problem: Problem, attempt: Attempt) -> str:
 def templated(text_of: Callable[[Problem, Attempt], str]) -> Critic:
     """A critic that knows its text at once, and waits for nothing."""
 
-    def critic(problem: Problem, attempts: Sequence[Attempt]) -> Generator[Any, Any, list[Critique]]:
+    def critic(
+        problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
+    ) -> Generator[Any, Any, list[Critique]]:
         yield from ()
-        return [Critique(text_of(problem, attempt)) for attempt in attempts]
+        return [Critique(text_of(problem, attempt)) for _, attempt in attempts]
 
     return critic
 
 
-CRITICS: dict[str, Critic] = {
-    "indicative": templated(indicative),
-    "indicative_gt": templated(indicative_gt),
-    "worked": templated(worked),
-}
+def offline(
+    problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
+) -> Generator[Any, Any, list[Critique]]:
+    """What the data say of this problem, in the column `critique`; nothing usable where that is empty."""
+    yield from ()
+    text = problem.columns.get("critique")
+    return [Critique(text if isinstance(text, str) and text.strip() else None) for _ in attempts]
+
+
+TEMPLATES = {"indicative": indicative, "indicative_gt": indicative_gt, "inverted": inverted, "worked": worked}

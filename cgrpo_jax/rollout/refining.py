@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cgrpo_jax.records import Attempt, Problem
+from cgrpo_jax.records import Attempt, Message, Problem
 from cgrpo_jax.text.prompts import refinement_messages
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
@@ -16,21 +16,33 @@ CUT = "\n[...]\n"
 def refinement_prompt(
     tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int
 ) -> list[int] | None:
-    """Ids of the refinement prompt within `budget`.
+    """Ids of the refinement prompt within `budget`; None where there is no room, see `fitted`."""
 
-    Where it is too long the middle of the previous solution gives way to a mark (half of what fits is kept from each
-    end); question and critique are never cut. None where even an empty solution does not fit, or where the chat
-    template would rewrite the text.
+    def messages(solution: str) -> Sequence[Message]:
+        return refinement_messages(problem.question, solution, critique)
+
+    return fitted(tokenizer, messages, text, budget)
+
+
+def fitted(
+    tokenizer: Tokenizer, messages: Callable[[str], Sequence[Message]], text: str, budget: int
+) -> list[int] | None:
+    """Ids of a prompt that holds a solution, within `budget`.
+
+    Where it is too long the middle of the solution gives way to a mark (half of what fits is kept from each end); the
+    rest is never cut. None where even an empty solution does not fit, or where the chat template would rewrite it.
     """
     try:
-        return _fit_solution(tokenizer, problem, text, critique, budget)
+        return _fit_solution(tokenizer, messages, text, budget)
     except PromptError:
         return None
 
 
-def _fit_solution(tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int) -> list[int] | None:
+def _fit_solution(
+    tokenizer: Tokenizer, messages: Callable[[str], Sequence[Message]], text: str, budget: int
+) -> list[int] | None:
     def encode(solution: str) -> list[int]:
-        return tokenizer.encode_chat(refinement_messages(problem.question, solution, critique))
+        return tokenizer.encode_chat(messages(solution))
 
     ids = encode(text)
     if len(ids) <= budget:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from cgrpo_jax.records import Completion, Done, Name, Request
 
+REMOTE_THREADS = 1024  # at most; they only wait
 PATIENCE = (
     1.0  # seconds; a verdict takes milliseconds, and an answer that is hard to compare reaches its own limit later
 )
@@ -83,6 +84,7 @@ class Stories:
         self.jobs: list[_Job] = []
         self.chunk = 0
         self.pool = concurrent.futures.ThreadPoolExecutor(threads)
+        self.waiters = concurrent.futures.ThreadPoolExecutor(REMOTE_THREADS)  # so that servers never keep work waiting
         self.begun = False
 
     def __enter__(self) -> Stories:
@@ -90,6 +92,7 @@ class Stories:
 
     def __exit__(self, *exc: object) -> None:
         self.pool.shutdown(cancel_futures=True)
+        self.waiters.shutdown(cancel_futures=True)
         for story in self.stories:
             story.close()
 
@@ -173,7 +176,8 @@ class Stories:
             self.wanted[number], self.arrived[number] = wish.requests, {}
             self.story_of |= {request.name: number for request in wish.requests}
         else:
-            self.jobs.append(_Job(number, self.chunk, self.pool.submit(wish.call), wish))
+            pool = self.waiters if wish.remote else self.pool
+            self.jobs.append(_Job(number, self.chunk, pool.submit(wish.call), wish))
 
     def __iter__(self) -> Iterator[Any]:
         """Results of the stories, in their order."""

@@ -31,6 +31,25 @@ def refinement_messages(question: str, solution: str, critique: str) -> tuple[Me
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
 
 
+CRITIC = """You are a science expert. A student is trying to solve a question. Explain step by step, and briefly, \
+whether the student's solution is correct: check each step, and name the first one that is wrong. End with a line that \
+is either `Conclusion: correct [END]` or `Conclusion: incorrect [END]`."""
+DOUBTER = """You are a science expert. A student is trying to solve a question. Go through the student's solution step \
+by step, and say briefly what in it is doubtful, missing or wrong. Do not say whether the solution is correct."""
+
+
+def critique_messages(question: str, solution: str, ground_truth: str | None, verdict: bool) -> tuple[Message, ...]:
+    """The critic's prompt (after the paper's appendices B and H; its literal text is not public).
+
+    Args:
+      ground_truth: shown to the critic where it is given.
+      verdict: whether the critic shall conclude whether the solution is correct.
+    """
+    reference = "" if ground_truth is None else f"\n\n**Ground truth:** {ground_truth}"
+    text = f"**Question:** {question}\n\n**Student's Solution:** {solution}{reference}\n\n**Critique:**"
+    return ({"role": "system", "content": CRITIC if verdict else DOUBTER}, {"role": "user", "content": text})
+
+
 def indicative(correct: bool) -> str:
     return f"The generated solution is {'correct' if correct else 'incorrect'}."
 

@@ -39,7 +39,10 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     refinements = [attempt for group in groups for attempt in group.refinements]
     refined_groups = [group for group in groups if group.refinements]
     attempts = responses + refinements
-    criticised = sum(attempt.critique is not None for attempt in responses)
+    critiques = [one for attempt in attempts if (one := attempt.evaluation or attempt.critique) is not None]
+    written = [critique for critique in critiques if critique.tries]
+    agreeing = [critique.agrees for critique in written if critique.agrees is not None]
+    criticised = sum(a.critique is not None and a.critique.text is not None for a in responses)
     values = {
         "reward/responses": _mean([a.reward for a in responses]),
         "reward/refinements": _mean([a.reward for a in refinements]),
@@ -48,6 +51,12 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "problems/solve_none": _mean([not any(a.correct for a in group.responses) for group in groups]),
         "refine/rate": len(refined_groups) / len(groups),
         "refine/success": _mean([any(a.correct for a in group.refinements) for group in refined_groups]),
+        "critique/valid": _mean([critique.verdict is not None for critique in written]),
+        "critique/agreement": _mean(agreeing),
+        "critique/fallback": _mean([critique.fallback for critique in written]),
+        "critique/unusable": _mean([critique.text is None for critique in critiques]),
+        "critique/tries": _mean([critique.tries for critique in written]),
+        "tokens/critiques": float(sum(critique.tokens for critique in critiques)),
         "refine/no_room": float(criticised - len(refinements)),
         "length/responses": _mean([len(a.completion.ids) for a in responses]),
         "length/refinements": _mean([len(a.completion.ids) for a in refinements]),
@@ -88,6 +97,7 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "policy/logp": share("logp", "tokens"),
         "policy/clipped": share("clipped", "response_tokens"),
         "policy/clipped_refinements": share("refined_clipped", "refined_tokens"),
+        "policy/correction": share("correction", "response_tokens"),
         "policy/refined_prob": share("refined_prob", "refined_tokens"),
         "policy/kl": share("kl", "tokens"),
         "policy/kl_clamped": share("kl_clamped", "tokens"),
@@ -108,7 +118,9 @@ def _attempt_record(attempt: Attempt) -> dict[str, Any]:
         "finished": attempt.completion.finished,
     }
     if attempt.critique is not None:
-        record["critique"] = attempt.critique
+        record["critique"] = attempt.critique.text
+    if (critique := attempt.evaluation or attempt.critique) is not None and critique.tries:
+        record["critic"] = {name: getattr(critique, name) for name in ("verdict", "agrees", "tries", "fallback")}
     if attempt.source is not None:
         record["source"] = attempt.source
     return record

@@ -1,0 +1,76 @@
+"""Every named method runs, and every option that a method sets has an effect; critics that ask a model, end to end."""
+
+import dataclasses
+
+import jax
+import pytest
+from conftest import QUICKSTART
+from test_served import KEY, serve  # noqa: F401
+from test_train import lines, small
+
+from cgrpo_jax import config
+from cgrpo_jax.checks import check
+from cgrpo_jax.config import METHODS, default_config, from_config_dict
+from cgrpo_jax.config_files import get_config
+from cgrpo_jax.model.hf_config import config_from_hf
+from cgrpo_jax.training import train
+
+
+def run(workdir, **changes):
+    with jax.numpy_rank_promotion("allow"):
+        train(small(**changes), workdir)
+    return lines(workdir / "metrics.jsonl"), lines(workdir / "rollouts" / "000001.jsonl")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_fits_the_quickstart(name):
+    """Its options are all there, none clashes, and each that it sets differs from the default."""
+    cfg = from_config_dict(get_config(f"quickstart:{name}"))
+    check(cfg, config_from_hf(QUICKSTART))
+    plain = default_config()
+    for key, value in METHODS[name].items():
+        holder = plain
+        for part in key.split("."):
+            holder = holder[part]
+        assert holder != value, (name, key)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("critique_grpo", "dr_grpo")])
+def test_each_method_runs_two_steps(tmp_path, name):
+    """The warm-started model with two problems; the other two are run at length by other tests."""
+    changes = dict(METHODS[name]) | {"train.samples": 4, "refine.k": min(4, METHODS[name].get("refine.k", 1))}
+    metrics, groups = run(tmp_path, **changes | {"checkpoint.every": 2, "refine.critique_tokens": 32})
+    assert [row["step"] for row in metrics] == [1, 2]
+    rows = {len(group["kept"]) + len(group["selected"]) for group in groups}
+    trigger, replaced = changes.get("refine.trigger"), changes.get("refine.group") == "replace"
+    if trigger == "always":
+        assert rows == {4 if replaced else 4 + changes["refine.k"]}
+        assert all(row["refine/rate"] == 1 for row in metrics)
+    if trigger == "never":
+        assert rows == {4} and all(row["refine/rate"] == 0 for row in metrics)
+    if changes.get("objective.kl_coef"):
+        assert all("policy/kl" in row for row in metrics)
+
+
+def test_a_server_criticises_a_run(tmp_path, serve, monkeypatch):  # noqa: F811
+    """Refinements stand under its critiques; what it said is on file; a second run pays nothing."""
+    server, api = serve("The tens are wrong. Conclusion: incorrect [END]")
+    changes = {f"api.{name}": value for name, value in dataclasses.asdict(api).items()}
+    changes |= {"refine.critique": "api", "refine.trigger": "any_wrong", "data.source": "arithmetic", "train.steps": 1}
+    metrics, groups = run(tmp_path / "a", **changes)
+    criticised = [a for group in groups for a in group["responses"] if "critique" in a]
+    assert criticised and metrics[0]["api/requests"] == len(server.asked) == len(criticised)
+    assert {a["critique"] for a in criticised} == {"The tens are wrong. Conclusion: incorrect"}
+    assert metrics[0]["critique/agreement"] == 1 and metrics[0]["api/faults"] == 0
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "critiques").rename(tmp_path / "b" / "critiques")
+    again, _ = run(tmp_path / "b", **changes)
+    assert again[0]["api/cached"] == len(criticised) and again[0]["api/requests"] == 0
+    assert len(server.asked) == len(criticised) and again[0]["loss/total"] == metrics[0]["loss/total"]
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(config.ConfigError, match="did you mean 'dr_grpo'"):
+        default_config("drgrpo")
