@@ -11,7 +11,7 @@ A failure of 6,144 tokens is shown to the model as a whole. Not yet run on hardw
 from cgrpo_jax.config import default_config
 
 MODELS = {"qwen3_8b": "Qwen/Qwen3-8B", "qwen3_32b": "Qwen/Qwen3-32B"}
-REMAT = {"memory": "full", "speed": "dots"}  # what the backward pass computes again
+REMAT = {"memory": "attention", "speed": "wide"}  # what the backward pass finds saved
 
 
 def get_config(model_and_aim: str = "qwen3_8b,memory"):
