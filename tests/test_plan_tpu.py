@@ -53,7 +53,13 @@ def test_programs_compile_for_chips_that_are_not_here(tmp_path, four_layers, oth
 
 def test_too_few_chips_exit_1_and_name_class_and_knob(tmp_path):
     """8.2 G parameters and their optimizer state on four chips of 15.75 GiB."""
-    arguments = ["--config=tpu_v5e", "--topology=v5litepod-4", "--config.mesh.tensor=1", "--only=init", "--most=false"]
+    arguments = [
+        "--config=tpu_v5e",
+        "--topology=v5litepod-4",
+        "--config.sampler.tensor=1",
+        "--only=init",
+        "--most=false",
+    ]
     done = command(*arguments, "--json=plan.json", *SHORT, folder=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("does not fit: ")]

@@ -106,8 +106,8 @@ def _bin(bins: Bins, index: jax.Array) -> Bins:
     return jax.tree.map(lambda x: x[index] if x.ndim else x, bins)
 
 
-def _pass(cfg: Learner, divided: Any) -> Pass:
-    return Pass(cfg.model, cfg.dtype, cfg.remat, cfg.temperature, cfg.logit_entries, cfg.attend, Parts(divided))
+def _pass(cfg: Learner, own: Parts) -> Pass:
+    return Pass(cfg.model, cfg.dtype, cfg.remat, cfg.temperature, cfg.logit_entries, cfg.attend, own)
 
 
 def _tokens(one: Bins) -> Tokens:
@@ -146,7 +146,8 @@ def _gradients(
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradients of the loss of all bins, in float32 where the parameters lie, and sums for the metrics."""
     divided, divided_frozen = parts.divided_axes(mesh, params), parts.divided_axes(mesh, frozen)
-    static = _pass(cfg, joined(divided, divided_frozen))
+    static = _pass(cfg, Parts(joined(divided, divided_frozen)))
+    trained_parts = Parts(divided, parts.shared_axes(mesh))
 
     def local(params: Params, frozen: Params, bins: Bins) -> tuple[Params, dict[str, jax.Array]]:
         def loss_of(trained: Params, one: Bins) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -169,7 +170,8 @@ def _gradients(
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
             start = (jax.tree.map(jnp.zeros_like, params), nothing)
             grads, sums = jax.lax.fori_loop(0, bins.count, accumulate, start)
-        return Parts(divided).summed(grads), parts.over_devices(sums, [name for name in sums if name.endswith("_max")])
+        largest = [name for name in sums if name.endswith("_max")]
+        return trained_parts.summed(grads), trained_parts.over_devices(sums, largest)
 
     inputs = (parts.part_specs(divided), parts.part_specs(divided_frozen), _row_specs(bins))
     return _on_rows(mesh, local, inputs, (parts.part_specs(divided), P()))(params, frozen, bins)
@@ -204,7 +206,7 @@ def make_logps(cfg: Learner, mesh: Mesh) -> Callable[[Params, Bins], jax.Array]:
 
     def logps(params: Params, bins: Bins) -> jax.Array:
         divided = parts.divided_axes(mesh, params)
-        static = _pass(cfg, divided)
+        static = _pass(cfg, Parts(divided))
 
         def local(params: Params, bins: Bins) -> jax.Array:
             def fill(index: jax.Array, logp_ABT: jax.Array) -> jax.Array:

@@ -45,6 +45,12 @@ def divided_axes(mesh: Mesh, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axis_of, params)
 
 
+def shared_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes of the rows that have several devices: over one alone XLA's partitioner knows no sum beside `tensor`."""
+    sizes = staged(mesh).shape
+    return tuple(axis for axis in MANUAL if sizes[axis] > 1)
+
+
 def part_specs(divided: Any) -> Any:
     """The partition of each leaf over the stages."""
 
@@ -87,6 +93,7 @@ class Parts:
     """How the parameters that a program is handed are divided. Without `divided`: not at all."""
 
     divided: Any = None  # as `divided_axes`
+    shared: tuple[str, ...] = ()  # as `shared_axes`
 
     def axis(self, *path: str) -> int:
         """Along which axis the parameter at this path is divided."""
@@ -126,17 +133,19 @@ class Parts:
             return grads
 
         def total(leaf: jax.Array, axis: int) -> jax.Array:
-            return jax.lax.psum(leaf, MANUAL if axis < 0 else "data")
+            over = tuple(name for name in self.shared if axis < 0 or name not in STAGES)
+            return jax.lax.psum(leaf, over) if over else leaf
 
         return jax.tree.map(total, grads, self.divided)
 
+    def over_devices(self, sums: dict[str, jax.Array], largest: Sequence[str]) -> dict[str, jax.Array]:
+        """Sums over all rows' devices; of those named `largest` the maximum."""
+        if not self.shared:
+            return sums
+        return {
+            name: jax.lax.pmax(value, self.shared) if name in largest else jax.lax.psum(value, self.shared)
+            for name, value in sums.items()
+        }
+
 
 WHOLE = Parts()
-
-
-def over_devices(sums: dict[str, jax.Array], largest: Sequence[str]) -> dict[str, jax.Array]:
-    """Sums over all rows' devices; of those named `largest` the maximum."""
-    return {
-        name: jax.lax.pmax(value, MANUAL) if name in largest else jax.lax.psum(value, MANUAL)
-        for name, value in sums.items()
-    }

@@ -92,7 +92,7 @@ class Server:
 
     def _spent_before(self) -> float:
         """What the cached replies cost: a resumed run goes on with the same budget."""
-        return sum(json.loads(path.read_text("utf-8"))["cost"] for path in self.cache.glob("*/*.json"))
+        return sum(json.loads(path.read_text(encoding="utf-8"))["cost"] for path in self.cache.glob("*/*.json"))
 
     def ask(self, messages: Sequence[Message], attempt: int) -> Reply:
         """Blocks; any number of threads may ask. Never raises what a server does: that is a fault of the reply."""
@@ -107,14 +107,14 @@ class Server:
         path = self.cache / name[:2] / f"{name}.json"
         if path.exists():
             self._count(cached=1)
-            return Reply(**json.loads(path.read_text("utf-8")))
+            return Reply(**json.loads(path.read_text(encoding="utf-8")))
         with self._lock:
             over = 0 < self.cfg.spend_cap <= self.spent
         reply = Reply(None, "api.spend_cap is reached", 0, 0.0) if over else self._sent(asked)
         if reply.fault is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{threading.get_ident()}")
-            partial.write_text(json.dumps(reply._asdict()), "utf-8")
+            partial.write_text(json.dumps(reply._asdict()), encoding="utf-8")
             partial.replace(path)
         self._count(requests=int(not over), tokens=reply.tokens, cost=reply.cost, fault=reply.fault)
         return reply
