@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,10 @@ from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.records import Attempt, Kind, Name, Problem
+from cgrpo_jax.rollout.served import Server, _criticised
+from cgrpo_jax.rollout.written import Writer
+from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.training import train
 
 
@@ -123,6 +128,26 @@ def finished(tmp_path_factory):
     return workdir
 
 
+def ask_critics(folder):
+    """The policy as a critic, and a server that says nothing of use."""
+    run, refine = build.open_run(small()), options.RefineConfig()
+    problem, attempt = asked_problem(), Attempt(None, "It is 70.", 0.0, False, None, "ok")
+    writer = Writer(run.tokenizer, refine, shows_truth=True, concludes=True, must_agree=True)
+    assert writer.request(problem, Name(Kind.CRITIQUE, 0, 0), attempt.text) is not None
+    choice = SimpleNamespace(message=SimpleNamespace(content="Who knows."))
+    said = SimpleNamespace(choices=[choice], usage=SimpleNamespace(prompt_tokens=1, completion_tokens=1))
+    with Server(options.ApiConfig("http://127.0.0.1:9/v1", "m", key_variable=""), folder / "critiques") as server:
+        server._client.close()
+        server._client = SimpleNamespace(
+            chat=SimpleNamespace(completions=SimpleNamespace(create=lambda **_: said)), close=lambda: None
+        )
+        assert _criticised(server, refine, problem, attempt).fallback
+
+
+def asked_problem():
+    return Problem("What is 23+46?", "69", question_messages("What is 23+46?"), "exact")
+
+
 def test_every_key_is_read(finished, tmp_path, monkeypatch):
     """By the run, or where the run has no use for it: a file, the hub, another source of evaluation, a cosine, a KL."""
     read = set(json.loads((finished / "read.json").read_text()))
@@ -130,6 +155,9 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
     make_optimizer(options.OptimizerConfig(schedule="cosine"), 5)
     one, yes = np.ones((1, 1), np.float32), np.ones((1, 1), bool)
     token_loss(one, one, Tokens(yes, yes, one, kl_BT=one, ref_logp_BT=one), options.ObjectiveConfig())
+    corrected = Tokens(yes, yes, one, sampler_logp_BT=one, segment_BT=yes.astype(np.int32))
+    token_loss(one, one, corrected, options.ObjectiveConfig(correction="token"))
+    ask_critics(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n{}\n')
     source = sources.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
     sources.load_problems(source, 0, lambda golds: [Reading(True, "ok")] * len(golds), lambda problem: 1)
@@ -257,7 +285,9 @@ def test_every_switch_of_the_tables_trains(tmp_path, name):
 
 def test_non_finite_gradients_stop_the_run(tmp_path, monkeypatch):
     """By the third step in a row, which is logged and not saved; the weights are still those of the beginning."""
-    monkeypatch.setattr("cgrpo_jax.learning.credit.group_advantages", lambda reward_G, **_: reward_G * np.nan)
+    monkeypatch.setattr(
+        "cgrpo_jax.learning.credit.group_advantages", lambda reward_G, refined_G, **_: reward_G * np.nan
+    )
     words = "step 3: 3 steps in a row were not finite .train.max_nonfinite., in this one 1 gradients;"
     with jax.numpy_rank_promotion("allow"), pytest.raises(TrainingError, match=words):
         train(small(**{"train.steps": 9}), tmp_path / "w")
@@ -276,9 +306,9 @@ def run_main(*arguments):
 
 ERRORS = [
     ("--config.train.stepz=3", "steps", 1),
-    ("--config.data.source=nowhere.jsonl", "eval.source", 2),  # a heading and a line a fault
+    ("--config.data.source=nowhere.jsonl", "eval.source", 1),
     ("--config.data.source=reasoning_gym:countdown", "not on the list", 2),  # training and evaluation
-    ("--config.refine.k=0", "refine.k must be at least 1", 2),
+    ("--config.refine.k=0", "refine.k must be at least 1", 1),
     ("--config.model.path=/no/such/folder", "/no/such/folder", 1),
     ("--config.mesh.data=3", "mesh.data = 3", 1),
 ]
