@@ -13,7 +13,7 @@ from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner.choosing import largest
 from cgrpo_jax.planner.memory import Occupied
 from cgrpo_jax.planning import Program
-from cgrpo_jax.sampling.room import Room
+from cgrpo_jax.sampling.room import Room, row_devices
 
 Occupy = Callable[[Program], Occupied]  # compiles, and says what a chip then holds
 
@@ -104,4 +104,4 @@ def most_in_a_bin(run: Outline, size: BinSize, planned: Occupied, hbm: float, oc
         program = largest(planning.learning_programs(run, [scaled(size, number)]))["update"]
         return number, occupy(program).bytes
 
-    return most(size.prompts or size.rows, planned.bytes, run.sampler.least_rows, hbm, made)
+    return most(size.prompts or size.rows, planned.bytes, row_devices(run.mesh), hbm, made)
