@@ -19,6 +19,7 @@ from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
 from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
 from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.planner.ahead import compile_ahead, memory_line
 from cgrpo_jax.records import Group, Source
 from cgrpo_jax.sampling.sampler import Sampler
 from cgrpo_jax.workdir import compilation
@@ -74,6 +75,7 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
         progress.resume_at(past.step)
         desk = stack.enter_context(open_desk(run, progress, workdir)) if isinstance(progress, Progress) else None
         sizes = hosts.agree(lambda: build.bin_sizes(run, desk.longest_prompt if desk else 0))
+        planned = compile_ahead(run, sizes, progress)
 
         # ---- Restore ----
         state, past = resuming.initial_state(run, checkpointer, past)
@@ -119,6 +121,8 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
             done, problems_seen, evaluated = step + 1, problems_seen + cfg.train.prompts, None
             if step == past.step:
                 progress.log(f"compiled {compiled}")
+                if told := memory_line(run, planned):
+                    progress.log(told)
             if desk is not None and groups is not None:
                 desk.log_step(done, groups, sums_of_updates, stats)
             found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -44,3 +45,14 @@ def test_two_steps_of_a_tiny_model_on_fake_devices(tmp_path, count, name):
     assert (found["devices"], found["tensor"]) == (count, 4)
     losses = [value for key, value in found["metrics"].items() if key.startswith("loss/")]
     assert losses and all(math.isfinite(value) for value in losses)
+    compiles_before_the_first_step(done.stderr)
+
+
+def compiles_before_the_first_step(said):
+    """Every program has its line; training compiles none of them again, and little else (Orbax slices arrays)."""
+    ahead = re.findall(r"^compiled (\d+)/(\d+) (\S+)  \d+ s, \d+\.\d\d GiB a device$", said, re.MULTILINE)
+    assert [int(number) for number, _, _ in ahead] == list(range(1, int(ahead[0][1]) + 1))
+    assert {"update", "prefill", "decode", "enter", "synced"} <= {name.split("/")[0] for _, _, name in ahead}
+    by_step_1 = int(re.search(r"^compiled (\d+) programs", said, re.MULTILINE)[1])
+    assert len(ahead) <= by_step_1 <= len(ahead) + 6
+    assert said.index(f"compiled {len(ahead)}/{len(ahead)} ") < said.index("memory: planned ") < said.index("step 1/2")

@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 from cgrpo_jax import build, planning
 from cgrpo_jax.build import Outline
 from cgrpo_jax.config import ConfigError
+from cgrpo_jax.planner.ahead import measured, too_large
 from cgrpo_jax.planner.chips import GIB
 from cgrpo_jax.planner.choosing import largest
 from cgrpo_jax.planner.figures import compiled
 from cgrpo_jax.planner.making import found_here
-from cgrpo_jax.planner.memory import Occupied, Resident, largest_part, occupied, residents
+from cgrpo_jax.planner.memory import occupied, residents
 from cgrpo_jax.planning import Program
 
 FIRST = ("update", "decode", "prefill")  # the largest, as a rule
@@ -39,14 +40,16 @@ def preflight(run: Outline, log: Callable[[str], None]) -> None:
         figures, executable = compiled(chosen[kind], topology)
         place = occupied(figures, classes)
         if executable is None:
-            raise ConfigError(_told(place, classes, figures.refused))
+            raise ConfigError(too_large(place, classes, figures.refused))
         try:
             _run_on_zeros(run, chosen[kind], executable, sum(place.beside.values()))
         except jax.errors.JaxRuntimeError as error:
             if NO_MEMORY not in str(error):
                 raise
-            raise ConfigError(_told(place, classes, str(error).splitlines()[0])) from error
-        log(f"preflight: {figures.name}: planned {place.bytes / GIB:.2f} GiB a device; {_measured(run)}")
+            raise ConfigError(too_large(place, classes, str(error).splitlines()[0])) from error
+        used = measured(run)
+        so_far = "this backend does not count memory" if used is None else f"measured {used:.2f} GiB at most so far"
+        log(f"preflight: {figures.name}: planned {place.bytes / GIB:.2f} GiB a device; {so_far}")
 
 
 def _run_on_zeros(run: Outline, program: Program, executable: Any, beside: int) -> None:
@@ -66,19 +69,3 @@ def _zeros(leaf: Any) -> Any:
         keys = jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype))
         return keys if leaf.sharding is None else jax.device_put(keys, leaf.sharding)
     return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-
-
-def _measured(run: Outline) -> str:
-    """The largest peak of this process so far, where the backend counts it."""
-    stats = [device.memory_stats() for device in run.mesh.local_devices]
-    if not all(stats):
-        return "this backend does not count memory"
-    return f"measured {max(of['peak_bytes_in_use'] for of in stats if of) / GIB:.2f} GiB at most so far"
-
-
-def _told(place: Occupied, classes: list[Resident], why: str) -> str:
-    name, size, knob = largest_part(place, classes)
-    return (
-        f"does not fit: {place.figures.name}, planned {place.bytes / GIB:.2f} GiB a device; the largest part is "
-        f"{name}, {size / GIB:.2f} GiB: {knob} ({why[:200]})"
-    )
