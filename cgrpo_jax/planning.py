@@ -26,6 +26,7 @@ from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.sampling import programs as sampling
 from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.pool import drawing_of
+from cgrpo_jax.sampling.prefixes import CHUNK, prefix_sizes
 from cgrpo_jax.sampling.sizes import Ring, grown_rows, prefill_size, ring_size
 from cgrpo_jax.workdir.digests import checking_programs
 
@@ -142,6 +143,8 @@ def sampler_programs(run: Outline) -> Iterator[Program]:
             prompts[size],
         )
         yield program
+    if not fixed:
+        yield from _prefills_behind(run, longest - 1, prefills_with, prompts)
     if fixed:
         for ring in fixed.rings:
             yield from _programs_of_slots(run, ring, [], weights, prompts, key)
@@ -150,6 +153,27 @@ def sampler_programs(run: Outline) -> Iterator[Program]:
     rings = [Ring(slots_, rows) for rows, slots_ in itertools.product(row_counts(run), slots)]
     for ring in rings:
         yield from _programs_of_slots(run, ring, [other for other in rings if other != ring], weights, prompts, key)
+
+
+def _prefills_behind(run: Outline, longest: int, weights: Any, prompts: dict[int, Any]) -> Iterator[Program]:
+    """Of prompts whose beginning was prefilled before (`prefixes.py`).
+
+    Args:
+      longest: tokens of a prompt that are prefilled.
+      prompts: of each size, what a prefill makes.
+    """
+    setup, sizes = run.sampler, set[tuple[int, int, int]]()
+    for length in range(2, longest + 1):
+        for before in prefix_sizes(length):
+            if length - before <= CHUNK:
+                sizes.add((before, prefill_size(length - before), prefill_size(length)))
+    for before, rest, whole in sorted(sizes):
+        for count in setup.room.counts(before + whole, setup.least_rows):
+            Q = count * setup.least_rows
+            static = {"cfg": run.model, "attend": setup.attend, "dtype": setup.dtype, "mesh": setup.mesh}
+            static |= {"before": before, "whole": whole}
+            arguments = (weights, np.zeros((Q, rest), np.int32), (prompts[prefill_size(before)],) * Q)
+            yield Program(f"prefill_after/{Q}x{rest}/{before}/{whole}", sampling.prefill, arguments, static)
 
 
 def abstract_slots(run: Outline, ring: Ring) -> Any:

@@ -2,6 +2,8 @@
 
 python tests/peers.py generate --model=CHECKPOINT     # transformers, against bench --mode=sample
 python tests/peers.py vllm --model=CHECKPOINT         # vLLM's CPU build, against the same
+python tests/peers.py vllm_refill --model=CHECKPOINT --prompts=16 --lengths=tests/lengths.json
+                                                      # and its continuous batching, against bench --mode=refill
 python tests/peers.py tunix --model=CHECKPOINT        # tunix' own sampler, against the same (Llama models)
 python tests/peers.py trl --model=CHECKPOINT          # a GRPO step of TRL, against bench --mode=step
 
@@ -21,7 +23,7 @@ import time
 
 from transformers import AutoTokenizer
 
-from cgrpo_jax.bench import sums
+from cgrpo_jax.bench import recorded, sums
 
 
 def generate(args) -> list[float]:
@@ -48,12 +50,20 @@ def generate(args) -> list[float]:
     return seconds[1:]
 
 
-def vllm(args) -> list[float]:
-    """As `generate`; each prompt is asked once for all its samples."""
+def open_vllm(args, rows: int):
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # or vLLM leaves a core to its server
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
+
+    return LLM(str(args.model), dtype="float32", max_model_len=1024, max_num_seqs=rows)
+
+
+def vllm(args) -> list[float]:
+    """As `generate`; each prompt is asked once for all its samples."""
+    rows = args.prompts * args.samples
+    model = open_vllm(args, max(64, rows))
+    from vllm import SamplingParams
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     prompts = [
@@ -64,8 +74,6 @@ def vllm(args) -> list[float]:
         }
         for problem in sums(args.prompts, 0)
     ]
-    rows = args.prompts * args.samples
-    model = LLM(str(args.model), dtype="float32", max_model_len=1024, max_num_seqs=max(64, rows))
     lengths = {"max_tokens": args.new_tokens, "min_tokens": args.new_tokens, "ignore_eos": True}
     seconds = []
     for _ in range(args.repeats + 1):
@@ -73,6 +81,25 @@ def vllm(args) -> list[float]:
         out = model.generate(prompts, SamplingParams(n=args.samples, temperature=1.0, **lengths), use_tqdm=False)
         seconds.append(time.perf_counter() - began)
         assert [len(c.token_ids) for request in out for c in request.outputs] == [args.new_tokens] * rows
+    return seconds[1:]
+
+
+def vllm_refill(args) -> list[float]:
+    """The requests of `bench --mode=refill`, each as long as recorded; prompts are computed anew each round."""
+    model = open_vllm(args, args.rows)
+    from vllm import SamplingParams
+
+    vocab = json.loads((args.model / "config.json").read_text())["vocab_size"]
+    asked = [request for row in recorded(args.lengths, args.prompts, vocab) for request in row]
+    prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in asked]
+    limits = [SamplingParams(temperature=1.0, max_tokens=request.limit, ignore_eos=True) for request in asked]
+    seconds = []
+    for _ in range(args.repeats + 1):
+        model.reset_prefix_cache()
+        began = time.perf_counter()
+        out = model.generate(prompts, limits, use_tqdm=False)
+        seconds.append(time.perf_counter() - began)
+        assert [len(done.outputs[0].token_ids) for done in out] == [request.limit for request in asked]
     return seconds[1:]
 
 
@@ -152,15 +179,22 @@ def trl(args) -> list[float]:
     return seconds[1:]
 
 
+PEERS = {"generate": generate, "vllm": vllm, "vllm_refill": vllm_refill, "tunix": tunix, "trl": trl}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=["generate", "vllm", "tunix", "trl"])
+    parser.add_argument("peer", choices=list(PEERS))
     parser.add_argument("--model", required=True, type=pathlib.Path)
-    for name, value in (("prompts", 4), ("samples", 8), ("new_tokens", 64), ("repeats", 3)):
+    for name, value in (("prompts", 4), ("samples", 8), ("new_tokens", 64), ("repeats", 3), ("rows", 32)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--lengths", type=pathlib.Path, help="vllm_refill: as for the bench, whose --rows it has, too")
     args = parser.parse_args()
-    seconds = {"generate": generate, "vllm": vllm, "tunix": tunix, "trl": trl}[args.peer](args)
+    if (args.peer == "vllm_refill") != (args.lengths is not None):
+        parser.error("--lengths goes with vllm_refill")
+    seconds = PEERS[args.peer](args)
     tokens = args.prompts * args.samples * args.new_tokens
+    if args.lengths:
+        tokens = sum(map(sum, json.loads(args.lengths.read_text())["response_tokens"][: args.prompts]))
     result = {"seconds": seconds, "median_s": statistics.median(seconds)}
     if args.peer != "trl":
         result["tokens_per_s"] = tokens / statistics.median(seconds)

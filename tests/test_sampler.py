@@ -309,8 +309,8 @@ def test_prefilled_prompts_stay_within_their_room(setup, params, rng, monkeypatc
     alive, held = [], []
     prefill = programs.prefill
 
-    def watched(params, tokens_QT, **static):
-        made = prefill(params, tokens_QT, **static)
+    def watched(params, tokens_QT, pasts, **static):
+        made = prefill(params, tokens_QT, pasts, **static)
         alive[:] = [x for x in alive if x() is not None] + [weakref.ref(cache.k_BKSH) for cache in made]
         held.append(sum(x().shape[2] for x in alive))
         return made

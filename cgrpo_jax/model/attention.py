@@ -51,6 +51,12 @@ def among_themselves(segment_BT: jax.Array, position_BT: jax.Array) -> Seen:
     return Seen(segment_BT, segment_BT, position_BT, position_BT, ordered=True)
 
 
+def after_own(position_BT: jax.Array, key_position_BS: jax.Array) -> Seen:
+    """Rows without segments: queries are the last keys, and follow their own past. Positions ascend."""
+    own_BT, key_BS = jnp.zeros_like(position_BT), jnp.zeros_like(key_position_BS)
+    return Seen(own_BT, key_BS, position_BT, key_position_BS, ordered=True)
+
+
 def after_prompt(segment_BT: jax.Array, position_BT: jax.Array, prompt_length_B: jax.Array, slots: int) -> Seen:
     """Keys are `slots` of a prompt, the first `prompt_length_B` of which count for every segment, then the queries'."""
     B, slot_S = len(prompt_length_B), jnp.arange(slots, dtype=jnp.int32)
@@ -108,6 +114,12 @@ def attend_to_own(past: None, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax
 def keep_own(past: None, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, KVCache]:
     """Nothing came before; keys and values are left for what follows."""
     return k_BKTH, v_BKTH, KVCache(k_BKTH, v_BKTH)
+
+
+def join(past: KVCache, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, KVCache]:
+    """Behind the keys and values of a prompt; all of them are left for what follows."""
+    k_BKSH, v_BKSH, _ = follow(past, k_BKTH, v_BKTH)
+    return k_BKSH, v_BKSH, KVCache(k_BKSH, v_BKSH)
 
 
 def follow(past: KVCache, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, None]:

@@ -238,13 +238,17 @@ def unrolled(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[ja
     return x_BTD, tuple(left)
 
 
-def looped(layer: Layer, x_BTD: jax.Array, layers: Any, past: None) -> tuple[jax.Array, Any]:
-    """Parameters as a tuple of layers, each copied out when its turn comes: compiles as soon as `scanned`."""
+def looped(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
+    """Parameters as a tuple of layers, each copied out when its turn comes: compiles as soon as `scanned`.
 
-    def step(x_BTD: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
-        return layer(x_BTD, jax.lax.switch(index, [functools.partial(_itself, params) for params in layers]), None)
+    The cache is stacked.
+    """
 
-    return jax.lax.scan(step, x_BTD, jnp.arange(len(layers), dtype=jnp.int32))
+    def step(x_BTD: jax.Array, of: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        index, own_past = of
+        return layer(x_BTD, jax.lax.switch(index, [functools.partial(_itself, params) for params in layers]), own_past)
+
+    return jax.lax.scan(step, x_BTD, (jnp.arange(len(layers), dtype=jnp.int32), past))
 
 
 def _itself(tree: Any) -> Any:

@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax.model.attention import SAVED, Seen, among_themselves, attend
+from cgrpo_jax.model.attention import SAVED, Seen, after_own, attend
 
 BLOCK = 128  # queries and keys must be multiples of it
 
@@ -110,12 +110,13 @@ def divided(mesh: Mesh, attend: Callable[..., jax.Array]) -> Callable[..., jax.A
     """
     rows = tuple(axis for axis in mesh.axis_names if axis != "tensor")
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, position_BT: jax.Array) -> jax.Array:
-        return attend(q, k, v, among_themselves(jnp.zeros_like(position_BT), position_BT))
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, position_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
+        return attend(q, k, v, after_own(position_BT, key_BS))
 
-    def over_mesh(q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, seen: Seen) -> jax.Array:
-        own = P(rows, "tensor" if k_BKTH.shape[1] % mesh.shape["tensor"] == 0 else None)
-        on_each = jax.shard_map(local, mesh=mesh, in_specs=(own, own, own, P(rows)), out_specs=own, check_vma=False)
-        return on_each(q_BNTH, k_BKTH, v_BKTH, seen.position_BT)
+    def over_mesh(q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen: Seen) -> jax.Array:
+        own = P(rows, "tensor" if k_BKSH.shape[1] % mesh.shape["tensor"] == 0 else None)
+        specs = (own, own, own, P(rows), P(rows))
+        on_each = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
+        return on_each(q_BNTH, k_BKSH, v_BKSH, seen.position_BT, seen.key_position_BS)
 
     return over_mesh

@@ -103,6 +103,7 @@ TEMPORARY = {
     "update": "a smaller train.micro_batch, or train.remat=full",
     "logps": "a smaller train.micro_batch",
     "prefill": "a smaller data.max_prompt_tokens or refine.max_prompt_tokens",
+    "prefill_after": "a smaller data.max_prompt_tokens or refine.max_prompt_tokens",
 }
 
 

@@ -26,10 +26,12 @@ from jax.typing import DTypeLike
 
 from cgrpo_jax.model import attention, sharding
 from cgrpo_jax.model.attention import (
+    Extend,
     KVCache,
-    among_themselves,
+    after_own,
     attend,
     in_ring,
+    join,
     keep_own,
     write_ring,
     write_ring_of_layer,
@@ -205,35 +207,58 @@ def empty_slots(*, cfg: ModelConfig, rows: int, slots: int, dtype: DTypeLike, me
     return _place(mesh, empty)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh", "attend"))
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "mesh", "attend", "before", "whole"))
 def prefill(
-    weights: Params, tokens_QT: jax.Array, *, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh, attend: Attend = attend
+    weights: Params,
+    tokens_QT: jax.Array,
+    pasts: Sequence[KVCache] = (),
+    *,
+    cfg: ModelConfig,
+    dtype: DTypeLike,
+    mesh: Mesh,
+    attend: Attend = attend,
+    before: int = 0,
+    whole: int = 0,
 ) -> list[KVCache]:
     """Keys and values `[L, K, T, H]` of each of Q right-padded prompts, their tokens shared by the rows' devices.
 
     Args:
       weights: of `weights_to_prefill`.
+      pasts: one a prompt, what was made of its first `before` tokens; tokens_QT are those that follow them.
       attend: computes attention; the reference, or what is given a device's own rows and heads.
+      whole: tokens that each result holds, padding included; 0: T, where there are no pasts.
     """
     Q, T = tokens_QT.shape
     loop = looped if isinstance(weights["layers"], tuple) else scanned
     tokens_QT = _on(mesh, tokens_QT, ROWS)
-    position_QT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (Q, T))
-    seen = among_themselves(jnp.zeros_like(position_QT), position_QT)
+    position_QS = jnp.broadcast_to(jnp.arange(before + T, dtype=jnp.int32)[None], (Q, before + T))
+    position_QT = position_QS[:, before:]
+    seen = after_own(position_QT, position_QS)
 
     def by_rows(layer: Layer, x_QTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
         return loop(layer, _on(mesh, x_QTD, ROWS), layers, past)
 
+    def together(*of_prompts: jax.Array) -> jax.Array:
+        x_LQKSH = jnp.stack(of_prompts, axis=1)
+        return _on(mesh, x_LQKSH[:, :, :, :before], None, ROWS)
+
+    past: Any = jax.tree.map(together, *pasts) if pasts else None
+    extend: Extend = join if pasts else keep_own
     own = attend if attend is attention.attend else divided(mesh, attend)
     _, cache = run_layers(
-        cfg, weights, tokens_QT, position_QT, seen, None, keep_own, dtype=dtype, loop=by_rows, attend=own
+        cfg, weights, tokens_QT, position_QT, seen, past, extend, dtype=dtype, loop=by_rows, attend=own
     )
 
     def one(x_LQKTH: jax.Array, q: int) -> jax.Array:
         x_LKTH = x_LQKTH[:, q]
         return jax.lax.with_sharding_constraint(x_LKTH, prompt_sharding(mesh, x_LKTH.shape))
 
-    cache = jax.tree.map(lambda x: _on(mesh, x, None, ROWS, "tensor"), cache)
+    def sized(x_LQKTH: jax.Array) -> jax.Array:
+        size = whole or T
+        padded_LQKTH = jnp.pad(x_LQKTH, ((0, 0),) * 3 + ((0, max(0, size - before - T)), (0, 0)))
+        return _on(mesh, padded_LQKTH[:, :, :, :size], None, ROWS, "tensor")
+
+    cache = jax.tree.map(sized, cache)
     return [KVCache(one(cache.k_BKSH, q), one(cache.v_BKSH, q)) for q in range(Q)]
 
 

@@ -59,7 +59,8 @@ def room_for(model: ModelConfig, mesh: Mesh, cfg: SamplerMemory, slots: int, pro
         left = tokens - sum(ring.slots * ring.rows for ring in fixed.rings)
         rows = sum(ring.rows for ring in fixed.rings) if left >= longest else 0
         return Room(rows, max(longest, min(left, 2 * longest)), fixed)  # few wait: their rows come free together
-    prompt_tokens = max(longest, min(PREFILL_TOKENS, tokens // PREFILL_SHARE))  # they lie on all these devices
+    # They lie on all these devices; a long one beside its prefix, see prefixes.py
+    prompt_tokens = max(2 * longest, min(PREFILL_TOKENS, tokens // PREFILL_SHARE))
     return Room(max(0, tokens - prompt_tokens) // (sharing * ring_size(slots)) * sharing, prompt_tokens)
 
 

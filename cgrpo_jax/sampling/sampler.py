@@ -20,6 +20,7 @@ from cgrpo_jax.records import Completion, Done, Name, Request, Source
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.pool import Frame, Pool, Row, Stats
+from cgrpo_jax.sampling.prefixes import cut, shared_prefixes
 from cgrpo_jax.sampling.sizes import split_count
 
 
@@ -95,6 +96,7 @@ class _Schedule:
         self.under_way: set[Name] = set()
         self.waiting: collections.Counter[tuple[int, ...]] = collections.Counter()  # requests a prompt still serves
         self.prompts: dict[tuple[int, ...], programs.KVCache] = {}
+        self.shared: dict[tuple[int, ...], int] = {}  # of `shared_prefixes`
         fixed = self.setup.room.fixed
         self.pools = [Pool(self.setup, ring) for ring in (fixed.rings if fixed else (None,))]
 
@@ -105,6 +107,9 @@ class _Schedule:
     def ask(self, requests: Sequence[Request]) -> None:
         """Puts requests at the end of the queue."""
         most = self.setup.model.max_positions
+        if self.setup.room.fixed is None:
+            known = {ids: count for ids, count in shared_prefixes(requests).items() if ids not in self.waiting}
+            self.shared |= known
         for request in requests:
             limit = self.owner.sampling.max_new_tokens if request.limit is None else request.limit
             room = most - len(request.prompt_ids)
@@ -123,7 +128,34 @@ class _Schedule:
                 raise RequestError(f"{who}: {tuple(map(int, request.name))} is asked for while it is under way")
             self.under_way.add(request.name)
             self.queue.append(row)
-            self.waiting[tuple(request.prompt_ids)] += 1
+            self._wait_for(tuple(request.prompt_ids))
+
+    def _wait_for(self, ids: tuple[int, ...]) -> None:
+        """A request for a prompt, or a prompt for its prefix."""
+        self.waiting[ids] += 1
+        if self.waiting[ids] == 1 and (prefix := self._prefix(ids)):
+            self._wait_for(prefix)
+
+    def _let_go(self, ids: tuple[int, ...], count: int) -> None:
+        """So many do not wait for it any longer; what nobody waits for is dropped."""
+        self.waiting[ids] -= count
+        if self.waiting[ids]:
+            return
+        prefix = self._prefix(ids)
+        del self.waiting[ids]
+        self.prompts.pop(ids, None)
+        self.shared.pop(ids, None)
+        if prefix:
+            self._let_go(prefix, 1)
+
+    def _cut(self, ids: tuple[int, ...]) -> int:
+        """Tokens of a prompt that are prefilled before the rest of it, as a prompt of their own; 0: none."""
+        return 0 if self.setup.room.fixed else cut(len(ids) - 1, self.shared.get(ids, 0))
+
+    def _prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The prompt that is prefilled before it; () is none. Its last id is any: as of each prompt it is not run."""
+        before = self._cut(ids)
+        return (*ids[:before], 0) if before else ()
 
     def advance(self, more_may_come: bool) -> Done:
         """Fills rows and decodes a chunk; what ended, in the order of the names."""
@@ -165,46 +197,60 @@ class _Schedule:
 
     def _parts(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         """Prompts of like length together, no more of them than there is room for."""
-        by_size: dict[int, list[tuple[int, ...]]] = {}
+        alike: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
         for ids in prompts:
-            by_size.setdefault(self.setup.room.prefill_size(len(ids) - 1), []).append(ids)
+            alike.setdefault(self._sizes(ids), []).append(ids)
         parts, least = [], self.setup.least_rows
-        for size, alike in by_size.items():
+        for sizes, those in alike.items():
             first = 0
-            for count in split_count(-(-len(alike) // least), self.setup.room.counts(size, least)):
-                parts.append(alike[first : first + count * least])
+            for count in split_count(-(-len(those) // least), self._counts(sizes)):
+                parts.append(those[first : first + count * least])
                 first += count * least
         return parts
 
-    def _prefill(self, part: Sequence[tuple[int, ...]]) -> None:
-        """Runs some prompts of like length, each but its last token, through the model."""
-        setup, least = self.setup, self.setup.least_rows
-        size = setup.room.prefill_size(len(part[0]) - 1)
-        count = split_count(-(-len(part) // least), setup.room.counts(size, least))[0]
-        self._make_room(count * least * size)
-        tokens_QT = np.zeros((count * least, size), np.int32)
-        for q, ids in enumerate(part):
-            tokens_QT[q, : len(ids) - 1] = ids[:-1]
-        static: dict[str, Any] = {"cfg": setup.model, "dtype": setup.dtype, "mesh": setup.mesh, "attend": setup.attend}
-        made = programs.prefill(self.owner.prefills_with, tokens_QT, **static)
-        self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
-        self.owner.stats.prefilled += sum(len(ids) - 1 for ids in part)
+    def _sizes(self, ids: tuple[int, ...]) -> tuple[int, int, int]:
+        """Tokens of its prefix, and with padding of the rest and of the whole."""
+        room, before, length = self.setup.room, self._cut(ids), len(ids) - 1
+        return before, room.prefill_size(length - before), room.prefill_size(length)
 
-    def _make_room(self, tokens: int) -> None:
+    def _counts(self, sizes: tuple[int, int, int]) -> tuple[int, ...]:
+        """How many times `least_rows` such prompts may be prefilled together, each beside its prefix."""
+        before, _, whole = sizes
+        return self.setup.room.counts(before + whole, self.setup.least_rows)
+
+    def _prefill(self, part: Sequence[tuple[int, ...]]) -> None:
+        """Runs some prompts of like length, each but its last token, through the model; before that, their prefixes."""
+        setup, least = self.setup, self.setup.least_rows
+        before, rest, whole = sizes = self._sizes(part[0])
+        prefixes = [self._prefix(ids) for ids in part] if before else []
+        for missing in self._parts([ids for ids in dict.fromkeys(prefixes) if ids not in self.prompts]):
+            self._make_room(0, prefixes)
+            self._prefill(missing)
+        count = split_count(-(-len(part) // least), self._counts(sizes))[0]
+        self._make_room(count * least * whole, prefixes)
+        tokens_QT = np.zeros((count * least, rest), np.int32)
+        for q, ids in enumerate(part):
+            tokens_QT[q, : len(ids) - 1 - before] = ids[before:-1]
+        static: dict[str, Any] = {"cfg": setup.model, "dtype": setup.dtype, "mesh": setup.mesh, "attend": setup.attend}
+        if before:
+            prefixes += prefixes[:1] * (len(tokens_QT) - len(part))
+            static |= {"before": before, "whole": whole}
+        pasts = tuple(self.prompts[ids] for ids in prefixes)
+        made = programs.prefill(self.owner.prefills_with, tokens_QT, pasts, **static)
+        self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
+        self.owner.stats.prefilled += sum(len(ids) - 1 - before for ids in part)
+
+    def _make_room(self, tokens: int, kept: Sequence[tuple[int, ...]]) -> None:
         """Lets go of prompts that others still wait for (they will be prefilled again), the oldest first."""
-        room = self.setup.room
-        held = sum(room.prefill_size(len(ids) - 1) for ids in self.prompts)
-        for ids in list(self.prompts):
-            if held + tokens <= room.prompt_tokens:
+        held = {ids: prompt.k_BKSH.shape[-2] for ids, prompt in self.prompts.items()}
+        for ids in [ids for ids in held if ids not in kept]:
+            if sum(held.values()) + tokens <= self.setup.room.prompt_tokens:
                 return
-            held -= room.prefill_size(len(ids) - 1)
-            del self.prompts[ids]
+            del held[ids], self.prompts[ids]
 
     def _enter(self, ids: tuple[int, ...], placed: Sequence[tuple[Pool, int, Row]]) -> None:
         """Gives a prefilled prompt to rows, and lets go of it where nobody else waits for it."""
         for pool in self.pools:
             if own := [(r, row) for of, r, row in placed if of is pool]:
                 pool.enter(own, self.prompts[ids], self.owner.key)
-        self.waiting[ids] -= len(placed)
-        if not self.waiting[ids]:
-            del self.waiting[ids], self.prompts[ids]
+        self._let_go(ids, len(placed))

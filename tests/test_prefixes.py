@@ -1,0 +1,109 @@
+"""What prompts have in common is prefilled once, and long ones in chunks: tokens, counts and memory."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from test_sampler import CFG, SAMPLING, ask, params, request, same, setup, with_room  # noqa: F401
+
+from cgrpo_jax.options import SamplerMemory
+from cgrpo_jax.records import Kind
+from cgrpo_jax.sampling import prefixes, programs
+from cgrpo_jax.sampling.prefixes import common, cut, prefix_sizes, shared_prefixes
+from cgrpo_jax.sampling.room import Room
+from cgrpo_jax.sampling.sizes import fixed_sizes
+
+
+def test_prompts_are_cut_at_few_places():
+    assert prefix_sizes(64) == [] and prefix_sizes(65) == [64] and prefix_sizes(300) == [64, 128, 256]
+    assert prefix_sizes(9216) == [64, 128, 256, 512, 1024, 2048, 4096, 6144, 8192]
+
+
+def test_what_is_common():
+    assert common([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2 and common([(1,), (2,)]) == 0 and common([(5, 6)] * 2) == 2
+
+
+def test_a_long_prompt_is_run_in_chunks_behind_what_is_shared():
+    assert [cut(n, 0) for n in (1, 2048, 2049, 4096, 9216)] == [0, 0, 2048, 2048, 8192]
+    assert [cut(n, 128) for n in (129, 2176, 2177)] == [128, 128, 2176]
+
+
+def siblings(rng, count, start, problem=0, kind=Kind.REFINEMENT):
+    """Requests of one problem whose prompts begin alike and go on apart, for 20 to 60 ids."""
+    tails = [rng.integers(0, CFG.vocab, int(n)).tolist() for n in rng.integers(20, 61, count)]
+    return [request([*start, *tail], problem, g, kind, limit=6) for g, tail in enumerate(tails)]
+
+
+def test_only_siblings_share_and_only_where_it_saves(rng):
+    start = rng.integers(0, CFG.vocab, 200).tolist()
+    alike, other = siblings(rng, 4, start), siblings(rng, 1, start, problem=1)
+    found = shared_prefixes(alike + other)
+    assert found == {tuple(r.prompt_ids): 128 for r in alike}
+    assert shared_prefixes(siblings(rng, 4, start[:63])) == {}  # less than the least size is common
+    assert shared_prefixes([request(start, 0, g) for g in range(4)]) == {}
+    short = [request([*start[:64], g], 0, g) for g in range(2)]  # nothing is left to run behind the prefix
+    assert shared_prefixes(short) == {}
+
+
+def test_a_shared_beginning_is_run_once_and_changes_no_token(setup, params, rng):  # noqa: F811
+    """Against the same prompts as of problems of their own, whose random numbers are named alike."""
+    start = rng.integers(0, CFG.vocab, 150).tolist()
+    asked = siblings(rng, 5, start) + siblings(rng, 3, start[:100], problem=1)
+    wide = with_room(setup, 8)
+    sampler = wide.bind(params, 0, SAMPLING)
+    together = sampler.sample(asked)
+    for one, alone in zip(together, [ask(wide, params, r)[0] for r in asked], strict=True):
+        same(one, alone)
+    lengths = [len(r.prompt_ids) - 1 for r in asked]
+    assert sampler.stats.prefilled == sum(lengths) - 4 * 128 - 2 * 64
+
+
+def test_little_room_and_few_rows_change_nothing(setup, params, rng):  # noqa: F811
+    """Prefixes that were let go are prefilled again; nothing of them is left at the end."""
+    starts = [rng.integers(0, CFG.vocab, 130 + 10 * p).tolist() for p in range(3)]
+    asked = [r for p, start in enumerate(starts) for r in siblings(rng, 4, start, problem=p)]
+    asked = [asked[i] for i in rng.permutation(len(asked))]
+    plenty = ask(with_room(setup, 12), params, *asked)
+    for one, other in zip(ask(with_room(setup, 2, 384), params, *asked), plenty, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("chunk", [64, 128])
+def test_chunks_change_no_token(setup, params, rng, monkeypatch, chunk):  # noqa: F811
+    prompts = [rng.integers(0, CFG.vocab, n).tolist() for n in (40, 65, 130, 250, 390)]
+    asked = [request(prompt, p, limit=5) for p, prompt in enumerate(prompts)]
+    plain = ask(with_room(setup, 8), params, *asked)
+    monkeypatch.setattr(prefixes, "CHUNK", chunk)
+    widths, prefill = [], programs.prefill
+
+    def watched(weights, tokens_QT, pasts, **static):
+        widths.append(tokens_QT.shape[1])
+        return prefill(weights, tokens_QT, pasts, **static)
+
+    monkeypatch.setattr(programs, "prefill", watched)
+    sampler = with_room(setup, 8).bind(params, 0, SAMPLING)
+    for one, other in zip(sampler.sample(asked), plain, strict=True):
+        same(one, other)
+    assert max(widths) == chunk and sampler.stats.prefilled == sum(len(prompt) - 1 for prompt in prompts)
+
+
+def test_a_chunk_takes_less_memory_than_the_whole(setup, params):  # noqa: F811
+    static = {"cfg": setup.model, "dtype": setup.dtype, "mesh": setup.mesh}
+
+    def temporary(rest, before):
+        past = jax.eval_shape(lambda t: programs.prefill(params, t, **static), np.zeros((1, before or 64), np.int32))
+        pasts, sizes = (tuple(past), {"before": before, "whole": before + rest}) if before else ((), {})
+        made = programs.prefill.lower(params, np.zeros((1, rest), np.int32), pasts, **static, **sizes).compile()
+        return made.memory_analysis().temp_size_in_bytes
+
+    assert temporary(128, 896) < 0.5 * temporary(1024, 0)
+
+
+def test_fixed_sizes_share_nothing(setup, params, rng):  # noqa: F811
+    """Programs are few there: a prompt is run as a whole."""
+    asked = siblings(rng, 3, rng.integers(0, CFG.vocab, 150).tolist())
+    room = Room(4, 1024, fixed_sizes(SamplerMemory(rings="384x4", prefills="256")))
+    sampler = dataclasses.replace(setup, room=room).bind(params, 0, SAMPLING)
+    sampler.sample(asked)
+    assert sampler.stats.prefilled == sum(len(r.prompt_ids) - 1 for r in asked)
