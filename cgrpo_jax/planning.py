@@ -24,6 +24,7 @@ from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.sampling import programs as sampling
+from cgrpo_jax.sampling import weights as of_sampler
 from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.pool import drawing_of
 from cgrpo_jax.sampling.prefixes import CHUNK, prefix_sizes
@@ -103,16 +104,16 @@ def samplings(run: Outline) -> list[SamplingConfig]:
 def _sampler_weights(run: Outline, params: Any) -> tuple[Program | None, Any]:
     setup = run.sampler
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
-    stale = sampling.stale_weights(params, **layout)
+    stale = of_sampler.stale_weights(params, **layout)
     if not stale:
         return None, params
     static: dict[str, Any] = {"dtype": setup.dtype, "unrolled": setup.unrolled}
-    sync = sampling.make_sync(stale, **layout)
-    synced = jax.eval_shape(lambda tree: sampling.synced(tree, **static), stale)
+    sync = of_sampler.make_sync(stale, **layout)
+    synced = jax.eval_shape(lambda tree: of_sampler.synced(tree, **static), stale)
 
     def placed(key_path: tuple, leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sampling.weight_sharding(setup.mesh, key_path, leaf)
+            leaf.shape, leaf.dtype, sharding=of_sampler.weight_sharding(setup.mesh, key_path, leaf)
         )
 
     weights = params | jax.tree_util.tree_map_with_path(placed, synced)
@@ -124,7 +125,7 @@ def sampler_programs(run: Outline) -> Iterator[Program]:
     setup, params = run.sampler, abstract_params(run)
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
     sync, weights = _sampler_weights(run, params)
-    prefills_with = sampling.weights_to_prefill(params, weights, **layout)
+    prefills_with = of_sampler.weights_to_prefill(params, weights, **layout)
     key = jax.eval_shape(step_key, np.uint32(0), np.int32(0))
     yield Program("step_key", step_key, (np.uint32(0), np.int32(0)))
     if sync:

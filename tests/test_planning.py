@@ -11,6 +11,7 @@ from test_train import small
 from cgrpo_jax import build, planning, training
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.sampling import programs as sampling
+from cgrpo_jax.sampling import weights as of_sampler
 from cgrpo_jax.training import train
 
 CHANGES = {
@@ -100,8 +101,8 @@ def test_what_training_lowers_is_what_was_planned(tmp_path, monkeypatch):
         made = getattr(training, name)
         called = name.removeprefix("make_")
         monkeypatch.setattr(training, name, lambda *args, made=made, called=called: watch(None, called, made(*args)))
-    sync = sampling.make_sync
-    monkeypatch.setattr(sampling, "make_sync", lambda *args, **layout: watch(None, "synced", sync(*args, **layout)))
+    sync = of_sampler.make_sync
+    monkeypatch.setattr(of_sampler, "make_sync", lambda *args, **layout: watch(None, "synced", sync(*args, **layout)))
     init = learning.make_init
     monkeypatch.setattr(learning, "make_init", lambda *args: watch(None, "init", init(*args)))
     cfg = small(**CHANGES)

@@ -31,6 +31,7 @@ from cgrpo_jax.sampling.sizes import (
     row_sizes,
     split_count,
 )
+from cgrpo_jax.sampling.weights import weights_for_sampling
 
 CFG = tiny_config("qwen3")
 
@@ -490,7 +491,7 @@ def test_decoding_copies_neither_weights_nor_cache(mesh):
     cfg = tiny_config("qwen3", layers=8, width=64, mlp_width=256, vocab=64)
     params = init_params(cfg, jax.random.key(0))
     layout = {"dtype": jnp.float32, "mesh": mesh, "unrolled": programs.unrolls("cpu")}
-    weights = programs.weights_for_sampling(params, **layout)
+    weights = weights_for_sampling(params, **layout)
     slots = programs.empty_slots(cfg=cfg, rows=32, slots=256, **layout)
     static = {"cfg": cfg, "sampling": SAMPLING, "dtype": jnp.float32, "mesh": mesh, "chunk": 8}
     program = programs.decode.lower(weights, slots, np.zeros(0, np.int32), np.int32(9), **static).compile()

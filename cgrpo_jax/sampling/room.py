@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.options import SamplerMemory
+from cgrpo_jax.sampling.prefixes import CHUNK
 from cgrpo_jax.sampling.sizes import COUNTS, PREFILL_TOKENS, Fixed, fixed_sizes, prefill_size, ring_size
 
 PREFILL_SHARE = 8  # of the memory for keys and values, one part in so many is for prompts that are not in a row
@@ -59,8 +60,8 @@ def room_for(model: ModelConfig, mesh: Mesh, cfg: SamplerMemory, slots: int, pro
         left = tokens - sum(ring.slots * ring.rows for ring in fixed.rings)
         rows = sum(ring.rows for ring in fixed.rings) if left >= longest else 0
         return Room(rows, max(longest, min(left, 2 * longest)), fixed)  # few wait: their rows come free together
-    # They lie on all these devices; a long one beside its prefix, see prefixes.py
-    prompt_tokens = max(2 * longest, min(PREFILL_TOKENS, tokens // PREFILL_SHARE))
+    most = 2 * longest if prompt > CHUNK else longest  # what is run in chunks lies beside its prefix
+    prompt_tokens = max(most, min(PREFILL_TOKENS, tokens // PREFILL_SHARE))  # they lie on all these devices
     return Room(max(0, tokens - prompt_tokens) // (sharing * ring_size(slots)) * sharing, prompt_tokens)
 
 

@@ -22,6 +22,7 @@ from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.pool import Frame, Pool, Row, Stats
 from cgrpo_jax.sampling.prefixes import cut, shared_prefixes
 from cgrpo_jax.sampling.sizes import split_count
+from cgrpo_jax.sampling.weights import weights_for_sampling, weights_to_prefill
 
 
 class RequestError(ValueError):
@@ -62,8 +63,8 @@ class Sampler:
         self.setup, self.sampling = setup, sampling
         self.key = step_key(np.uint32(setup.seed), np.int32(step))
         layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
-        self.weights = programs.weights_for_sampling(params, unrolled=setup.unrolled, **layout)
-        self.prefills_with = programs.weights_to_prefill(params, self.weights, **layout)
+        self.weights = weights_for_sampling(params, unrolled=setup.unrolled, **layout)
+        self.prefills_with = weights_to_prefill(params, self.weights, **layout)
         self.stats = Stats()
 
     def run(self, source: Source) -> None:
@@ -149,8 +150,10 @@ class _Schedule:
             self._let_go(prefix, 1)
 
     def _cut(self, ids: tuple[int, ...]) -> int:
-        """Tokens of a prompt that are prefilled before the rest of it, as a prompt of their own; 0: none."""
-        return 0 if self.setup.room.fixed else cut(len(ids) - 1, self.shared.get(ids, 0))
+        """Tokens of a prompt that are prefilled before the rest, as a prompt of their own; 0 also for want of room."""
+        room, length = self.setup.room, len(ids) - 1
+        before = 0 if room.fixed else cut(length, self.shared.get(ids, 0))
+        return before if before + room.prefill_size(length) <= room.prompt_tokens else 0
 
     def _prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The prompt that is prefilled before it; () is none. Its last id is any: as of each prompt it is not run."""
