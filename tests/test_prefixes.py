@@ -16,8 +16,8 @@ from cgrpo_jax.sampling.sizes import fixed_sizes
 
 
 def test_prompts_are_cut_at_few_places():
-    assert prefix_sizes(64) == [] and prefix_sizes(65) == [64] and prefix_sizes(300) == [64, 128, 256]
-    assert prefix_sizes(9216) == [64, 128, 256, 512, 1024, 2048, 4096, 6144, 8192]
+    assert prefix_sizes(64) == [] and prefix_sizes(65) == [64] and prefix_sizes(300) == [64, 96, 128, 192, 256]
+    assert prefix_sizes(9216)[8:] == [1024, 1536, 2048, 4096, 6144, 8192]
 
 
 def test_what_is_common():
@@ -39,7 +39,7 @@ def test_only_siblings_share_and_only_where_it_saves(rng):
     start = rng.integers(0, CFG.vocab, 200).tolist()
     alike, other = siblings(rng, 4, start), siblings(rng, 1, start, problem=1)
     found = shared_prefixes(alike + other)
-    assert found == {tuple(r.prompt_ids): 128 for r in alike}
+    assert found == {tuple(r.prompt_ids): 192 for r in alike}
     assert shared_prefixes(siblings(rng, 4, start[:63])) == {}  # less than the least size is common
     assert shared_prefixes([request(start, 0, g) for g in range(4)]) == {}
     short = [request([*start[:64], g], 0, g) for g in range(2)]  # nothing is left to run behind the prefix
@@ -56,7 +56,7 @@ def test_a_shared_beginning_is_run_once_and_changes_no_token(setup, params, rng)
     for one, alone in zip(together, [ask(wide, params, r)[0] for r in asked], strict=True):
         same(one, alone)
     lengths = [len(r.prompt_ids) - 1 for r in asked]
-    assert sampler.stats.prefilled == sum(lengths) - 4 * 128 - 2 * 64
+    assert sampler.stats.prefilled == sum(lengths) - 4 * 128 - 2 * 96
 
 
 def test_little_room_and_few_rows_change_nothing(setup, params, rng):  # noqa: F811

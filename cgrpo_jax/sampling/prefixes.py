@@ -20,9 +20,10 @@ Ids = tuple[int, ...]
 
 
 def prefix_sizes(length: int) -> list[int]:
-    """Where a prompt of `length` tokens may be cut: 64, 128, 256, ... 2048, 4096, 6144, ..., shorter than it."""
+    """Where a prompt of `length` tokens may be cut: 64, 96, 128, 192, ... 2048, 4096, 6144, ..., shorter than it."""
     powers = [LEAST << i for i in range((CHUNK // LEAST).bit_length())]
-    sizes = powers + list(range(2 * CHUNK, length, CHUNK))
+    halves = [power * 3 // 2 for power in powers[:-1]]
+    sizes = sorted(powers + halves) + list(range(2 * CHUNK, length, CHUNK))
     return [size for size in sizes if size < length]
 
 
