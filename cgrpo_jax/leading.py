@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from cgrpo_jax.build import Run
+from cgrpo_jax.config import samples_refinements
 from cgrpo_jax.data.checking import DataError, prompt_fault
 from cgrpo_jax.data.sources import Problems, load_problems
 from cgrpo_jax.data.tasks import load_task, parse_names
@@ -42,7 +43,8 @@ def load_data(
 
     parsable = functools.partial(equivalence.readable, verifier=verifier)
     load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log)
-    load_training = functools.partial(load, cfg.data, prompt_tokens=measured)
+    traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
+    load_training = functools.partial(load, cfg.data, prompt_tokens=measured, traced=traced)
     if not cfg.eval.every:
         problems = load_training()
         return problems, {}, max(lengths)
@@ -103,6 +105,7 @@ class Desk:
             refine=cfg.refine,
             seed=cfg.seed,
             step=step,
+            trace_tokens=cfg.sampling.max_new_tokens,
         )
         problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
         groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers)
@@ -185,7 +188,7 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
     """Loads the data and starts the graders; everything that can be refused is refused here."""
     with contextlib.ExitStack() as stack:
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
-        asks = run.cfg.refine.critique == "api" and run.cfg.refine.trigger != "never"
+        asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
         desk = Desk(run, progress, verifier, *load_data(run, verifier, progress.log), server=server)
         yield desk

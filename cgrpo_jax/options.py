@@ -15,6 +15,7 @@ from typing import Any
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
 CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict", "api")
+REFINERS = ("policy", "target")
 FALLBACKS = ("drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability")
 REMATS = ("dots", "full", "attention", "wide")
@@ -91,6 +92,9 @@ class RefineConfig:
 
     # none_correct: all n where none is right | any_wrong: the wrong ones | always: all | never: plain GRPO
     trigger: str = option("none_correct", choices=TRIGGERS)
+    # Who writes them. policy: sampled under critiques | target: the data's column of that name, one trace of a stronger
+    # model for each problem (LUFFY); nobody is asked for critiques then
+    refiner: str = option("policy", choices=REFINERS)
     # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
     # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
     # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |

@@ -60,7 +60,8 @@ def problem(seed: int, split: str, index: int) -> Problem:
         question, answer = _draw(rng, hard)
         if _held_out(question) == (split == "test"):
             messages = question_messages(question)
-            return Problem(question, str(answer), messages, grader="exact", tag="hard" if hard else "easy")
+            tag, columns = "hard" if hard else "easy", {"target": solution(question)}
+            return Problem(question, str(answer), messages, grader="exact", tag=tag, columns=columns)
 
 
 def solution(question: str, rng: np.random.Generator | None = None, slip: float = 1.0) -> str:

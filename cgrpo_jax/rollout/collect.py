@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from cgrpo_jax.data.rows import trace_of
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Kind, Name, Problem, Request, Source
-from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select
+from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, trace_completion
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.tokenizer import Tokenizer
 
@@ -37,6 +38,7 @@ class Method:
     refine: RefineConfig
     seed: int
     step: int
+    trace_tokens: int | None = None  # of a trace of the data at most, as of a response; None: all
 
 
 def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
@@ -55,14 +57,14 @@ def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
 def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Method) -> Story:
     """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4).
 
-    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented.
+    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented. A trace of the
+    data is a refinement that nobody samples: scored and trained on as the others are (arXiv 2504.14945).
     """
     asked = [Request(Name(Kind.RESPONSE, number, g), prompt_ids) for g in range(method.samples)]
     completions = yield Sample(asked)
     responses = yield from method.scorer(problem, number, Kind.RESPONSE, completions)
 
-    sources, requests = yield from _refinement_requests(problem, number, responses, method)
-    completions = yield Sample(requests)
+    sources, completions = yield from _refined(problem, number, responses, method)
     scored: list[Attempt] = []
     if completions:
         scored = yield from method.scorer(problem, number, Kind.REFINEMENT, completions)
@@ -75,12 +77,15 @@ def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Meth
     return Group(problem, prompt_ids, tuple(responses), tuple(refinements), kept, selected)
 
 
-def _refinement_requests(
+def _refined(
     problem: Problem, number: int, responses: list[Attempt], method: Method
-) -> Generator[Sample | Work, Any, tuple[list[int], list[Request]]]:
-    """Criticises what is to be refined (into `responses`, too): what each request refines, and the requests."""
-    sources, requests = [], []
+) -> Generator[Sample | Work, Any, tuple[list[int | None], Sequence[Completion]]]:
+    """Criticises what is to be refined (into `responses`, too): what each refinement refines, and the refinements."""
+    sources: list[int | None] = []
+    requests = []
     chosen = refined_responses(responses, method.refine.trigger)
+    if chosen and method.refine.refiner == "target":
+        return [None], [trace_completion(method.tokenizer, trace_of(problem), method.trace_tokens)]
     asked = [(g, responses[g]) for g in chosen]
     critiques = (yield from method.critic(problem, number, asked)) if chosen else []
     for g, critique in zip(chosen, critiques, strict=True):
@@ -91,7 +96,8 @@ def _refinement_requests(
         if ids is not None:
             sources.append(g)
             requests.append(Request(Name(Kind.REFINEMENT, number, g), ids))
-    return sources, requests
+    completions = yield Sample(requests)
+    return sources, completions
 
 
 def _no_phase(name: str) -> contextlib.AbstractContextManager:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cgrpo_jax.records import Attempt, Message, Problem
+from cgrpo_jax.records import Attempt, Completion, Message, Problem
 from cgrpo_jax.text.prompts import refinement_messages
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
@@ -57,6 +57,17 @@ def _fit_solution(
         keep -= len(ids) - budget  # cutting at token borders can change a few tokens beside the cut
     ids = encode(CUT)
     return ids if len(ids) <= budget else None
+
+
+def trace_completion(tokenizer: Tokenizer, text: str, most: int | None) -> Completion:
+    """A solution from the data as if it had been sampled, with the tokenizer's end-of-sequence id behind it.
+
+    One that is too long is cut to `most` ids, has no end, and is scored as what is left of it. Its log-probabilities
+    mean nothing.
+    """
+    end = tokenizer.hf.eos_token_id
+    ids = np.asarray([*tokenizer.encode_text(text), tokenizer.eos_ids[0] if end is None else end], np.int32)[:most]
+    return Completion(ids, np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32), ids[-1] in tokenizer.eos_ids)
 
 
 def refined_responses(attempts: Sequence[Attempt], trigger: str) -> list[int]:
