@@ -49,6 +49,8 @@ def _refine_faults(cfg: Config) -> list[str]:
     if not samples_refinements(cfg):
         one = f"refine.k = {cfg.refine.k}: refine.refiner=target has one trace for each problem"
         return wrong + [one] * (cfg.refine.k > 1)
+    if cfg.refine.own_group and cfg.refine.context != "together":
+        wrong.append("refine.own_group needs refine.context=together: refinements of one prompt are a group")
     written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict")
     if written and cfg.refine.critique_tokens > cfg.sampling.max_new_tokens:
         wrong.append(

@@ -100,6 +100,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective.entropy_coef": 0.001,
         "objective.entropy_mean": "token_mean",
     },
+    # arXiv 2603.04597: all wrong attempts in one prompt; the second group is trained on beside the first (`credit`)
+    "golf": {
+        "refine.context": "together",
+        "refine.own_group": True,
+        "refine.group": "replace",
+        "train.samples": 8,
+        "objective.weights": "uniform",
+        "objective.clip_refinements": False,
+    },
     # arXiv 2602.02482: all refinements by A0 log pi(y1 | q), A0 = R(y1) - mean R(y0), no ratio
     "rltf_sd": {
         "refine.trigger": "always",

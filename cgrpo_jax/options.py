@@ -107,6 +107,9 @@ class RefineConfig:
     select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
     group: str = option("append", choices=("append", "replace"))
+    # each: a prompt for each response that is refined | together: one prompt with all of them, for n refinements (GOLF)
+    context: str = option("each", choices=("each", "together"))
+    own_group: bool = False  # all refinements are trained on under their own prompt, too: a second group (GOLF)
     max_prompt_tokens: int = option(1024, at_least=1)  # the previous solution is cut in the middle to fit
 
 

@@ -142,7 +142,8 @@ class Attempt:
     status: str  # of its verdict
     critique: Critique | None = None  # under which it is refined, where it is
     evaluation: Critique | None = None  # the policy's own, where the reward is its verdict
-    source: int | None = None  # refinements: index of the response it refines
+    source: int | None = None  # refinements: index of the response it refines; None: of several, or of none
+    prompt_ids: Sequence[int] | None = None  # refinements that the policy sampled: under which prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +151,12 @@ class Group:
     """One problem of a step with everything sampled for it, and what is trained on."""
 
     problem: Problem
-    prompt_ids: Sequence[int]  # the question-only prompt: every row of the group is trained under it
+    prompt_ids: Sequence[int]  # the question-only prompt, under which every row of the group is trained
     responses: tuple[Attempt, ...]
     refinements: tuple[Attempt, ...]  # all that were sampled; empty where refinement was not triggered
     kept: tuple[int, ...]  # indices of the responses that are trained on
     selected: tuple[int, ...]  # indices of the refinements that are trained on
+    own_group: tuple[int, ...] = ()  # of those trained on under their own prompt, in a second group
 
     def rows(self) -> list[tuple[Attempt, bool]]:
         """(attempt, is refinement) of the rows to train on."""

@@ -13,7 +13,7 @@ import numpy as np
 from cgrpo_jax.data.rows import trace_of
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Kind, Name, Problem, Request, Source
-from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, trace_completion
+from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, together_prompt, trace_completion
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.tokenizer import Tokenizer
 
@@ -64,40 +64,53 @@ def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Meth
     completions = yield Sample(asked)
     responses = yield from method.scorer(problem, number, Kind.RESPONSE, completions)
 
-    sources, completions = yield from _refined(problem, number, responses, method)
+    origins, completions = yield from _refined(problem, number, responses, method)
     scored: list[Attempt] = []
     if completions:
         scored = yield from method.scorer(problem, number, Kind.REFINEMENT, completions)
-    refinements = [dataclasses.replace(a, source=g) for a, g in zip(scored, sources, strict=True)]
+    refinements = [
+        dataclasses.replace(attempt, source=source, prompt_ids=ids)
+        for attempt, (source, ids) in zip(scored, origins, strict=True)
+    ]
 
     rng = np.random.default_rng((method.seed, method.step, Kind.REFINEMENT, number))
     selected = select([attempt.correct for attempt in refinements], method.refine.k, method.refine.select, rng)
     dropped = len(selected) if method.refine.group == "replace" else 0
     kept = tuple(range(dropped, method.samples))
-    return Group(problem, prompt_ids, tuple(responses), tuple(refinements), kept, selected)
+    own_group = tuple(range(len(refinements))) if method.refine.own_group else ()
+    return Group(problem, prompt_ids, tuple(responses), tuple(refinements), kept, selected, own_group)
+
+
+Origin = tuple[int | None, Sequence[int] | None]  # of a refinement: Attempt.source and Attempt.prompt_ids
 
 
 def _refined(
     problem: Problem, number: int, responses: list[Attempt], method: Method
-) -> Generator[Sample | Work, Any, tuple[list[int | None], Sequence[Completion]]]:
-    """Criticises what is to be refined (into `responses`, too): what each refinement refines, and the refinements."""
-    sources: list[int | None] = []
-    requests = []
-    chosen = refined_responses(responses, method.refine.trigger)
-    if chosen and method.refine.refiner == "target":
-        return [None], [trace_completion(method.tokenizer, trace_of(problem), method.trace_tokens)]
-    asked = [(g, responses[g]) for g in chosen]
-    critiques = (yield from method.critic(problem, number, asked)) if chosen else []
+) -> Generator[Sample | Work, Any, tuple[list[Origin], Sequence[Completion]]]:
+    """Criticises what is to be refined (into `responses`, too); where refinements come from, and the refinements."""
+    cfg, chosen = method.refine, refined_responses(responses, method.refine.trigger)
+    if not chosen:
+        return [], []
+    if cfg.refiner == "target":
+        return [(None, None)], [trace_completion(method.tokenizer, trace_of(problem), method.trace_tokens)]
+    critiques = yield from method.critic(problem, number, [(g, responses[g]) for g in chosen])
+    usable = []
     for g, critique in zip(chosen, critiques, strict=True):
-        text, responses[g] = responses[g].text, dataclasses.replace(responses[g], critique=critique)
-        if critique.text is None:
-            continue
-        ids = refinement_prompt(method.tokenizer, problem, text, critique.text, method.refine.max_prompt_tokens)
-        if ids is not None:
-            sources.append(g)
-            requests.append(Request(Name(Kind.REFINEMENT, number, g), ids))
-    completions = yield Sample(requests)
-    return sources, completions
+        responses[g] = dataclasses.replace(responses[g], critique=critique)
+        if critique.text is not None:
+            usable.append((g, responses[g].text, critique.text))
+    most = cfg.max_prompt_tokens
+    asked: list[tuple[int, int | None, list[int] | None]] = []  # its number, Attempt.source, prompt
+    if cfg.context == "together":
+        shown = [(text, said) for _, text, said in usable]
+        ids = together_prompt(method.tokenizer, problem, shown, most) if shown else None
+        asked = [(sample, None, ids) for sample in range(method.samples)]
+    else:
+        for g, text, said in usable:
+            asked.append((g, g, refinement_prompt(method.tokenizer, problem, text, said, most)))
+    fitting = [(sample, source, ids) for sample, source, ids in asked if ids is not None]
+    completions = yield Sample([Request(Name(Kind.REFINEMENT, number, sample), ids) for sample, _, ids in fitting])
+    return [(source, ids) for _, source, ids in fitting], completions
 
 
 def _no_phase(name: str) -> contextlib.AbstractContextManager:

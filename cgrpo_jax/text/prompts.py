@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cgrpo_jax.records import Message
 
 SYSTEM = "You are a helpful assistant."
@@ -28,6 +30,28 @@ def question_messages(question: str) -> tuple[Message, ...]:
 def refinement_messages(question: str, solution: str, critique: str) -> tuple[Message, ...]:
     """The refinement prompt: bare question, the whole previous solution (with any `<think>` part), its critique."""
     text = REFINEMENT.format(question=question, solution=solution, critique=critique)
+    return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
+
+
+TOGETHER = """Given the following inputs:
+        **Question**: {question}
+{attempts}
+
+        Please re-answer by:
+        - Correcting potential errors identified in the critiques, if they exist.
+        - Combining what is right in the previous solutions.
+        - Providing clear, step-by-step reasoning.
+        - Formatting the final answer as `\\boxed{{answer}}`.
+
+        Ensure the revised solution addresses all issues raised in the critiques."""
+ATTEMPT = """        **Previous Solution {number}**: {solution}
+        **Critique {number}**: {critique}"""
+
+
+def together_messages(question: str, attempts: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+    """One refinement prompt with several (previous solution, critique); after GOLF, arXiv 2603.04597, in our words."""
+    shown = [ATTEMPT.format(number=i, solution=s, critique=c) for i, (s, c) in enumerate(attempts, 1)]
+    text = TOGETHER.format(question=question, attempts="\n".join(shown))
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
 
 
