@@ -17,7 +17,7 @@ from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.options import DataConfig, ObjectiveConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Group, Kind
 from cgrpo_jax.rollout.collect import collect_groups
-from cgrpo_jax.rollout.refining import CUT, together_prompt
+from cgrpo_jax.rollout.refining import CUT, refinement_prompt
 from cgrpo_jax.workdir.metrics import group_metrics
 
 LUFFY = RefineConfig(trigger="always", refiner="target")
@@ -135,14 +135,14 @@ def test_several_solutions_are_cut_to_like_length(tokenizer):
     """The longest give way first; questions, critiques and short solutions stay whole."""
     short, longer = "SHORT \\boxed{1}", "START " + "3+6+0=09;" * 60 + " END"
     shown = [(short, "It is 69."), (longer, "No."), (longer, "Wrong.")]
-    whole = together_prompt(tokenizer, PROBLEM, shown, 10_000)
+    whole = refinement_prompt(tokenizer, PROBLEM, shown, 10_000)
     assert tokenizer.hf.decode(whole).count(longer) == 2
     for budget in (len(whole) - 1, len(whole) - 300, 500):
-        ids = together_prompt(tokenizer, PROBLEM, shown, budget)
+        ids = refinement_prompt(tokenizer, PROBLEM, shown, budget)
         text = tokenizer.hf.decode(ids)
         assert budget - 20 <= len(ids) <= budget and short in text and "It is 69." in text and "Wrong." in text
         assert (text.count("START"), text.count(" END"), text.count(CUT.strip())) == (2, 2, 2)
-    assert together_prompt(tokenizer, PROBLEM, shown, 150) is None
+    assert refinement_prompt(tokenizer, PROBLEM, shown, 150) is None
     group, asked, metrics = collected(tokenizer, dataclasses.replace(GOLF, max_prompt_tokens=20), lambda *_: WRONG)
     assert len(asked) == 3 and metrics["refine/no_room"] == 3 and group.kept == (0, 1, 2) and group.own_group == ()
 

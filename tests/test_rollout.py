@@ -83,7 +83,7 @@ def test_golden_critiques():
 
 def test_golden_refinement_prompt():
     """Written out from the paper's description (spec 2.6): eight spaces before each field, three dashes, one close."""
-    system, user = prompts.refinement_messages("Why {x}?", "<think>hm</think> {so}", "It is {wrong}.")
+    system, user = prompts.refinement_messages("Why {x}?", [("<think>hm</think> {so}", "It is {wrong}.")])
     assert system == {"role": "system", "content": "You are a helpful assistant."}
     indent = " " * 8
     assert user["content"].split("\n") == [
@@ -187,22 +187,22 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     needle = tokenizer.encode_text(" ground")
     assert len(needle) == 1 and not any((x == needle[0]).any() for x in (bins.prompt_AQS, bins.token_ABT))
     critique = critics.indicative_gt(PROBLEM, groups[0].responses[0])
-    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, WRONG, critique)).count(needle[0]) >= 1
+    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, [(WRONG, critique)])).count(needle[0]) >= 1
 
 
 def test_refinement_prompt_cuts_the_solution_only(tokenizer):
     solution_text = "START " + "3+6+0=09;" * 60 + " END"
     critique = "The generated solution is incorrect, the ground truth is 69."
-    whole = refinement_prompt(tokenizer, PROBLEM, solution_text, critique, 10_000)
+    whole = refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], 10_000)
     assert tokenizer.hf.decode(whole).count(solution_text) == 1
     for budget in (len(whole) - 1, 300, 200):
-        ids = refinement_prompt(tokenizer, PROBLEM, solution_text, critique, budget)
+        ids = refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], budget)
         text = tokenizer.hf.decode(ids)
         assert budget - 12 <= len(ids) <= budget
         assert QUESTION in text and critique in text and "START" in text and " END" in text and CUT.strip() in text
-    bare = len(refinement_prompt(tokenizer, PROBLEM, CUT, critique, 10_000))
-    assert refinement_prompt(tokenizer, PROBLEM, solution_text, critique, bare) is not None
-    assert refinement_prompt(tokenizer, PROBLEM, solution_text, critique, bare - 1) is None
+    bare = len(refinement_prompt(tokenizer, PROBLEM, [(CUT, critique)], 10_000))
+    assert refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], bare) is not None
+    assert refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], bare - 1) is None
 
 
 def test_a_solution_without_room_is_left_out_and_counted(tokenizer):

@@ -128,6 +128,6 @@ def warm_start_row(seed: int, index: int, refinement: bool) -> tuple[tuple[Messa
     if rng.random() < 0.15:
         text = _scribble(text, rng)
     critique, enough = _critique(item.question, item.answer, text, rng)
-    prompt = refinement_messages(item.question, text, critique)
+    prompt = refinement_messages(item.question, [(text, critique)])
     right = boxed(text) == item.answer
     return prompt, text if right else solution(item.question, None if enough else rng, slip=0.5)

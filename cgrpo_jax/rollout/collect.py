@@ -13,7 +13,7 @@ import numpy as np
 from cgrpo_jax.data.rows import trace_of
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Kind, Name, Problem, Request, Source
-from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, together_prompt, trace_completion
+from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, trace_completion
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.tokenizer import Tokenizer
 
@@ -94,20 +94,21 @@ def _refined(
     if cfg.refiner == "target":
         return [(None, None)], [trace_completion(method.tokenizer, trace_of(problem), method.trace_tokens)]
     critiques = yield from method.critic(problem, number, [(g, responses[g]) for g in chosen])
-    usable = []
+    usable: list[tuple[int, tuple[str, str]]] = []
     for g, critique in zip(chosen, critiques, strict=True):
         responses[g] = dataclasses.replace(responses[g], critique=critique)
         if critique.text is not None:
-            usable.append((g, responses[g].text, critique.text))
-    most = cfg.max_prompt_tokens
-    asked: list[tuple[int, int | None, list[int] | None]] = []  # its number, Attempt.source, prompt
+            usable.append((g, (responses[g].text, critique.text)))
+
+    def prompt(attempts: list[tuple[str, str]]) -> list[int] | None:
+        return refinement_prompt(method.tokenizer, problem, attempts, cfg.max_prompt_tokens)
+
+    asked: list[tuple[int, int | None, list[int] | None]]  # its number, Attempt.source, prompt
     if cfg.context == "together":
-        shown = [(text, said) for _, text, said in usable]
-        ids = together_prompt(method.tokenizer, problem, shown, most) if shown else None
+        ids = prompt([attempt for _, attempt in usable]) if usable else None
         asked = [(sample, None, ids) for sample in range(method.samples)]
     else:
-        for g, text, said in usable:
-            asked.append((g, g, refinement_prompt(method.tokenizer, problem, text, said, most)))
+        asked = [(g, g, prompt([attempt])) for g, attempt in usable]
     fitting = [(sample, source, ids) for sample, source, ids in asked if ids is not None]
     completions = yield Sample([Request(Name(Kind.REFINEMENT, number, sample), ids) for sample, _, ids in fitting])
     return [(source, ids) for _, source, ids in fitting], completions

@@ -7,31 +7,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cgrpo_jax.records import Attempt, Completion, Message, Problem
-from cgrpo_jax.text.prompts import refinement_messages, together_messages
+from cgrpo_jax.text.prompts import refinement_messages
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
 CUT = "\n[...]\n"
 
 
 def refinement_prompt(
-    tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int
-) -> list[int] | None:
-    """Ids of the refinement prompt within `budget`; None where there is no room, see `fitted`."""
-
-    def messages(solution: str) -> Sequence[Message]:
-        return refinement_messages(problem.question, solution, critique)
-
-    return fitted(tokenizer, messages, [text], budget)
-
-
-def together_prompt(
     tokenizer: Tokenizer, problem: Problem, attempts: Sequence[tuple[str, str]], budget: int
 ) -> list[int] | None:
-    """Ids of one prompt with several (solution, critique), as `refinement_prompt`."""
+    """Ids of the refinement prompt of some (solution, critique), within `budget`; None without room, see `fitted`."""
+    critiques = [critique for _, critique in attempts]
 
     def messages(*solutions: str) -> Sequence[Message]:
-        critiques = [critique for _, critique in attempts]
-        return together_messages(problem.question, list(zip(solutions, critiques, strict=True)))
+        return refinement_messages(problem.question, list(zip(solutions, critiques, strict=True)))
 
     return fitted(tokenizer, messages, [text for text, _ in attempts], budget)
 

@@ -11,8 +11,7 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 REFINEMENT = """Given the following inputs:
         **Question**: {question}
-        **Previous Solution**: {solution}
-        **Critique**: {critique}
+{attempts}
 
         Please re-answer by:
         - Correcting potential errors identified in the critique, if they exist.
@@ -20,6 +19,8 @@ REFINEMENT = """Given the following inputs:
         - Formatting the final answer as `\\boxed{{answer}}`.
 
         Ensure the revised solution addresses all issues raised in the critique."""
+ATTEMPT = """        **Previous Solution{number}**: {solution}
+        **Critique{number}**: {critique}"""
 
 
 def question_messages(question: str) -> tuple[Message, ...]:
@@ -27,31 +28,17 @@ def question_messages(question: str) -> tuple[Message, ...]:
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{question}\n{INSTRUCTION}"})
 
 
-def refinement_messages(question: str, solution: str, critique: str) -> tuple[Message, ...]:
-    """The refinement prompt: bare question, the whole previous solution (with any `<think>` part), its critique."""
-    text = REFINEMENT.format(question=question, solution=solution, critique=critique)
-    return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
+def refinement_messages(question: str, attempts: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+    """The refinement prompt: bare question, whole previous solutions (with any `<think>` part), each with its critique.
 
-
-TOGETHER = """Given the following inputs:
-        **Question**: {question}
-{attempts}
-
-        Please re-answer by:
-        - Correcting potential errors identified in the critiques, if they exist.
-        - Combining what is right in the previous solutions.
-        - Providing clear, step-by-step reasoning.
-        - Formatting the final answer as `\\boxed{{answer}}`.
-
-        Ensure the revised solution addresses all issues raised in the critiques."""
-ATTEMPT = """        **Previous Solution {number}**: {solution}
-        **Critique {number}**: {critique}"""
-
-
-def together_messages(question: str, attempts: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
-    """One refinement prompt with several (previous solution, critique); after GOLF, arXiv 2603.04597, in our words."""
-    shown = [ATTEMPT.format(number=i, solution=s, critique=c) for i, (s, c) in enumerate(attempts, 1)]
-    text = TOGETHER.format(question=question, attempts="\n".join(shown))
+    The paper's has one; several are numbered (GOLF, arXiv 2603.04597, whose literal text is another).
+    """
+    numbers = [f" {i}" for i in range(1, len(attempts) + 1)] if len(attempts) > 1 else [""]
+    shown = [
+        ATTEMPT.format(number=number, solution=solution, critique=critique)
+        for number, (solution, critique) in zip(numbers, attempts, strict=True)
+    ]
+    text = REFINEMENT.format(question=question, attempts="\n".join(shown))
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
 
 
