@@ -91,7 +91,7 @@ class Desk:
     writer: Writer | None = None  # once it is known where the run begins
 
     def collect(self, step: int, problems_seen: int, sample: Sample) -> list[Group]:
-        """The rollout of a step."""
+        """The rollout of a step: a group for each problem that was taken from the stream, from `problems_seen` on."""
         cfg = self.run.cfg
         score = functools.partial(rewards.score, verifier=self.verifier)
         critic, scorer = critic_and_scorer(
@@ -108,7 +108,10 @@ class Desk:
             trace_tokens=cfg.sampling.max_new_tokens,
         )
         problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
-        groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers)
+        first = problems_seen + cfg.train.prompts
+        places = range(first, first + cfg.train.replacements)
+        spare = (problem for place in places for problem in self.problems.batch(cfg.seed, place, 1))
+        groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers, spare)
         return groups
 
     def evaluate(self, step: int, sample: Sample) -> dict[str, float]:
@@ -142,6 +145,8 @@ class Desk:
         values |= {"sampler/nonfinite": float(stats.nonfinite), "rollout/late": float(self.late)}
         tokens = {"sample": stats.tokens, "update": sum(update["tokens"] for update in sums)}
         values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
+        if self.run.cfg.train.replacements:
+            values["problems/replaced"] = float(sum(not group.rows() for group in groups))
         if self.server is not None:
             values |= self._server_totals(step, self.server)
         self.writer.rollout(step, groups)

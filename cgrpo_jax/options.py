@@ -185,6 +185,9 @@ class TrainConfig:
     steps: int = option(400, at_least=1)  # rollouts
     prompts: int = option(128, at_least=1)  # P, problems a step
     samples: int = option(7, at_least=1)  # n, responses a problem
+    # Dynamic sampling (DAPO): problems a step at most that stand in for ones without a gradient, whose rewards are all
+    # alike; they are the next ones of the stream. 0: off
+    replacements: int = option(0, at_least=0)
     updates_per_rollout: int = option(1, at_least=1)  # optimizer updates, each on its own share of the problems
     # Problems at once in the gradient, rounded up to the devices; changes memory, not the result. 0: one a device.
     micro_batch: int = option(0, at_least=0)

@@ -148,7 +148,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One problem of a step with everything sampled for it, and what is trained on."""
+    """One problem of a step with everything sampled for it, and what is trained on: nothing where it was replaced."""
 
     problem: Problem
     prompt_ids: Sequence[int]  # the question-only prompt, under which every row of the group is trained
@@ -157,6 +157,13 @@ class Group:
     kept: tuple[int, ...]  # indices of the responses that are trained on
     selected: tuple[int, ...]  # indices of the refinements that are trained on
     own_group: tuple[int, ...] = ()  # of those trained on under their own prompt, in a second group
+
+    @property
+    def alike(self) -> bool:
+        """Whether the rewards of all rows that share a baseline are the same: no advantage, so no gradient."""
+        first = {attempt.reward for attempt, _ in self.rows()}
+        second = {self.refinements[i].reward for i in self.own_group}
+        return len(first) < 2 and len(second) < 2
 
     def rows(self) -> list[tuple[Attempt, bool]]:
         """(attempt, is refinement) of the rows to train on."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,15 +125,49 @@ def collect_groups(
     run: Callable[[Source], None],
     phase: Phase = _no_phase,
     threads: int = 2,
+    spare: Iterable[Problem] = (),
 ) -> tuple[list[Group], int]:
     """One group per problem, and how many verdicts and critiques decoding did not wait for (`Stories.late`).
 
     `run` is that of a sampler.
 
     A problem's refinements are asked for soon after its last response is there, while others are still sampled.
+
+    Args:
+      spare: problems that stand in, one by one, for those whose rewards are all alike; taken as far as needed. The
+        groups are then more by what was taken: as many are trained on as there are `problems`.
     """
-    prompts = [method.tokenizer.encode_chat(problem.messages) for problem in problems]
-    told = [story(problem, p, prompts[p], method) for p, problem in enumerate(problems)]
-    with Stories(told, phase, threads) as stories:
+    numbered = enumerate(itertools.chain(problems, spare))
+    with Stories([_with_replacements(numbered, method) for _ in problems], phase, threads) as stories:
         run(stories)
-        return list(stories), stories.late
+        groups = [group for _, group in sorted(itertools.chain(*stories), key=_number)]
+    return _trained(groups, len(problems)), stories.late
+
+
+def _with_replacements(numbered: Iterator[tuple[int, Problem]], method: Method) -> Story:
+    """The story of the next problem; while it ends without a gradient and there is another one, that of the next.
+
+    What is taken in all depends on no order: a problem's samples follow from its number, and each group without a
+    gradient takes one more.
+    """
+    told: list[tuple[int, Group]] = []
+    for number, problem in numbered:
+        group = yield from story(problem, number, method.tokenizer.encode_chat(problem.messages), method)
+        told.append((number, group))
+        if not group.alike:
+            break
+    return told
+
+
+def _number(numbered: tuple[int, Group]) -> int:
+    return numbered[0]
+
+
+def _trained(groups: Sequence[Group], count: int) -> list[Group]:
+    """The groups, of which all but `count` have nothing to train on: the first ones without a gradient."""
+    surplus, made = len(groups) - count, []
+    for group in groups:
+        if surplus and group.alike:
+            surplus, group = surplus - 1, dataclasses.replace(group, kept=(), selected=(), own_group=())
+        made.append(group)
+    return made

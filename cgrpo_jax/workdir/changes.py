@@ -37,6 +37,7 @@ RULES = (
     ("train.steps", COSINE, "the cosine ends at the last step: another length is another learning rate at each step"),
     ("train.prompts", REFUSED, "other batches"),
     ("train.samples", REFUSED, "other groups"),
+    ("train.replacements", REFUSED, "other batches, and another position in the stream"),
     ("train.updates_per_rollout", REFUSED, "the optimizer counts updates: another schedule"),
     ("train.micro_batch", LOGGED, "memory only"),
     ("train.remat", LOGGED, "memory only"),
