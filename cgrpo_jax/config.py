@@ -22,6 +22,7 @@ from cgrpo_jax.options import (
     ObjectiveConfig,
     OptimizerConfig,
     RefineConfig,
+    RewardConfig,
     SamplerMemory,
     SamplingConfig,
     TrainConfig,
@@ -44,6 +45,7 @@ class Config:
     seed: int = option(0, at_least=0, at_most=2**32 - 1)
     model: ModelSource = ModelSource()
     data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerMemory = SamplerMemory()
     refine: RefineConfig = RefineConfig()

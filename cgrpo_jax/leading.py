@@ -93,7 +93,7 @@ class Desk:
     def collect(self, step: int, problems_seen: int, sample: Sample) -> list[Group]:
         """The rollout of a step: a group for each problem that was taken from the stream, from `problems_seen` on."""
         cfg = self.run.cfg
-        score = functools.partial(rewards.score, verifier=self.verifier)
+        score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
         critic, scorer = critic_and_scorer(
             cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer), self.server
         )
@@ -118,7 +118,7 @@ class Desk:
         """Accuracies on what is held out, written and shown."""
         assert self.writer is not None
         cfg, values = self.run.cfg, dict[str, float]()
-        score = functools.partial(rewards.score, verifier=self.verifier)
+        score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
         sets = list(self.evaluations.values())
         graded = sample_and_grade(sets, cfg.eval.samples, sample, score, self.run.tokenizer)
         for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):

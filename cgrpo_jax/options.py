@@ -63,6 +63,14 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What a score is worth. Most graders say 0 or 1; the scorers of reasoning_gym give fractions, too."""
+
+    correct_at: float = option(1.0, above=0, at_most=1)  # the score from which on an attempt counts as correct
+    partial: bool = False  # the reward is the score itself; else it is 1 of what counts as correct, and 0
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How tokens are drawn. Order of the filters: temperature, top-k, top-p."""
 

@@ -25,6 +25,7 @@ RULES = (
     ("data.source", LOGGED, "a name only: data.content is compared"),
     ("data.revision", LOGGED, "a name only: data.content is compared"),
     ("data.*", REFUSED, "the position in the stream of problems would point at others"),
+    ("reward.*", REFUSED, "other rewards"),
     ("sampling.*", REFUSED, "the samples come from another distribution"),
     ("sampler.*", LOGGED, "memory only: no sample depends on it"),
     ("refine.*", REFUSED, "other refinements are trained on"),
