@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from cgrpo_jax.checks import check
-from cgrpo_jax.config import Config, ConfigError, longest_prompt, rows_per_group
+from cgrpo_jax.config import Config, ConfigError, longest_prompt, rows_per_group, samples_refinements
 from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
@@ -182,14 +182,16 @@ def bin_sizes(run: Outline, longest: int) -> tuple[BinSize, ...]:
     """
     cfg = run.cfg
 
+    own_group = cfg.refine.own_group and samples_refinements(cfg)  # then a problem has two prompts with rows
+
     def size(prompt: int) -> BinSize:
         return bin_size(
             share=run.share_prompts,
-            problems=cfg.train.prompts // cfg.train.updates_per_rollout,
+            problems=cfg.train.prompts // cfg.train.updates_per_rollout * (2 if own_group else 1),
             group=rows_per_group(cfg),
             at_once=cfg.train.micro_batch,
             row_devices=row_devices(run.mesh),
-            longest_prompt=prompt,
+            longest_prompt=max(prompt, cfg.refine.max_prompt_tokens) if own_group else prompt,
             longest_ids=cfg.sampling.max_new_tokens,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.config import Config, ConfigError, samples_refinements
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.model.decoder import ModelConfig
@@ -46,6 +46,11 @@ def _refine_faults(cfg: Config) -> list[str]:
         wrong.append(f"refine.k = {cfg.refine.k} exceeds the train.samples = {samples} refinements of a problem")
     if cfg.refine.group == "replace" and cfg.refine.k >= samples:
         wrong.append("refine.group=replace with refine.k >= train.samples leaves no response in the group")
+    if not samples_refinements(cfg):
+        one = f"refine.k = {cfg.refine.k}: refine.refiner=target has one trace for each problem"
+        return wrong + [one] * (cfg.refine.k > 1)
+    if cfg.refine.own_group and cfg.refine.context != "together":
+        wrong.append("refine.own_group needs refine.context=together: refinements of one prompt are a group")
     written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict")
     if written and cfg.refine.critique_tokens > cfg.sampling.max_new_tokens:
         wrong.append(
@@ -61,7 +66,7 @@ def _refine_faults(cfg: Config) -> list[str]:
 
 def _model_faults(cfg: Config, model: ModelConfig) -> list[str]:
     wrong, new = [], cfg.sampling.max_new_tokens
-    refining = cfg.refine.trigger != "never"
+    refining = samples_refinements(cfg)
     for key, slots in [("data", cfg.data.max_prompt_tokens)] + [("refine", cfg.refine.max_prompt_tokens)] * refining:
         if slots + new > model.max_positions:
             wrong.append(

@@ -22,6 +22,7 @@ from cgrpo_jax.options import (
     ObjectiveConfig,
     OptimizerConfig,
     RefineConfig,
+    RewardConfig,
     SamplerMemory,
     SamplingConfig,
     TrainConfig,
@@ -44,6 +45,7 @@ class Config:
     seed: int = option(0, at_least=0, at_most=2**32 - 1)
     model: ModelSource = ModelSource()
     data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerMemory = SamplerMemory()
     refine: RefineConfig = RefineConfig()
@@ -90,6 +92,25 @@ METHODS: dict[str, dict[str, Any]] = {
     # Appendix H: the policy criticises itself, and is shown the ground truth
     "self_critique": {"refine.critique": "self_gt"},
     "dr_grpo": {"refine.trigger": "never", "train.samples": 8},
+    # arXiv 2504.14945: 7 responses and a trace of the data in each group, p/(p+0.1), union mean, no std, no clip
+    "luffy": UNCLIPPED
+    | {
+        "refine.trigger": "always",
+        "refine.refiner": "target",
+        "train.updates_per_rollout": 2,
+        "objective.weights": "sum",
+        "objective.entropy_coef": 0.001,
+        "objective.entropy_mean": "token_mean",
+    },
+    # arXiv 2603.04597: all wrong attempts in one prompt; the second group is trained on beside the first (`credit`)
+    "golf": {
+        "refine.context": "together",
+        "refine.own_group": True,
+        "refine.group": "replace",
+        "train.samples": 8,
+        "objective.weights": "uniform",
+        "objective.clip_refinements": False,
+    },
     # arXiv 2602.02482: all refinements by A0 log pi(y1 | q), A0 = R(y1) - mean R(y0), no ratio
     "rltf_sd": {
         "refine.trigger": "always",
@@ -136,9 +157,14 @@ def from_config_dict(raw: Mapping[str, Any]) -> Config:
     return _build(Config, raw, "")
 
 
+def samples_refinements(cfg: Config) -> bool:
+    """Whether the policy is asked for refinements, and critics for critiques."""
+    return cfg.refine.trigger != "never" and cfg.refine.refiner == "policy"
+
+
 def longest_prompt(cfg: Config) -> int:
     """Tokens of the longest prompt that is sampled from."""
-    return max(cfg.data.max_prompt_tokens, cfg.refine.max_prompt_tokens if cfg.refine.trigger != "never" else 0)
+    return max(cfg.data.max_prompt_tokens, cfg.refine.max_prompt_tokens if samples_refinements(cfg) else 0)
 
 
 def rows_per_group(cfg: Config) -> int:

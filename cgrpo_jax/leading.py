@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from cgrpo_jax.build import Run
+from cgrpo_jax.config import samples_refinements
 from cgrpo_jax.data.checking import DataError, prompt_fault
 from cgrpo_jax.data.sources import Problems, load_problems
 from cgrpo_jax.data.tasks import load_task, parse_names
@@ -42,7 +43,8 @@ def load_data(
 
     parsable = functools.partial(equivalence.readable, verifier=verifier)
     load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log)
-    load_training = functools.partial(load, cfg.data, prompt_tokens=measured)
+    traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
+    load_training = functools.partial(load, cfg.data, prompt_tokens=measured, traced=traced)
     if not cfg.eval.every:
         problems = load_training()
         return problems, {}, max(lengths)
@@ -89,9 +91,9 @@ class Desk:
     writer: Writer | None = None  # once it is known where the run begins
 
     def collect(self, step: int, problems_seen: int, sample: Sample) -> list[Group]:
-        """The rollout of a step."""
+        """The rollout of a step: a group for each problem that was taken from the stream, from `problems_seen` on."""
         cfg = self.run.cfg
-        score = functools.partial(rewards.score, verifier=self.verifier)
+        score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
         critic, scorer = critic_and_scorer(
             cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer), self.server
         )
@@ -103,16 +105,20 @@ class Desk:
             refine=cfg.refine,
             seed=cfg.seed,
             step=step,
+            trace_tokens=cfg.sampling.max_new_tokens,
         )
         problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
-        groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers)
+        first = problems_seen + cfg.train.prompts
+        places = range(first, first + cfg.train.replacements)
+        spare = (problem for place in places for problem in self.problems.batch(cfg.seed, place, 1))
+        groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers, spare)
         return groups
 
     def evaluate(self, step: int, sample: Sample) -> dict[str, float]:
         """Accuracies on what is held out, written and shown."""
         assert self.writer is not None
         cfg, values = self.run.cfg, dict[str, float]()
-        score = functools.partial(rewards.score, verifier=self.verifier)
+        score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
         sets = list(self.evaluations.values())
         graded = sample_and_grade(sets, cfg.eval.samples, sample, score, self.run.tokenizer)
         for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
@@ -139,6 +145,8 @@ class Desk:
         values |= {"sampler/nonfinite": float(stats.nonfinite), "rollout/late": float(self.late)}
         tokens = {"sample": stats.tokens, "update": sum(update["tokens"] for update in sums)}
         values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
+        if self.run.cfg.train.replacements:
+            values["problems/replaced"] = float(sum(not group.rows() for group in groups))
         if self.server is not None:
             values |= self._server_totals(step, self.server)
         self.writer.rollout(step, groups)
@@ -185,7 +193,7 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
     """Loads the data and starts the graders; everything that can be refused is refused here."""
     with contextlib.ExitStack() as stack:
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
-        asks = run.cfg.refine.critique == "api" and run.cfg.refine.trigger != "never"
+        asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
         desk = Desk(run, progress, verifier, *load_data(run, verifier, progress.log), server=server)
         yield desk

@@ -15,6 +15,7 @@ from typing import Any
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
 CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict", "api")
+REFINERS = ("policy", "target")
 FALLBACKS = ("drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability")
 REMATS = ("dots", "full", "attention", "wide")
@@ -62,6 +63,14 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What a score is worth. Most graders say 0 or 1; the scorers of reasoning_gym give fractions, too."""
+
+    correct_at: float = option(1.0, above=0, at_most=1)  # the score from which on an attempt counts as correct
+    partial: bool = False  # the reward is the score itself; else it is 1 of what counts as correct, and 0
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How tokens are drawn. Order of the filters: temperature, top-k, top-p."""
 
@@ -91,6 +100,9 @@ class RefineConfig:
 
     # none_correct: all n where none is right | any_wrong: the wrong ones | always: all | never: plain GRPO
     trigger: str = option("none_correct", choices=TRIGGERS)
+    # Who writes them. policy: sampled under critiques | target: the data's column of that name, one trace of a stronger
+    # model for each problem (LUFFY); nobody is asked for critiques then
+    refiner: str = option("policy", choices=REFINERS)
     # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
     # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
     # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |
@@ -103,6 +115,9 @@ class RefineConfig:
     select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
     group: str = option("append", choices=("append", "replace"))
+    # each: a prompt for each response that is refined | together: one prompt with all of them, for n refinements (GOLF)
+    context: str = option("each", choices=("each", "together"))
+    own_group: bool = False  # all refinements are trained on under their own prompt, too: a second group (GOLF)
     max_prompt_tokens: int = option(1024, at_least=1)  # the previous solution is cut in the middle to fit
 
 
@@ -178,6 +193,9 @@ class TrainConfig:
     steps: int = option(400, at_least=1)  # rollouts
     prompts: int = option(128, at_least=1)  # P, problems a step
     samples: int = option(7, at_least=1)  # n, responses a problem
+    # Dynamic sampling (DAPO): problems a step at most that stand in for ones without a gradient, whose rewards are all
+    # alike; they are the next ones of the stream. 0: off
+    replacements: int = option(0, at_least=0)
     updates_per_rollout: int = option(1, at_least=1)  # optimizer updates, each on its own share of the problems
     # Problems at once in the gradient, rounded up to the devices; changes memory, not the result. 0: one a device.
     micro_batch: int = option(0, at_least=0)

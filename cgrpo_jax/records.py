@@ -142,19 +142,28 @@ class Attempt:
     status: str  # of its verdict
     critique: Critique | None = None  # under which it is refined, where it is
     evaluation: Critique | None = None  # the policy's own, where the reward is its verdict
-    source: int | None = None  # refinements: index of the response it refines
+    source: int | None = None  # refinements: index of the response it refines; None: of several, or of none
+    prompt_ids: Sequence[int] | None = None  # refinements that the policy sampled: under which prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One problem of a step with everything sampled for it, and what is trained on."""
+    """One problem of a step with everything sampled for it, and what is trained on: nothing where it was replaced."""
 
     problem: Problem
-    prompt_ids: Sequence[int]  # the question-only prompt: every row of the group is trained under it
+    prompt_ids: Sequence[int]  # the question-only prompt, under which every row of the group is trained
     responses: tuple[Attempt, ...]
     refinements: tuple[Attempt, ...]  # all that were sampled; empty where refinement was not triggered
     kept: tuple[int, ...]  # indices of the responses that are trained on
     selected: tuple[int, ...]  # indices of the refinements that are trained on
+    own_group: tuple[int, ...] = ()  # of those trained on under their own prompt, in a second group
+
+    @property
+    def alike(self) -> bool:
+        """Whether the rewards of all rows that share a baseline are the same: no advantage, so no gradient."""
+        first = {attempt.reward for attempt, _ in self.rows()}
+        second = {self.refinements[i].reward for i in self.own_group}
+        return len(first) < 2 and len(second) < 2
 
     def rows(self) -> list[tuple[Attempt, bool]]:
         """(attempt, is refinement) of the rows to train on."""

@@ -34,6 +34,7 @@ T = TypeVar("T")
 def make_bins(groups: Sequence[Group] | None, cfg: Config, sizes: Sequence[BinSize]) -> list[Bins]:
     """The bins of each update of this rollout, which has its own share of the problems."""
     assert groups is not None  # only the leader packs
+    groups = [group for group in groups if group.rows()]  # without those that were replaced
     share = len(groups) // cfg.train.updates_per_rollout
     parts = [groups[first : first + share] for first in range(0, len(groups), share)]
     constant = float(cfg.sampling.max_new_tokens)
@@ -118,7 +119,8 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
                     sums_of_updates.append({name: float(value) for name, value in jax.device_get(sums).items()})
 
             # ---- Log, evaluate, save ----
-            done, problems_seen, evaluated = step + 1, problems_seen + cfg.train.prompts, None
+            done, evaluated = step + 1, None
+            problems_seen += hosts.agree(functools.partial(len, groups or ()))
             if step == past.step:
                 progress.log(f"compiled {compiled}")
                 if told := memory_line(run, planned):

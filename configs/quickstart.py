@@ -17,6 +17,8 @@ def get_config(method: str = "critique_grpo"):
     config.data.max_prompt_tokens = 64
     config.refine.max_prompt_tokens = 256
     config.sampling.max_new_tokens = 64
+    if config.refine.context == "together":  # golf: four attempts are what the model's 512 positions hold
+        config.train.samples, config.refine.max_prompt_tokens = 4, 448
     config.train.steps = 50
     config.train.prompts = 16
     config.train.micro_batch = 4

@@ -63,6 +63,8 @@ IMPOSSIBLE = [
     ({"refine.k": 0}, "refine.k"),
     ({"refine.k": 9, "train.samples": 7}, "refine.k"),
     ({"refine.trigger": "sometimes"}, "refine.trigger"),
+    ({"refine.own_group": True}, "refine.own_group needs refine.context=together"),
+    ({"refine.k": 2, "refine.refiner": "target"}, "one trace for each problem"),
     ({"sampling.max_new_tokens": 1000}, "exceeds the model's 1024 positions"),
     ({"train.updates_per_rollout": 3}, "train.updates_per_rollout"),
     ({"train.micro_batch": -1}, "train.micro_batch"),

@@ -162,7 +162,7 @@ def test_problems_keep_the_other_columns(tmp_path):
     from_parquet = load(tmp_path / "a.parquet").get(0)
     assert from_parquet.columns == {"tests": [1.5, 2.0], "day": "2026-01-02"}
     assert problem.messages == from_csv.messages == from_parquet.messages == question_messages("Why?")
-    assert load("arithmetic").get(0).columns == {}
+    assert set(load("arithmetic").get(0).columns) == {"target"}
 
 
 def test_the_answer_is_in_no_other_column(tmp_path):
@@ -327,6 +327,28 @@ def test_a_scorer_that_fails_gives_no_reward_and_is_counted(monkeypatch):
     texts = ["\\boxed{1/0}", f"\\boxed{{{problem.answer}}}"]
     attempts = score([(problem, completion, text) for text in texts], verifier=None)
     assert [(attempt.reward, attempt.status) for attempt in attempts] == [(0.0, "error"), (1.0, "ok")]
+
+
+def test_what_a_fraction_is_worth(monkeypatch):
+    """0.6, and answers that no reward may follow from; `reward.correct_at` and `reward.partial` by hand."""
+    reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
+    import numpy as np
+
+    from cgrpo_jax.grading.rewards import score
+    from cgrpo_jax.options import RewardConfig
+    from cgrpo_jax.records import Completion
+
+    problem, given = load("reasoning_gym:chain_sum").get(3), {"a": 0.6, "b": 1, "c": 7.0, "d": float("nan"), "e": -1}
+    monkeypatch.setattr(reasoning_gym, "get_score_answer_fn", lambda name: lambda answer, entry: given[answer])
+    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
+    items = [(problem, completion, f"\\boxed{{{answer}}}") for answer in given]
+    rights = [(1.0, True, "ok"), (1.0, True, "ok"), (0.0, False, "error"), (0.0, False, "error")]
+    for cfg, found in (
+        (RewardConfig(), (0.0, False)), (RewardConfig(0.5), (1.0, True)), (RewardConfig(0.6), (1.0, True)),
+        (RewardConfig(partial=True), (0.6, False)), (RewardConfig(0.5, partial=True), (0.6, True)),
+    ):  # fmt: skip
+        attempts = score(items, verifier=None, cfg=cfg)
+        assert [(a.reward, a.correct, a.status) for a in attempts] == [(*found, "ok"), *rights]
 
 
 def test_gsm8k_whole(shared_data):

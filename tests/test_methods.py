@@ -39,6 +39,8 @@ def test_each_method_fits_the_quickstart(name):
 def test_each_method_runs_two_steps(tmp_path, name):
     """The warm-started model with two problems; the other two are run at length by other tests."""
     changes = dict(METHODS[name]) | {"train.samples": 4, "refine.k": min(4, METHODS[name].get("refine.k", 1))}
+    if changes.get("refine.own_group"):
+        changes |= {"refine.trigger": "any_wrong", "refine.max_prompt_tokens": 448}  # something to refine, and room
     metrics, groups = run(tmp_path, **changes | {"checkpoint.every": 2, "refine.critique_tokens": 32})
     assert [row["step"] for row in metrics] == [1, 2]
     rows = {len(group["kept"]) + len(group["selected"]) for group in groups}
@@ -48,6 +50,10 @@ def test_each_method_runs_two_steps(tmp_path, name):
         assert all(row["refine/rate"] == 1 for row in metrics)
     if trigger == "never":
         assert rows == {4} and all(row["refine/rate"] == 0 for row in metrics)
+    if changes.get("refine.own_group"):
+        refined = [group for group in groups if group["refinements"]]
+        assert refined and all(len(group["refinements"]) == 4 and len(group["selected"]) == 1 for group in refined)
+        assert all(row["refine/no_room"] == 0 for row in metrics)
     if changes.get("objective.kl_coef"):
         assert all("policy/kl" in row for row in metrics)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from cgrpo_jax.data.arithmetic import solution, worked_critique
+from cgrpo_jax.grading import rewards
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
-from cgrpo_jax.options import ObjectiveConfig, RefineConfig
-from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request
+from cgrpo_jax.options import ObjectiveConfig, RefineConfig, RewardConfig
+from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request, Verdict
 from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
@@ -83,7 +85,7 @@ def test_golden_critiques():
 
 def test_golden_refinement_prompt():
     """Written out from the paper's description (spec 2.6): eight spaces before each field, three dashes, one close."""
-    system, user = prompts.refinement_messages("Why {x}?", "<think>hm</think> {so}", "It is {wrong}.")
+    system, user = prompts.refinement_messages("Why {x}?", [("<think>hm</think> {so}", "It is {wrong}.")])
     assert system == {"role": "system", "content": "You are a helpful assistant."}
     indent = " " * 8
     assert user["content"].split("\n") == [
@@ -134,6 +136,29 @@ def test_paper_default_refines_only_where_nothing_was_right(tokenizer):
 def test_triggers(trigger, correct, expected):
     attempts = [Attempt(None, "", float(c), bool(c), None, "ok") for c in correct]
     assert refined_responses(attempts, trigger) == expected
+
+
+@pytest.mark.parametrize(("at", "refinements", "critique"), [(1.0, 3, "incorrect"), (0.5, 0, None)])
+def test_what_counts_as_correct_decides_trigger_and_selection(tokenizer, monkeypatch, at, refinements, critique):
+    """Scores of 0.6 and 0.2: below the threshold all are refined; the fractions are the rewards either way."""
+    values = {"1": 0.6, "2": 0.2}
+
+    def grade(pairs, verifier):
+        return [Verdict(values[answer], False, "ok") for _, answer in pairs]
+
+    monkeypatch.setitem(rewards.GRADERS, "exact", grade)
+    cfg = RewardConfig(correct_at=at, partial=True)
+    rule = by_rule(functools.partial(rewards.score, verifier=None, cfg=cfg), tokenizer)
+    group, _ = collect(tokenizer, lambda kind, g: f"\\boxed{{{1 if g == 1 else 2}}}", scorer=rule)
+    assert [a.reward for a in group.responses] == [0.2, 0.6, 0.2] and len(group.refinements) == refinements
+    assert all(
+        (a.critique and critique in a.critique.text) if critique else a.critique is None for a in group.responses
+    )
+    always, _ = collect(
+        tokenizer, lambda kind, g: f"\\boxed{{{1 if g == 1 else 2}}}", RefineConfig(trigger="always"), scorer=rule
+    )
+    assert [a.correct for a in always.refinements] == [False, at == 0.5, False]
+    assert at == 1.0 or always.selected == (1,)
 
 
 def test_selection():
@@ -187,22 +212,22 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     needle = tokenizer.encode_text(" ground")
     assert len(needle) == 1 and not any((x == needle[0]).any() for x in (bins.prompt_AQS, bins.token_ABT))
     critique = critics.indicative_gt(PROBLEM, groups[0].responses[0])
-    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, WRONG, critique)).count(needle[0]) >= 1
+    assert tokenizer.encode_chat(prompts.refinement_messages(QUESTION, [(WRONG, critique)])).count(needle[0]) >= 1
 
 
 def test_refinement_prompt_cuts_the_solution_only(tokenizer):
     solution_text = "START " + "3+6+0=09;" * 60 + " END"
     critique = "The generated solution is incorrect, the ground truth is 69."
-    whole = refinement_prompt(tokenizer, PROBLEM, solution_text, critique, 10_000)
+    whole = refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], 10_000)
     assert tokenizer.hf.decode(whole).count(solution_text) == 1
     for budget in (len(whole) - 1, 300, 200):
-        ids = refinement_prompt(tokenizer, PROBLEM, solution_text, critique, budget)
+        ids = refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], budget)
         text = tokenizer.hf.decode(ids)
         assert budget - 12 <= len(ids) <= budget
         assert QUESTION in text and critique in text and "START" in text and " END" in text and CUT.strip() in text
-    bare = len(refinement_prompt(tokenizer, PROBLEM, CUT, critique, 10_000))
-    assert refinement_prompt(tokenizer, PROBLEM, solution_text, critique, bare) is not None
-    assert refinement_prompt(tokenizer, PROBLEM, solution_text, critique, bare - 1) is None
+    bare = len(refinement_prompt(tokenizer, PROBLEM, [(CUT, critique)], 10_000))
+    assert refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], bare) is not None
+    assert refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], bare - 1) is None
 
 
 def test_a_solution_without_room_is_left_out_and_counted(tokenizer):

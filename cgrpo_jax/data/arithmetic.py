@@ -60,7 +60,8 @@ def problem(seed: int, split: str, index: int) -> Problem:
         question, answer = _draw(rng, hard)
         if _held_out(question) == (split == "test"):
             messages = question_messages(question)
-            return Problem(question, str(answer), messages, grader="exact", tag="hard" if hard else "easy")
+            tag, columns = "hard" if hard else "easy", {"target": solution(question)}
+            return Problem(question, str(answer), messages, grader="exact", tag=tag, columns=columns)
 
 
 def solution(question: str, rng: np.random.Generator | None = None, slip: float = 1.0) -> str:
@@ -127,6 +128,6 @@ def warm_start_row(seed: int, index: int, refinement: bool) -> tuple[tuple[Messa
     if rng.random() < 0.15:
         text = _scribble(text, rng)
     critique, enough = _critique(item.question, item.answer, text, rng)
-    prompt = refinement_messages(item.question, text, critique)
+    prompt = refinement_messages(item.question, [(text, critique)])
     right = boxed(text) == item.answer
     return prompt, text if right else solution(item.question, None if enough else rng, slip=0.5)

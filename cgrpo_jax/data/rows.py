@@ -17,6 +17,7 @@ from cgrpo_jax.text.prompts import INSTRUCTION, question_messages
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
+TRACE = "target"  # the column of a stronger model's solutions
 NAMED = 12  # columns in a message
 ROLES = ("system", "user", "assistant")
 LISTS = (list, tuple, np.ndarray)
@@ -144,6 +145,17 @@ def _gold(text: str) -> str:
     elif "####" in text:
         text = text.rsplit("####", 1)[1]
     return text.strip()
+
+
+def trace_of(problem: Problem) -> str:
+    """The stronger model's solution that the data hold: text, or the assistant's turn of a chat. Raises RowError."""
+    value = problem.columns.get(TRACE)
+    if isinstance(value, LISTS) and _is_chat(value):
+        turns = [turn for turn in value if isinstance(turn, Mapping) and turn.get("role", "assistant") == "assistant"]
+        value = turns[-1].get("content") if turns else None
+    if value is None:
+        raise RowError(TRACE, "no solution in it (what is the answer's column cannot be this one: data.answer_column)")
+    return text_of(value, TRACE)
 
 
 def _answer(row: Mapping[str, Any], cfg: DataConfig) -> tuple[Any, str]:

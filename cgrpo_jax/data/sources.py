@@ -13,7 +13,7 @@ import numpy as np
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.files import FILE_SUFFIXES, file_rows, local_file
-from cgrpo_jax.data.rows import Parsed, RowError, parse_row
+from cgrpo_jax.data.rows import TRACE, Parsed, RowError, parse_row, trace_of
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
@@ -132,10 +132,12 @@ def load_problems(
     parsable: Parsable,
     prompt_tokens: Callable[[Problem], int],
     log: Callable[[str], None] = print,
+    traced: bool = False,
 ) -> Problems:
     """Opens a source and checks all of it.
 
     Args:
+      traced: each problem must come with a solution, see `trace_of`.
       parsable: which gold answers the verifier can read.
       prompt_tokens: length of a problem's task prompt; raises PromptError for text that cannot be encoded safely.
 
@@ -143,14 +145,24 @@ def load_problems(
       DataError: no such source, or bad rows (each with file, row and column) and `on_bad_row` is "error".
     """
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.max_prompt_tokens)
+    untraced = DataError(f"{cfg.source} has no column {TRACE!r}, which refine.refiner=target takes its traces from")
     if cfg.source == "arithmetic" or cfg.source.startswith(GYM):
-        return _generated(cfg, seed, fault, log)
+        problems = _generated(cfg, seed, fault, log)
+        if traced and TRACE not in problems.get(0).columns:
+            raise untraced
+        return problems
     say_large(cfg.source, log)
+    rows = open_rows(cfg)
+    if traced and not any(isinstance(row, Mapping) and row.get(TRACE) is not None for _, row in rows):
+        raise untraced
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        return parse_row(row, cfg)
+        parsed = parse_row(row, cfg)
+        if traced:
+            trace_of(parsed.problem)
+        return parsed
 
-    good, bad = sift(open_rows(cfg), parse, fault, parsable, log)
+    good, bad = sift(rows, parse, fault, parsable, log)
     report_bad_rows(bad, len(good), cfg, log)
     kept = [parsed.problem for _, parsed in good]
     return Problems(kept.__getitem__, len(kept))

@@ -1,4 +1,4 @@
-"""Scores responses. A grader turns (problem, extracted answer) into a verdict; reward 1 where it is correct, else 0."""
+"""Scores responses. A grader turns (problem, extracted answer) into a verdict: 1 where it is correct, 0, or between."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cgrpo_jax.grading import choices, equivalence, release, theoremqa
 from cgrpo_jax.grading.answers import extract_answer
 from cgrpo_jax.grading.normalise import number
 from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.options import RewardConfig
 from cgrpo_jax.records import Attempt, Completion, Problem, Verdict
 
 # Tasks of reasoning_gym 0.1.25 whose scorer was read: it evaluates nothing of the answer, does bounded work, and gives
@@ -49,7 +50,10 @@ def _gold(problem: Problem) -> str:
 
 
 def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """The scorer of a reasoning_gym task from the list above; correct is a score of at least 1."""
+    """The scorer of a reasoning_gym task from the list above, from 0 to 1.
+
+    Much of what it gives between is for an answer that contains the right one (0.5 to 12 where 2 is right).
+    """
     import reasoning_gym  # an extra, and slow to import
 
     verdicts = []
@@ -58,7 +62,8 @@ def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdic
         entry = copy.deepcopy(dict(problem.entry))
         scorer = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
         try:
-            verdicts.append(Verdict.of(scorer(answer, entry) >= 1.0))
+            found = min(float(scorer(answer, entry)), 1.0)
+            verdicts.append(Verdict(found, found == 1.0, "ok") if found >= 0 else Verdict.of(False, "error"))
         except Exception:  # of code that is not ours, on hostile text: no reward, and counted
             verdicts.append(Verdict.of(False, "error"))
     return verdicts
@@ -74,13 +79,17 @@ GRADERS: dict[str, Callable[[Sequence[tuple[Problem, str]], Verifier], list[Verd
 }
 
 
+WHOLE = RewardConfig()
+
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {  # others: extract_answer
     "choice": choices.extract_choice,
     "math_verify": release.extract,
 }
 
 
-def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) -> list[Attempt]:
+def score(
+    items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier, cfg: RewardConfig = WHOLE
+) -> list[Attempt]:
     """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody."""
     extracted = [EXTRACTORS.get(problem.grader, extract_answer)(text) for problem, _, text in items]
     verdicts = [Verdict.of(False)] * len(items)
@@ -91,7 +100,9 @@ def score(items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier) 
         pairs = [(items[i][0], extracted[i] or "") for i in chosen]
         for i, verdict in zip(chosen, grade(pairs, verifier), strict=True):
             verdicts[i] = verdict
-    return [
-        Attempt(completion, text, verdict.reward, verdict.correct, answer, verdict.status)
-        for (_, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True)
-    ]
+    scored = []
+    for (_, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True):
+        correct = verdict.reward >= cfg.correct_at
+        reward = verdict.reward if cfg.partial else float(correct)
+        scored.append(Attempt(completion, text, reward, correct, answer, verdict.status))
+    return scored

@@ -6,13 +6,16 @@ For a question q with n responses y_i and k selected refinements yref_j:
     A = R - mean({R_1..R_n})                                            baseline=responses (2602.02482)
     J = 1/n sum_i sum_t [r term] + 1/k sum_j sum_t [rho term]           `group_weights` (1/n, 1/k)
 
+    J += 1/n sum_j sum_t [r term of yref_j given the prompt it was sampled from], A = Rref_j - mean({Rref})
+                                                                        refine.own_group (GOLF, 2603.04597)
+
 and the loss of an update is -J averaged over its questions. Every normaliser is known before the update, so it is
 divided out here, once: the device only adds up. So neither micro-batches nor packing nor a mesh can change a gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -60,19 +63,29 @@ def _token_weights(lengths: np.ndarray, weight: np.ndarray, groups: int, constan
     return weight / (groups * constant)
 
 
+Row = tuple[Sequence[int], Attempt, bool]  # a prompt, what is trained on under it, and whether that is a refinement
+
+
+def _trained(group: Group) -> Iterator[list[Row]]:
+    """The rows that share a baseline: those of the question, and the refinements under their own prompt."""
+    yield [(group.prompt_ids, attempt, refined) for attempt, refined in group.rows()]
+    own = [group.refinements[i] for i in group.own_group]
+    if own:
+        yield [(attempt.prompt_ids or (), attempt, False) for attempt in own]
+
+
 def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> list[Segment]:
-    """The rows of one update, each under the question-only prompt of its group, in the order of the groups.
+    """The rows of one update, in the order of the groups.
 
     Args:
       constant: what a token sum is divided by where `aggregation` is "constant": max_new_tokens.
     """
-    rows: list[tuple[Group, Attempt, bool]] = []
+    rows: list[Row] = []
     advantages, weights = [], []
-    for group in groups:
-        own = group.rows()
-        refined_G = np.array([refined for _, refined in own])
-        reward_G = np.array([attempt.reward for attempt, _ in own], np.float64)
-        rows += [(group, attempt, refined) for attempt, refined in own]
+    for own in (part for group in groups for part in _trained(group)):
+        refined_G = np.array([refined for _, _, refined in own])
+        reward_G = np.array([attempt.reward for _, attempt, _ in own], np.float64)
+        rows += own
         advantage_G = group_advantages(reward_G, refined_G, baseline=cfg.baseline, divide_by_std=cfg.divide_by_std)
         advantages.append(advantage_G)
         weights.append(group_weights(refined_G, weights=cfg.weights))
@@ -85,12 +98,12 @@ def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> 
     counted = np.array([cfg.overlong == "train" or attempt.completion.finished for _, attempt, _ in rows])
 
     def segment(index: int) -> Segment:
-        group, attempt, refined = rows[index]
+        prompt_ids, attempt, refined = rows[index]
         one_T = np.full(len(attempt.completion.ids), float(counted[index]))
         gain_T = token[index] * advantage[index] * one_T
         by_likelihood = refined and cfg.refined_shape == "log_probability"
         return Segment(
-            prompt_ids=group.prompt_ids,
+            prompt_ids=prompt_ids,
             ids=attempt.completion.ids,
             refined=refined,
             pg_T=0.0 * gain_T if by_likelihood else gain_T,

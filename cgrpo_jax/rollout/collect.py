@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from cgrpo_jax.data.rows import trace_of
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Kind, Name, Problem, Request, Source
-from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select
+from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, trace_completion
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.tokenizer import Tokenizer
 
@@ -37,6 +39,7 @@ class Method:
     refine: RefineConfig
     seed: int
     step: int
+    trace_tokens: int | None = None  # of a trace of the data at most, as of a response; None: all
 
 
 def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
@@ -55,43 +58,61 @@ def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
 def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Method) -> Story:
     """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4).
 
-    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented.
+    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented. A trace of the
+    data is a refinement that nobody samples: scored and trained on as the others are (arXiv 2504.14945).
     """
     asked = [Request(Name(Kind.RESPONSE, number, g), prompt_ids) for g in range(method.samples)]
     completions = yield Sample(asked)
     responses = yield from method.scorer(problem, number, Kind.RESPONSE, completions)
 
-    sources, requests = yield from _refinement_requests(problem, number, responses, method)
-    completions = yield Sample(requests)
+    origins, completions = yield from _refined(problem, number, responses, method)
     scored: list[Attempt] = []
     if completions:
         scored = yield from method.scorer(problem, number, Kind.REFINEMENT, completions)
-    refinements = [dataclasses.replace(a, source=g) for a, g in zip(scored, sources, strict=True)]
+    refinements = [
+        dataclasses.replace(attempt, source=source, prompt_ids=ids)
+        for attempt, (source, ids) in zip(scored, origins, strict=True)
+    ]
 
     rng = np.random.default_rng((method.seed, method.step, Kind.REFINEMENT, number))
     selected = select([attempt.correct for attempt in refinements], method.refine.k, method.refine.select, rng)
     dropped = len(selected) if method.refine.group == "replace" else 0
     kept = tuple(range(dropped, method.samples))
-    return Group(problem, prompt_ids, tuple(responses), tuple(refinements), kept, selected)
+    own_group = tuple(range(len(refinements))) if method.refine.own_group else ()
+    return Group(problem, prompt_ids, tuple(responses), tuple(refinements), kept, selected, own_group)
 
 
-def _refinement_requests(
+Origin = tuple[int | None, Sequence[int] | None]  # of a refinement: Attempt.source and Attempt.prompt_ids
+
+
+def _refined(
     problem: Problem, number: int, responses: list[Attempt], method: Method
-) -> Generator[Sample | Work, Any, tuple[list[int], list[Request]]]:
-    """Criticises what is to be refined (into `responses`, too): what each request refines, and the requests."""
-    sources, requests = [], []
-    chosen = refined_responses(responses, method.refine.trigger)
-    asked = [(g, responses[g]) for g in chosen]
-    critiques = (yield from method.critic(problem, number, asked)) if chosen else []
+) -> Generator[Sample | Work, Any, tuple[list[Origin], Sequence[Completion]]]:
+    """Criticises what is to be refined (into `responses`, too); where refinements come from, and the refinements."""
+    cfg, chosen = method.refine, refined_responses(responses, method.refine.trigger)
+    if not chosen:
+        return [], []
+    if cfg.refiner == "target":
+        return [(None, None)], [trace_completion(method.tokenizer, trace_of(problem), method.trace_tokens)]
+    critiques = yield from method.critic(problem, number, [(g, responses[g]) for g in chosen])
+    usable: list[tuple[int, tuple[str, str]]] = []
     for g, critique in zip(chosen, critiques, strict=True):
-        text, responses[g] = responses[g].text, dataclasses.replace(responses[g], critique=critique)
-        if critique.text is None:
-            continue
-        ids = refinement_prompt(method.tokenizer, problem, text, critique.text, method.refine.max_prompt_tokens)
-        if ids is not None:
-            sources.append(g)
-            requests.append(Request(Name(Kind.REFINEMENT, number, g), ids))
-    return sources, requests
+        responses[g] = dataclasses.replace(responses[g], critique=critique)
+        if critique.text is not None:
+            usable.append((g, (responses[g].text, critique.text)))
+
+    def prompt(attempts: list[tuple[str, str]]) -> list[int] | None:
+        return refinement_prompt(method.tokenizer, problem, attempts, cfg.max_prompt_tokens)
+
+    asked: list[tuple[int, int | None, list[int] | None]]  # its number, Attempt.source, prompt
+    if cfg.context == "together":
+        ids = prompt([attempt for _, attempt in usable]) if usable else None
+        asked = [(sample, None, ids) for sample in range(method.samples)]
+    else:
+        asked = [(g, g, prompt([attempt])) for g, attempt in usable]
+    fitting = [(sample, source, ids) for sample, source, ids in asked if ids is not None]
+    completions = yield Sample([Request(Name(Kind.REFINEMENT, number, sample), ids) for sample, _, ids in fitting])
+    return [(source, ids) for _, source, ids in fitting], completions
 
 
 def _no_phase(name: str) -> contextlib.AbstractContextManager:
@@ -104,15 +125,49 @@ def collect_groups(
     run: Callable[[Source], None],
     phase: Phase = _no_phase,
     threads: int = 2,
+    spare: Iterable[Problem] = (),
 ) -> tuple[list[Group], int]:
     """One group per problem, and how many verdicts and critiques decoding did not wait for (`Stories.late`).
 
     `run` is that of a sampler.
 
     A problem's refinements are asked for soon after its last response is there, while others are still sampled.
+
+    Args:
+      spare: problems that stand in, one by one, for those whose rewards are all alike; taken as far as needed. The
+        groups are then more by what was taken: as many are trained on as there are `problems`.
     """
-    prompts = [method.tokenizer.encode_chat(problem.messages) for problem in problems]
-    told = [story(problem, p, prompts[p], method) for p, problem in enumerate(problems)]
-    with Stories(told, phase, threads) as stories:
+    numbered = enumerate(itertools.chain(problems, spare))
+    with Stories([_with_replacements(numbered, method) for _ in problems], phase, threads) as stories:
         run(stories)
-        return list(stories), stories.late
+        groups = [group for _, group in sorted(itertools.chain(*stories), key=_number)]
+    return _trained(groups, len(problems)), stories.late
+
+
+def _with_replacements(numbered: Iterator[tuple[int, Problem]], method: Method) -> Story:
+    """The story of the next problem; while it ends without a gradient and there is another one, that of the next.
+
+    What is taken in all depends on no order: a problem's samples follow from its number, and each group without a
+    gradient takes one more.
+    """
+    told: list[tuple[int, Group]] = []
+    for number, problem in numbered:
+        group = yield from story(problem, number, method.tokenizer.encode_chat(problem.messages), method)
+        told.append((number, group))
+        if not group.alike:
+            break
+    return told
+
+
+def _number(numbered: tuple[int, Group]) -> int:
+    return numbered[0]
+
+
+def _trained(groups: Sequence[Group], count: int) -> list[Group]:
+    """The groups, of which all but `count` have nothing to train on: the first ones without a gradient."""
+    surplus, made = len(groups) - count, []
+    for group in groups:
+        if surplus and group.alike:
+            surplus, group = surplus - 1, dataclasses.replace(group, kept=(), selected=(), own_group=())
+        made.append(group)
+    return made

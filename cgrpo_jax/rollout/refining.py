@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cgrpo_jax.records import Attempt, Message, Problem
+from cgrpo_jax.records import Attempt, Completion, Message, Problem
 from cgrpo_jax.text.prompts import refinement_messages
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
@@ -14,49 +14,78 @@ CUT = "\n[...]\n"
 
 
 def refinement_prompt(
-    tokenizer: Tokenizer, problem: Problem, text: str, critique: str, budget: int
+    tokenizer: Tokenizer, problem: Problem, attempts: Sequence[tuple[str, str]], budget: int
 ) -> list[int] | None:
-    """Ids of the refinement prompt within `budget`; None where there is no room, see `fitted`."""
+    """Ids of the refinement prompt of some (solution, critique), within `budget`; None without room, see `fitted`."""
+    critiques = [critique for _, critique in attempts]
 
-    def messages(solution: str) -> Sequence[Message]:
-        return refinement_messages(problem.question, solution, critique)
+    def messages(*solutions: str) -> Sequence[Message]:
+        return refinement_messages(problem.question, list(zip(solutions, critiques, strict=True)))
 
-    return fitted(tokenizer, messages, text, budget)
+    return fitted(tokenizer, messages, [text for text, _ in attempts], budget)
 
 
 def fitted(
-    tokenizer: Tokenizer, messages: Callable[[str], Sequence[Message]], text: str, budget: int
+    tokenizer: Tokenizer, messages: Callable[..., Sequence[Message]], texts: Sequence[str], budget: int
 ) -> list[int] | None:
-    """Ids of a prompt that holds a solution, within `budget`.
+    """Ids of a prompt that holds solutions, within `budget`.
 
-    Where it is too long the middle of the solution gives way to a mark (half of what fits is kept from each end); the
-    rest is never cut. None where even an empty solution does not fit, or where the chat template would rewrite it.
+    Where it is too long the middle of the longest solutions gives way to a mark (half of what fits is kept from each
+    end); the rest is never cut. None where empty solutions do not fit either, or where the chat template rewrites it.
     """
     try:
-        return _fit_solution(tokenizer, messages, text, budget)
+        return _fit_solutions(tokenizer, messages, texts, budget)
     except PromptError:
         return None
 
 
-def _fit_solution(
-    tokenizer: Tokenizer, messages: Callable[[str], Sequence[Message]], text: str, budget: int
-) -> list[int] | None:
-    def encode(solution: str) -> list[int]:
-        return tokenizer.encode_chat(messages(solution))
+def _level(lengths: Sequence[int], room: int) -> int:
+    """What each may keep at most, so that together they fill the room: water level of the lengths."""
+    level = 0
+    for left, length in zip(range(len(lengths), 0, -1), sorted(lengths), strict=True):
+        level = room // left
+        if length > level:
+            break
+        room -= length
+    return level
 
-    ids = encode(text)
+
+def _fit_solutions(
+    tokenizer: Tokenizer, messages: Callable[..., Sequence[Message]], texts: Sequence[str], budget: int
+) -> list[int] | None:
+    def encode(solutions: Sequence[str]) -> list[int]:
+        return tokenizer.encode_chat(messages(*solutions))
+
+    ids = encode(texts)
     if len(ids) <= budget:
         return ids
-    solution_ids = tokenizer.encode_text(text)
-    keep = budget - len(encode(CUT))
+    ids_of = [tokenizer.encode_text(text) for text in texts]
+    bare = encode([CUT] * len(texts))
+    keep = _level([len(own) for own in ids_of], budget - len(bare))
+
+    def cut(text: str, own: list[int]) -> str:
+        if len(own) <= keep:
+            return text
+        return tokenizer.decode(own[: keep - keep // 2]) + CUT + tokenizer.decode(own[len(own) - keep // 2 :])
+
     while keep > 0:
-        head, tail = solution_ids[: keep - keep // 2], solution_ids[len(solution_ids) - keep // 2 :]
-        ids = encode(tokenizer.decode(head) + CUT + tokenizer.decode(tail))
+        ids = encode([cut(text, own) for text, own in zip(texts, ids_of, strict=True)])
         if len(ids) <= budget:
             return ids
-        keep -= len(ids) - budget  # cutting at token borders can change a few tokens beside the cut
-    ids = encode(CUT)
-    return ids if len(ids) <= budget else None
+        over = len(ids) - budget  # cutting at token borders can change a few tokens beside the cut
+        keep -= -(-over // sum(len(own) > keep for own in ids_of))
+    return bare if len(bare) <= budget else None
+
+
+def trace_completion(tokenizer: Tokenizer, text: str, most: int | None) -> Completion:
+    """A solution from the data as if it had been sampled, with the tokenizer's end-of-sequence id behind it.
+
+    One that is too long is cut to `most` ids, has no end, and is scored as what is left of it. Its log-probabilities
+    mean nothing.
+    """
+    end = tokenizer.hf.eos_token_id
+    ids = np.asarray([*tokenizer.encode_text(text), tokenizer.eos_ids[0] if end is None else end], np.int32)[:most]
+    return Completion(ids, np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32), ids[-1] in tokenizer.eos_ids)
 
 
 def refined_responses(attempts: Sequence[Attempt], trigger: str) -> list[int]:

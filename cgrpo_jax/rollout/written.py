@@ -39,7 +39,7 @@ class Writer:
             truth = problem.answer if self.shows_truth else None
             return critique_messages(problem.question, shown, truth, self.concludes)
 
-        ids = fitted(self.tokenizer, messages, solution, self.cfg.max_prompt_tokens)
+        ids = fitted(self.tokenizer, messages, [solution], self.cfg.max_prompt_tokens)
         return None if ids is None else Request(name, ids, self.cfg.critique_tokens or None)
 
     def critique(self, completion: Completion, correct: bool, before: Critique) -> Critique:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cgrpo_jax.records import Message
 
 SYSTEM = "You are a helpful assistant."
@@ -9,8 +11,7 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 REFINEMENT = """Given the following inputs:
         **Question**: {question}
-        **Previous Solution**: {solution}
-        **Critique**: {critique}
+{attempts}
 
         Please re-answer by:
         - Correcting potential errors identified in the critique, if they exist.
@@ -18,6 +19,8 @@ REFINEMENT = """Given the following inputs:
         - Formatting the final answer as `\\boxed{{answer}}`.
 
         Ensure the revised solution addresses all issues raised in the critique."""
+ATTEMPT = """        **Previous Solution{number}**: {solution}
+        **Critique{number}**: {critique}"""
 
 
 def question_messages(question: str) -> tuple[Message, ...]:
@@ -25,9 +28,17 @@ def question_messages(question: str) -> tuple[Message, ...]:
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{question}\n{INSTRUCTION}"})
 
 
-def refinement_messages(question: str, solution: str, critique: str) -> tuple[Message, ...]:
-    """The refinement prompt: bare question, the whole previous solution (with any `<think>` part), its critique."""
-    text = REFINEMENT.format(question=question, solution=solution, critique=critique)
+def refinement_messages(question: str, attempts: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+    """The refinement prompt: bare question, whole previous solutions (with any `<think>` part), each with its critique.
+
+    The paper's has one; several are numbered (GOLF, arXiv 2603.04597, whose literal text is another).
+    """
+    numbers = [f" {i}" for i in range(1, len(attempts) + 1)] if len(attempts) > 1 else [""]
+    shown = [
+        ATTEMPT.format(number=number, solution=solution, critique=critique)
+        for number, (solution, critique) in zip(numbers, attempts, strict=True)
+    ]
+    text = REFINEMENT.format(question=question, attempts="\n".join(shown))
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
 
 

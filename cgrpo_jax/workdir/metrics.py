@@ -30,6 +30,12 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def _without_room(group: Group) -> int:
+    """Responses with a critique that were not refined: no prompt held them."""
+    criticised = [a for a in group.responses if a.critique is not None and a.critique.text is not None]
+    return max(0, len(criticised) - len(group.refinements))
+
+
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Statistics of what was sampled in a step; shares are of problems, or of attempts, as named.
 
@@ -42,7 +48,6 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     critiques = [one for attempt in attempts if (one := attempt.evaluation or attempt.critique) is not None]
     written = [critique for critique in critiques if critique.tries]
     agreeing = [critique.agrees for critique in written if critique.agrees is not None]
-    criticised = sum(a.critique is not None and a.critique.text is not None for a in responses)
     values = {
         "reward/responses": _mean([a.reward for a in responses]),
         "reward/refinements": _mean([a.reward for a in refinements]),
@@ -57,7 +62,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "critique/unusable": _mean([critique.text is None for critique in critiques]),
         "critique/tries": _mean([critique.tries for critique in written]),
         "tokens/critiques": float(sum(critique.tokens for critique in critiques)),
-        "refine/no_room": float(criticised - len(refinements)),
+        "refine/no_room": float(sum(map(_without_room, groups))),
         "length/responses": _mean([len(a.completion.ids) for a in responses]),
         "length/refinements": _mean([len(a.completion.ids) for a in refinements]),
         "truncated/responses": _mean([not a.completion.finished for a in responses]),
