@@ -83,7 +83,7 @@ function fact({ label, value, beside = "", note = "" }) {
     "div",
     { class: "fact" },
     el("dt", {}, label),
-    el("dd", {}, el("span", { class: "value" }, value), beside ? el("span", { class: "beside" }, beside) : null),
+    el("dd", {}, el("span", { class: "value" }, value), " ", beside ? el("span", { class: "beside" }, beside) : null),
     note ? el("dd", { class: "note" }, note) : null,
   );
 }

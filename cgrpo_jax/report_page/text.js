@@ -60,12 +60,21 @@ function partsOf(text) {
   return parts;
 }
 
+/** Labels and references of a formula would name and link to elements of the page. */
+function withoutLinks(node) {
+  for (const inner of node.querySelectorAll("*")) {
+    for (const name of ["id", "href", "xlink:href"]) inner.removeAttribute(name);
+    if (inner.localName === "a") inner.replaceWith(...inner.childNodes);
+  }
+}
+
 /** The formula as MathML; what cannot be read stays as it was written. */
 function formulaNode(part) {
   const node = el("span", { class: part.display ? "formula display" : "formula" });
   try {
     const options = { displayMode: part.display, trust: false, throwOnError: true, maxSize: [20, 200], maxExpand: 200 };
     temml.render(part.formula, node, options);
+    withoutLinks(node);
   } catch {
     node.replaceChildren(part.text);
     node.className = "unread";
