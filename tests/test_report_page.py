@@ -87,6 +87,7 @@ def test_dragging_zooms_all_curves_and_a_double_click_shows_all(one):
     one.mouse.up()
     zoomed = one.evaluate(ranges)
     assert len({tuple(of) for of in zoomed}) == 1 and zoomed[0] == pytest.approx([1, 2.5], abs=0.05)
+    assert one.locator("#unzoom").is_visible()
     one.mouse.dblclick(box["x"] + 20, box["y"] + 40)
     assert one.evaluate(ranges) == whole
     assert not one.locator("#unzoom").is_visible()
