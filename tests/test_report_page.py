@@ -194,11 +194,11 @@ def test_a_problem_from_question_to_refinement(one):
 
 
 def test_maths_is_rendered_and_money_is_not(opened, tmp_path):
-    text = "It costs $5 and then $6, so $\\frac{1}{2}$ of \\(x^2\\); $$a+b$$ \\[c\\] \\boxed{\\text{so } 7} $\\oops{$ \\boxed{"
+    text = "It costs $5 and then $6 or $5-$6, so $\\frac{1}{2}$ of \\(x^2\\); $$a+b$$ \\[c\\] \\boxed{\\text{so } 7} $\\oops{$ \\boxed{"
     page = opened(report_runs.write(tmp_path / "w", {1: [group(text, [attempt("no", False)])]}))
     question = page.locator(".question")
     assert question.locator("math").count() == 5 and question.locator("mfrac").count() == 1
-    assert "It costs $5 and then $6, so " in question.inner_text() and "$\\oops{$" in question.inner_text()
+    assert "It costs $5 and then $6 or $5-$6, so " in question.inner_text() and "$\\oops{$" in question.inner_text()
 
 
 def test_tokens_are_shaded_by_their_probability(one):

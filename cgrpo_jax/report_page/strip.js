@@ -13,6 +13,11 @@ function accuracyNames(run) {
   return Object.keys(run.evaluations.values).filter((name) => /\/pass@1(\/|$)/.test(name) && !/\/(low|high)$/.test(name));
 }
 
+/** Which steps two values are of; it stays on one line. */
+function between(first, last) {
+  return `step\u00a0${first}\u00a0→\u00a0${last}`;
+}
+
 function interval(low, high) {
   return `[${share(low)}, ${share(high)}]`;
 }
@@ -47,7 +52,7 @@ function rewardFact(run) {
   return {
     label: "Reward",
     value: `${number(first, 3)} → ${number(last, 3)}`,
-    note: `mean of responses, step ${firstStep} → ${step}`,
+    note: `mean of responses, ${between(firstStep, step)}`,
   };
 }
 
@@ -58,7 +63,7 @@ function fixedFact(run) {
   return {
     label: "Fixed by refinement",
     value: `${number(first, 3)} → ${number(last, 3)}`,
-    note: `share of refined problems, step ${firstStep} → ${step}`,
+    note: `share of refined problems, ${between(firstStep, step)}`,
   };
 }
 

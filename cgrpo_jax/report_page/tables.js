@@ -10,7 +10,9 @@ function trainingEvaluations(runs) {
   const own = runs.filter((run) => accuracyNames(run).length);
   if (!own.length) return [];
   const several = runs.length > 1;
-  const rows = own.flatMap((run) => accuracyNames(run).map((name) => {
+  const names = [...new Set(own.flatMap(accuracyNames))];
+  const pairs = names.flatMap((name) => own.filter((run) => name in run.evaluations.values).map((run) => [name, run]));
+  const rows = pairs.map(([name, run]) => {
     const [[firstStep, first], [lastStep, last]] = ends(run.evaluations, name);
     const values = run.evaluations.values;
     const at = (step, side) => values[`${name}/${side}`]?.[run.evaluations.steps.indexOf(step)];
@@ -21,7 +23,7 @@ function trainingEvaluations(runs) {
     const label = name.replace(/^eval\//, "");
     const cells = [shown(firstStep, first), `step ${firstStep}`, shown(bestStep, best), `step ${bestStep}`, shown(lastStep, last), `step ${lastStep}`];
     return several ? [label, run.name, ...cells] : [label, ...cells];
-  }));
+  });
   const columns = ["while training", ...(several ? ["run"] : []), "first [95 %]", "", "best [95 %]", "", "last [95 %]", ""];
   return [textTable(columns, rows, { class: "numbers" }),
     el("p", { class: "hint" }, "Means over distinct held-out problems; Wilson intervals. The best is the best of several looks, so it flatters.")];
