@@ -206,7 +206,7 @@ def test_tokens_are_shaded_by_their_probability(one):
     shaded = one.locator(".tokens span").all()
     assert "".join(span.inner_text() for span in shaded)[:9] == "zebra 6st" or len(shaded) >= 7
     assert [shaded[i].get_attribute("title") for i in (0, 3)] == ["p ≈ 1.00", "p ≈ 0.050"]
-    assert [shaded[i].get_attribute("class") for i in (0, 3)] == ["shade0", "shade5"]
+    assert [shaded[i].get_attribute("class") for i in (0, 3)] == ["shade0", "shade3"]
     assert one.locator(".shades").is_visible()
 
 

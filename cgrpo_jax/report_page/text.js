@@ -131,9 +131,9 @@ function probability(logp) {
   return p < 0.001 ? "p < 0.001" : `p ≈ ${p.toFixed(p < 0.1 ? 3 : 2)}`;
 }
 
-/** How dark a token is, 0 to 7: the less probable, the darker. */
+/** How dark a token is, 0 to 7: a shade a nat. */
 function shadeOf(logp) {
-  return Math.min(7, Math.round(-logp * 1.6));
+  return Math.min(7, Math.round(-logp));
 }
 
 function shadedText(attempt) {
@@ -147,6 +147,6 @@ function shadedText(attempt) {
 }
 
 function shadeLegend() {
-  const steps = [1, 0.5, 0.1, 0.01].map((p) => el("span", { class: `shade${shadeOf(Math.log(p))}` }, ` p = ${p} `));
+  const steps = [1, 0.5, 0.1, 0.01, 0.001].map((p) => el("span", { class: `shade${shadeOf(Math.log(p))}` }, ` p = ${p} `));
   return el("p", { class: "said shades" }, "Probability that the sampler gave each token: ", ...steps);
 }
