@@ -7,7 +7,6 @@ raise the project's own errors and never end the process.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,9 @@ from ml_collections import config_dict
 
 from cgrpo_jax.config import Config, ConfigError, from_config_dict
 from cgrpo_jax.config_files import get_config
+from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.places import expanded, local_folder
+from cgrpo_jax.workdir.reading import RunError
 
 if TYPE_CHECKING:
     import pandas
@@ -26,12 +27,8 @@ __all__ = ["Graded", "RunError", "RunTables", "evaluate", "get_config", "grade",
 
 ROLLOUT_COLUMNS = (
     "step", "problem", "question", "gold", "tag", "kind", "attempt", "source", "text", "answer", "status", "reward",
-    "critique", "trained", "tokens", "finished",
+    "correct", "critique", "trained", "tokens", "finished",
 )  # fmt: skip
-
-
-class RunError(ValueError):
-    """A workdir that holds no run of training."""
 
 
 class Graded(NamedTuple):
@@ -70,19 +67,6 @@ def _keep_programs() -> None:
     compilation.keep_on_disk()
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; what a kill left of a last line is none."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-        raise RunError(f"{path}: no such file; give the workdir of a run of training")
-    return _rows(path)
-
-
 def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
     """Trains as `config` says (method rl or sft) and returns the metrics of the end; resumes what `workdir` holds.
 
@@ -99,7 +83,7 @@ def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dic
     run = {"rl": training.train, "sft": supervised.sft}[cfg.method]
     run(cfg, folder)
     last: dict[bool, dict[str, Any]] = {}
-    for row in _metrics(folder):
+    for row in reading.metrics(folder):
         last[any(name.startswith("eval/") for name in row)] = row
     return last.get(True, {}) | last[False]
 
@@ -149,7 +133,7 @@ def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
 
 def _attempts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """ROLLOUT_COLUMNS of each attempt of a step."""
-    for problem, group in enumerate(_rows(path)):
+    for problem, group in enumerate(reading.rows(path)):
         shared = {"step": int(path.stem), "problem": problem, "question": group["question"], "gold": group["answer"]}
         for kind, trained in (("response", group["kept"]), ("refinement", group["selected"])):
             for index, attempt in enumerate(group[f"{kind}s"]):
@@ -167,11 +151,11 @@ def load_run(workdir: str | os.PathLike) -> RunTables:
     """
     folder = expanded(workdir)
     steps: dict[int, dict[str, Any]] = {}
-    for row in _metrics(folder):  # training and evaluation of a step have a line each
+    for row in reading.metrics(folder):  # training and evaluation of a step have a line each
         steps.setdefault(row["step"], {}).update(row)
     import pandas
 
-    files = sorted((folder / "rollouts").glob("[0-9]*.jsonl"))
+    files = reading.rollouts(folder)
     rollouts = pandas.DataFrame([row for file in files for row in _attempts(file)], columns=list(ROLLOUT_COLUMNS))
     rollouts["source"] = rollouts["source"].astype("Int64")
     return RunTables(pandas.DataFrame([steps[step] for step in sorted(steps)]), rollouts)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax import build
+from cgrpo_jax import build, report
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data.checking import prompt_fault
@@ -198,6 +198,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         tables.write(workdir)
         progress.log(f"compiled {compiled}")
         progress.log(f"done: results.json, results.md and plots are in {workdir}; answers and verdicts in {folder}")
+        report.leave(workdir, progress.log)
 
 
 def _run_when_needed(run: Run, weights: str) -> Callable[[Source], None]:

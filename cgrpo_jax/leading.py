@@ -21,6 +21,7 @@ from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
+from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -86,6 +87,7 @@ class Desk:
     problems: Problems
     evaluations: dict[str, list[Problem]]  # metric name -> problems; none without eval.every
     longest_prompt: int  # tokens, of the training problems that were looked at
+    pieces: Pieces
     server: Server | None = None  # of critique=api
     late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     writer: Writer | None = None  # once it is known where the run begins
@@ -149,7 +151,7 @@ class Desk:
             values["problems/replaced"] = float(sum(not group.rows() for group in groups))
         if self.server is not None:
             values |= self._server_totals(step, self.server)
-        self.writer.rollout(step, groups)
+        self.writer.rollout(step, groups, self.pieces.widths)
         self.writer.scalars(step, values)
         if self.late:
             self.progress.log(
@@ -195,7 +197,8 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
         asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
-        desk = Desk(run, progress, verifier, *load_data(run, verifier, progress.log), server=server)
+        problems, evaluations, longest = load_data(run, verifier, progress.log)
+        desk = Desk(run, progress, verifier, problems, evaluations, longest, Pieces(run.tokenizer), server)
         yield desk
         if desk.writer is not None:
             desk.writer.close()

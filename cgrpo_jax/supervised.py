@@ -8,7 +8,7 @@ import pathlib
 import jax
 import numpy as np
 
-from cgrpo_jax import build, resuming
+from cgrpo_jax import build, report, resuming
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
@@ -77,3 +77,4 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
                     checkpointer.save(step + 1, state, resuming.checkpoint_meta(run, past, step + 1, seen))
         progress.log(f"compiled {compiled}")
         check_last(nonfinite, steps)
+        report.leave(workdir, progress.log)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import jax
 
-from cgrpo_jax import build, resuming
+from cgrpo_jax import build, report, resuming
 from cgrpo_jax.config import Config
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
@@ -139,4 +139,6 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
         progress.log(
             f"done: step {steps} is in {workdir}/checkpoints; metrics.jsonl, rollouts/, tensorboard/ beside it"
         )
+        if desk is not None:
+            report.leave(workdir, progress.log)
         progress.log(f"export: python -m cgrpo_jax.convert --from={workdir} --to=hf --out={workdir}/model")

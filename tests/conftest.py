@@ -28,6 +28,7 @@ from cgrpo_jax import build, options
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES
+from cgrpo_jax.report_page import page as report_page
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
 
@@ -89,3 +90,54 @@ def shared_data() -> pathlib.Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, headless: `pip install playwright` and Debian's `chromium`, or CHROMIUM names another."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium here")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+WATCH = (
+    "window.refused = []; addEventListener('securitypolicyviolation', (e) => refused.push(e.blockedURI + e.sourceFile))"
+)
+
+
+class Seen:
+    """What a page did beside showing itself."""
+
+    def __init__(self, page):
+        self.requests, self.dialogs, self.errors = [], [], []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Writes a report of workdirs and opens it; whatever went wrong in a page fails its test."""
+    pages = []
+
+    def open_report(*workdirs, **options):
+        page = browser.new_page(viewport={"width": 1300, "height": 900}, **options)
+        seen = Seen(page)
+        page.add_init_script(WATCH)
+        report_page.write(workdirs, tmp_path / "report.html")
+        page.goto(f"file://{tmp_path}/report.html")
+        page.wait_for_selector("html[data-ready]", timeout=20_000)
+        pages.append((page, seen))
+        return page
+
+    yield open_report
+    for page, seen in pages:
+        assert len(seen.requests) == 1 and not seen.dialogs and not seen.errors, vars(seen)
+        assert page.evaluate("refused") == []
+        page.close()

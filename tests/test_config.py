@@ -104,10 +104,11 @@ FLOORS = [
     {"main", "plan", "bench", "api"},
     {"training", "supervised", "evaluating", "convert", "eval_report", "embedded_model"},
     {"planner"},
-    {"leading", "planning", "resuming"},
+    {"leading", "planning", "report", "resuming"},
     {"build"},
     {"checks", "command_line"},
     {"config_files"},
+    {"report_page"},
     {"evaluation"},
     {"rollout"},
     {"data"},
@@ -120,7 +121,7 @@ FLOORS = [
 ]
 LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
 NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")
-NO_JAX += ("rollout", "data", "grading", "text", "evaluation")
+NO_JAX += ("report.py", "report_page", "rollout", "data", "grading", "text", "evaluation")
 
 
 def imported(path):

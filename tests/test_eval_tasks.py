@@ -86,6 +86,7 @@ def test_figures_follow_from_the_graded_answers(done):
     assert of["pass@k"]["4"] == pytest.approx(sum(map(any, by_id.values())) / 12)
     assert 0 < of["pass@1"] < 1  # easy sums and ones with carries
     assert all(row["correct"] == (row["answer"] == row["gold"]) for row in rows)
+    assert (done / "w/report.html").exists()
     text = (done / "w/results.md").read_text()
     assert f"| sums | 12 x 4 | {100 * of['pass@1']:.1f} [" in text
     assert all((done / f"w/{name}.png").stat().st_size > 10_000 for name in ("pass_at_1", "pass_at_k"))

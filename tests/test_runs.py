@@ -131,6 +131,15 @@ def test_resume_with_a_reference_is_bit_equal(referred, tmp_path):
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
+def without_logp(workdir):
+    """The rollouts of step 2 without the probabilities of their tokens, which may round to another letter."""
+    groups = lines(workdir / "rollouts/000002.jsonl")
+    for group in groups:
+        for attempt in group["responses"] + group["refinements"]:
+            assert attempt.pop("logp")
+    return groups
+
+
 def test_resume_with_harmless_changes_is_the_same_but_for_rounding(referred, tmp_path, capsys):
     shutil.copytree(referred / "stopped", tmp_path / "w")
     found = run(tmp_path / "w", **WITH_REFERENCE | HARMLESS)
@@ -140,9 +149,7 @@ def test_resume_with_harmless_changes_is_the_same_but_for_rounding(referred, tmp
     rows = [found, without_times(lines(referred / "whole/metrics.jsonl"))]
     one, other = ([{k: v for k, v in row.items() if k not in of_memory} for row in part] for part in rows)
     assert_the_same(one, other, rtol=1e-4)
-    assert (tmp_path / "w/rollouts/000002.jsonl").read_bytes() == (
-        referred / "whole/rollouts/000002.jsonl"
-    ).read_bytes()
+    assert without_logp(tmp_path / "w") == without_logp(referred / "whole")
 
 
 def test_resume_with_another_loss_is_refused(referred, tmp_path):

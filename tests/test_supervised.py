@@ -77,6 +77,7 @@ def test_the_loss_is_the_mean_likelihood_of_the_answers_and_falls(undisturbed):
 
 def test_what_the_supervised_loop_writes(undisturbed):
     """Nothing of a sampler, nothing of groups; all of it finite."""
+    assert (undisturbed / "report.html").exists()
     for row in metrics(undisturbed):
         assert {name.split("/")[0] for name in row} == {"step", "loss", "policy", "tokens"}
         assert all(np.isfinite(value) for value in row.values())

@@ -25,6 +25,7 @@ from cgrpo_jax.rollout.served import Server, _criticised
 from cgrpo_jax.rollout.written import Writer
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.training import train
+from cgrpo_jax.workdir.shades import read_widths
 
 
 def small(**changes):
@@ -194,6 +195,11 @@ def test_what_a_run_writes(finished):
         solved = any(r["reward"] == 1 for r in group["responses"])
         assert len(group["refinements"]) == (0 if solved else 3)
         assert all(("critique" in r) != solved for r in group["responses"])
+        for attempt in group["responses"] + group["refinements"]:
+            widths = read_widths(attempt["widths"])
+            assert sum(widths) == len(attempt["text"]) and len(widths) == len(attempt["logp"]) == attempt["tokens"]
+            assert attempt["correct"] == (attempt["reward"] == 1)
+    assert (finished / "report.html").stat().st_size > 250_000
     assert json.loads((finished / "config.json").read_text())["train"]["steps"] == 2
 
 

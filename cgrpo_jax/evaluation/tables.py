@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,8 +73,21 @@ def _sampling(of: Results) -> str:
     return f"Sampling, with loading and compiling: {of['seconds']:.0f} s, {of['tokens']} tokens{speed}."
 
 
-def table(results: Results) -> str:
-    """Markdown: a row per task, and the plain mean over the tasks (in percent where nothing else is said)."""
+class Table(NamedTuple):
+    """A table and what is said below it."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+    def markdown(self) -> list[str]:
+        """Its lines, without the notes."""
+        lines = (self.columns, ["---"] * len(self.columns), *self.rows)
+        return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def table(results: Results) -> Table:
+    """A row per task, and the plain mean over the tasks (in percent where nothing else is said)."""
     rows = []
     for name, of in results["tasks"].items():
         k = max(of["pass@k"], key=int)
@@ -85,16 +98,18 @@ def table(results: Results) -> str:
     mean = results["mean"]
     low, high = mean["pass@1/bootstrap"]
     of_mean = f"{_share(mean['pass@1'])} [{_share(low)}, {_share(high)}]"
-    rows.append(["**mean**", str(len(results["tasks"])), of_mean, "", "", "", *_tail(mean)])
-    lines = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
-    asked = ", ".join(f"{name} {shown(name, value)}" for name, value in results["settings"].items())
+    rows.append(["mean", str(len(results["tasks"])), of_mean, "", "", "", *_tail(mean)])
     meaning = (
         "n: distinct problems, copies where a problem stands in several rows, samples a row. Accuracies are means over "
         "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, bootstrap "
         "over distinct problems within each task."
     )
-    notes = [meaning, "", _sampling(results["sampling"]), *(part for note in results["notes"] for part in ("", note))]
-    return "\n".join([f"# {results['model']}", "", asked, "", *lines, "", *notes, ""])
+    return Table(COLUMNS, rows, [meaning, _sampling(results["sampling"]), *results["notes"]])
+
+
+def asked(results: Results) -> str:
+    """The settings of an evaluation, in a line."""
+    return ", ".join(f"{name} {shown(name, value)}" for name, value in results["settings"].items())
 
 
 def _tail(of: Results) -> list[str]:
@@ -107,16 +122,15 @@ def _other_settings(first: Results, second: Results) -> str:
     return ", ".join(f"{name} {shown(name, a)} / {shown(name, b)}" for name, a, b in pairs if a != b)
 
 
-def differences(runs: Mapping[str, Results]) -> str:
-    """Markdown: pass@1 of each later run less the first one's, on the problems that both have (by content).
+def differences(runs: Mapping[str, Results]) -> Table:
+    """pass@1 of each later run less the first one's, on the problems that both have (by content).
 
     Raises:
       ReportError: two runs without a common task, or without a common problem of a task that both name.
     """
     (base, first), *others = runs.items()
     header = ("task", "run", "n", "difference in points [95 %]", "p", "sampled otherwise")
-    rows: list[Sequence[str]] = [header, ["---"] * len(header)]
-    notes = []
+    rows, notes = [], []
     for name, results in others:
         tasks = [task for task in first["tasks"] if task in results["tasks"]]
         if not tasks:
@@ -136,13 +150,12 @@ def differences(runs: Mapping[str, Results]) -> str:
             points = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             other = _other_settings(first, results)
             rows.append([task, name, str(len(shared)), points, f"{found.p:.3g}", other])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
     meaning = (
         f"Against {base}. n: distinct problems, paired by content. Interval: bootstrap over problems; p: two-sided "
         "sign-flip test, for one task at a time. Sampled otherwise: settings of the two runs that differ; a difference "
         "may come from them."
     )
-    return "\n".join([*lines, "", meaning, *(part for note in notes for part in ("", note)), ""])
+    return Table(header, rows, [meaning, *notes])
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.4):
@@ -218,7 +231,9 @@ def _finish(figure, axes, runs: int, path: pathlib.Path) -> None:
 def write(workdir: pathlib.Path) -> None:
     """results.md, pass_at_1.png and, where problems have several answers, pass_at_k.png, beside results.json."""
     results = read(workdir)
-    (workdir / "results.md").write_text(table(results), encoding="utf-8")
+    found = table(results)
+    parts = [f"# {results['model']}", asked(results), "\n".join(found.markdown()), *found.notes]
+    (workdir / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     _plots({workdir.name: results}, workdir)
 
 
@@ -228,13 +243,17 @@ def _plots(runs: Mapping[str, Results], out: pathlib.Path) -> None:
         plot_pass_at_k(runs, out / "pass_at_k.png")
 
 
+def names_of(workdirs: Sequence[pathlib.Path]) -> list[str]:
+    """Of runs: the names of their folders; the paths, where two are called alike."""
+    names = [path.resolve().name for path in workdirs]
+    return names if len(set(names)) == len(names) else [str(path) for path in workdirs]
+
+
 def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     """Writes one table of differences and one figure of all runs to `out`; returns the table."""
-    names = [path.resolve().name for path in workdirs]
-    if len(set(names)) != len(names):
-        names = [str(path) for path in workdirs]
-    runs = dict(zip(names, map(read, workdirs), strict=True))
-    text = differences(runs)
+    runs = dict(zip(names_of(workdirs), map(read, workdirs), strict=True))
+    found = differences(runs)
+    text = "\n\n".join(["\n".join(found.markdown()), *found.notes]) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "compared.md").write_text(text, encoding="utf-8")
     _plots(runs, out)

@@ -13,17 +13,10 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from cgrpo_jax.records import Attempt, Group
+from cgrpo_jax.workdir.notes import NOTES
+from cgrpo_jax.workdir.shades import write_logp, write_widths
 
-# What a reader of a curve should know; TensorBoard shows it beside the name.
-NOTES = {
-    "loss/total": (
-        "With one update a rollout each ratio is 1, so the responses' part is minus the sum of their weighted "
-        "advantages and says nothing of progress: it can be 0 while the gradient is not. Read rewards, evaluations and "
-        "grad_norm."
-    ),
-    "policy/kl_clamped": "Share of tokens beyond objective.kl_limit, where the KL term has no gradient.",
-    "policy/entropy": "Over the tokens that were trained on: those of problems with an advantage.",
-}
+Widths = Callable[[Sequence[int], str], list[int] | None]  # ids and their text -> characters of each token
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -113,10 +106,11 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _attempt_record(attempt: Attempt) -> dict[str, Any]:
+def _attempt_record(attempt: Attempt, widths: Widths) -> dict[str, Any]:
     record = {
         "text": attempt.text,
         "reward": attempt.reward,
+        "correct": attempt.correct,
         "answer": attempt.extracted,
         "status": attempt.status,
         "tokens": len(attempt.completion.ids),
@@ -128,6 +122,9 @@ def _attempt_record(attempt: Attempt) -> dict[str, Any]:
         record["critic"] = {name: getattr(critique, name) for name in ("verdict", "agrees", "tries", "fallback")}
     if attempt.source is not None:
         record["source"] = attempt.source
+    width_T = widths(attempt.completion.ids.tolist(), attempt.text)
+    if width_T is not None:
+        record |= {"logp": write_logp(attempt.completion.logp), "widths": write_widths(width_T)}
     return record
 
 
@@ -196,8 +193,11 @@ class Writer:
             self.board.add_scalar(name, value, step, summary_description=NOTES.get(name, ""))
         self.board.flush()
 
-    def rollout(self, step: int, groups: Sequence[Group]) -> None:
-        """One line a problem: question, responses, critiques, refinements, scores, and which rows were trained on."""
+    def rollout(self, step: int, groups: Sequence[Group], widths: Widths) -> None:
+        """One line a problem: question, responses, critiques, refinements, scores, and which rows were trained on.
+
+        Of each token its probability and its characters (`workdir.shades`), where the text can be told by tokens.
+        """
         path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for group in groups:
@@ -205,8 +205,8 @@ class Writer:
                     "question": group.problem.question,
                     "answer": group.problem.answer,
                     "tag": group.problem.tag,
-                    "responses": [_attempt_record(attempt) for attempt in group.responses],
-                    "refinements": [_attempt_record(attempt) for attempt in group.refinements],
+                    "responses": [_attempt_record(attempt, widths) for attempt in group.responses],
+                    "refinements": [_attempt_record(attempt, widths) for attempt in group.refinements],
                     "kept": list(group.kept),
                     "selected": list(group.selected),
                 }

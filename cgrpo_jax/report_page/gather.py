@@ -1,0 +1,109 @@
+"""What the page shows of a run: its metrics, its evaluations, its configuration."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cgrpo_jax.config import METHODS
+from cgrpo_jax.evaluation import tables
+from cgrpo_jax.workdir import reading
+from cgrpo_jax.workdir.metrics import NOTES
+
+POINTS = 2000  # of a curve
+DIGITS = 6  # significant ones of a number
+
+
+def null(_: str) -> None:
+    """What stands for NaN and the infinities, which JSON does not know."""
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all leaves, with their values."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def config_of(workdir: pathlib.Path) -> dict[str, Any]:
+    """The leaves of `config.json`; none where it is missing."""
+    path = workdir / "config.json"
+    return flat(json.loads(path.read_text(encoding="utf-8"), parse_constant=null)) if path.exists() else {}
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """The named method of most settings that all hold; what is none of them is told as its verb."""
+    if config.get("method") != "rl":
+        return str(config.get("method", "evaluation"))
+    held = [name for name, settings in METHODS.items() if all(config.get(key) == settings[key] for key in settings)]
+    return max(held, key=lambda name: len(METHODS[name]))
+
+
+def _joined(values: Sequence[Any], largest: bool) -> float | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return float(f"{max(known) if largest else sum(known) / len(known):.{DIGITS}g}")
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"steps": [...], "values": {name: [...]}, "each": steps that a point stands for}; a missing value is None."""
+    each = -(-len(rows) // POINTS) if rows else 1
+    parts = [rows[first : first + each] for first in range(0, len(rows), each)]
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    values = {
+        name: [_joined([row.get(name) for row in part], name.endswith("_max")) for part in parts] for name in names
+    }
+    return {"steps": [part[-1]["step"] for part in parts], "values": values, "each": each}
+
+
+def metrics_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The curves of training, then those of evaluations; either may be empty."""
+    rows = reading.metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+    evaluated = [any(name.startswith("eval/") for name in row) for row in rows]
+    return [_curves([row for row, own in zip(rows, evaluated, strict=True) if own is kind]) for kind in (False, True)]
+
+
+def evaluation_of(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The table of `results.json` and the mean of its tasks; None where there is none."""
+    if not (workdir / "results.json").exists():
+        return None
+    results = tables.read(workdir)
+    table = tables.table(results)._asdict()
+    return table | {"model": results["model"], "asked": tables.asked(results), "mean": results["mean"]}
+
+
+def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:
+    """What evaluated runs differ by on the problems they share; None where there are no two such runs."""
+    evaluated = {name: tables.read(path) for name, path in workdirs.items() if (path / "results.json").exists()}
+    if len(evaluated) < 2:
+        return None
+    try:
+        return tables.differences(evaluated)._asdict()
+    except tables.ReportError as error:
+        return tables.Table([], [], [f"Not compared: {error}."])._asdict()
+
+
+def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
+    """All of a run but its rollouts. Raises RunError where `workdir` holds neither metrics nor an evaluation."""
+    training, evaluations = metrics_of(workdir)
+    results, config = evaluation_of(workdir), config_of(workdir)
+    if not (training["steps"] or evaluations["steps"] or results):
+        raise reading.RunError(f"{workdir}: neither metrics.jsonl nor results.json; give the workdir of a run")
+    method = method_of(config) if config or results is None else "evaluation"
+    model = results["model"] if results else config.get("model.path", "")
+    seen = {name for name in training["values"] if name in NOTES}
+    return {
+        "name": name,
+        "method": method,
+        "model": model,
+        "planned": None if results else config.get("train.steps"),
+        "training": training,
+        "evaluations": evaluations,
+        "results": results,
+        "config": config,
+        "notes": {name: NOTES[name] for name in sorted(seen)},
+    }

@@ -1,0 +1,125 @@
+"""The rollouts that the page holds: of all steps where they fit, else of some, and what was left out is said."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cgrpo_jax.learning.credit import group_advantages
+from cgrpo_jax.report_page.gather import null
+from cgrpo_jax.workdir import reading
+from cgrpo_jax.workdir.shades import read_widths, write_widths
+
+USUAL = {"status": "ok", "finished": True, "tag": ""}  # of most records, so it is not written
+STEPS = 8  # among which the room is shared, at least, where not all fits
+
+
+def in_order(count: int) -> Iterator[int]:
+    """0 ... count - 1: the last, the first, then again and again what is in the middle of the widest gap."""
+    if not count:
+        return
+    yield count - 1
+    if count > 1:
+        yield 0
+    gaps = [(0, count - 1)]
+    while gaps:
+        first, last = gaps.pop(0)
+        middle = (first + last) // 2
+        if middle != first:
+            yield middle
+            gaps += [(first, middle), (middle, last)]
+
+
+def shortened(attempt: Mapping[str, Any], characters: int) -> dict[str, Any]:
+    """An attempt whose long text lacks its middle, with the tokens that wrote it; `cut`: where, how many characters."""
+    text = attempt["text"]
+    if len(text) <= characters:
+        return dict(attempt)
+    head, tail = characters // 2, len(text) - (characters - characters // 2)
+    changed: dict[str, Any] = {}
+    if "widths" in attempt:  # whole tokens only
+        end_T = np.cumsum(read_widths(attempt["widths"]))
+        first, behind = int(np.searchsorted(end_T, head, "right")), int(np.searchsorted(end_T, tail, "left")) + 1
+        head, tail = int(end_T[first - 1]) if first else 0, int(end_T[behind - 1])
+        widths = np.diff(end_T, prepend=0)
+        changed["widths"] = write_widths([*widths[:first].tolist(), *widths[behind:].tolist()])
+        changed["logp"] = attempt["logp"][:first] + attempt["logp"][behind:]
+    return dict(attempt) | changed | {"text": text[:head] + text[tail:], "cut": [head, tail - head]}
+
+
+def with_advantages(group: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """Puts `advantage` into the attempts that are trained on, as the run's configuration has it."""
+    rows = [group["responses"][i] for i in group["kept"]] + [group["refinements"][i] for i in group["selected"]]
+    if not rows or any(row["reward"] is None for row in rows) or "objective.baseline" not in config:
+        return
+    refined_G = np.arange(len(rows)) >= len(group["kept"])
+    reward_G = np.array([row["reward"] for row in rows], np.float64)
+    baseline, divide = config["objective.baseline"], config["objective.divide_by_std"]
+    advantage_G = group_advantages(reward_G, refined_G, baseline=baseline, divide_by_std=divide)
+    for row, advantage in zip(rows, advantage_G, strict=True):
+        row["advantage"] = round(float(advantage), 4)
+
+
+def _record(line: str, config: Mapping[str, Any], characters: int) -> str:
+    """JSON of a problem of a step, as the page reads it."""
+    group = json.loads(line, parse_constant=null)
+    with_advantages(group, config)
+    for kind in ("responses", "refinements"):
+        attempts = [shortened(attempt, characters) for attempt in group[kind]]
+        group[kind] = [
+            {key: value for key, value in attempt.items() if key not in USUAL or value != USUAL[key]}
+            for attempt in attempts
+        ]
+        for attempt in group[kind]:
+            if len(attempt.get("critique") or "") > characters:
+                critique = attempt["critique"]
+                left = f"\n[{len(critique) - characters} characters are left out here]"
+                attempt["critique"] = critique[:characters] + left
+    group = {key: value for key, value in group.items() if key not in USUAL or value != USUAL[key]}
+    return json.dumps(group, allow_nan=False, separators=(",", ":"))
+
+
+def rollouts_of(workdir: pathlib.Path, config: Mapping[str, Any], room: int, characters: int) -> dict[str, Any]:
+    """{"steps": [{"step", "groups": JSON of each, "of": problems of the step}], "said": what was left out, or ""}.
+
+    Args:
+      room: bytes that the records may take.
+      characters: of a text, at most.
+    """
+    files = reading.rollouts(workdir)
+    share = room if sum(path.stat().st_size for path in files) <= room else room // STEPS
+    steps, left = list[dict[str, Any]](), room
+    for index in in_order(len(files)):
+        path, groups = files[index], list[str]()
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        budget = min(share, left)
+        for line in lines:
+            record = _record(line, config, characters)
+            if len(record) > budget:
+                break
+            budget -= len(record)
+            left -= len(record)
+            groups.append(record)
+        if groups:
+            steps.append({"step": int(path.stem), "groups": groups, "of": len(lines)})
+        if len(groups) < len(lines) and left < share:
+            break
+    steps.sort(key=lambda step: step["step"])
+    return {"steps": steps, "said": _said(steps, len(files))}
+
+
+def _said(steps: Sequence[Mapping[str, Any]], of: int) -> str:
+    """A sentence on what is not here."""
+    short = [step for step in steps if len(step["groups"]) < step["of"]]
+    if len(steps) == of and not short:
+        return ""
+    problems = sum(len(step["groups"]) for step in steps)
+    parts = f" ({len(short)} of these in part, the first problems of each)" if short else ""
+    return (
+        f"{problems} problems of {len(steps)} of {of} steps are in this file{parts}; the others are left out, so "
+        "counts below are of what is here. All are in rollouts/ of the workdir; --megabytes makes room for more."
+    )
