@@ -4,9 +4,9 @@
     python -m cgrpo_jax.main --config=tpu_v4 --workdir=runs/tpu_v4  # on every host of the slice
     ... --config=tpu_v4:dr_grpo                                     # without refinements
 
-A failure of 6,144 tokens is shown to the model as a whole. The plan (libtpu 0.0.42.1, compiled and estimated): 28.9 of 30.75
-GiB a chip at the fullest, the prefill beside all rows; a step of answers half as long as they may be 10 minutes, of the
-longest 25; a checkpoint 98 GB, on a disk that all hosts mount. Not yet run on hardware.
+A failure of 6,144 tokens is shown to the model as a whole. The plan (libtpu 0.0.42.1, compiled and estimated): 28.9 of
+30.75 GiB a chip at the fullest, the prefill beside all rows; a step of answers half as long as they may be takes 10
+minutes, of the longest 25; a checkpoint 98 GB, on a disk that all hosts mount. Not yet run on hardware.
 """
 
 from cgrpo_jax.config import default_config
