@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import config_dict
 
 from cgrpo_jax.config import Config, ConfigError, from_config_dict
 from cgrpo_jax.config_files import get_config
+from cgrpo_jax.live import Curves
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.places import expanded, local_folder
 from cgrpo_jax.workdir.reading import RunError
@@ -23,7 +24,10 @@ from cgrpo_jax.workdir.reading import RunError
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Graded", "RunError", "RunTables", "evaluate", "get_config", "grade", "load_run", "train"]
+__all__ = [
+    "Curves", "Graded", "RunError", "RunTables", "evaluate", "export", "get_config", "grade", "load_run", "make_plan",
+    "train",
+]  # fmt: skip
 
 ROLLOUT_COLUMNS = (
     "step", "problem", "question", "gold", "tag", "kind", "attempt", "source", "text", "answer", "status", "reward",
@@ -67,11 +71,18 @@ def _keep_programs() -> None:
     compilation.keep_on_disk()
 
 
-def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
+def train(
+    config: Config | Mapping[str, Any],
+    workdir: str | os.PathLike,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Trains as `config` says (method rl or sft) and returns the metrics of the end; resumes what `workdir` holds.
 
     They are those of the last step, and those of the last evaluation where there is one (`eval/...`). What was not
     finite is None.
+
+    Args:
+      on_step: is given the metrics of each step, and of each evaluation, when they are there; `Curves()` draws them.
 
     Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError, and OSError where another process works
       in `workdir`, before anything is compiled; TrainingError where training cannot go on.
@@ -80,8 +91,8 @@ def train(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dic
     from cgrpo_jax import supervised, training
 
     _keep_programs()
-    run = {"rl": training.train, "sft": supervised.sft}[cfg.method]
-    run(cfg, folder)
+    verbs: dict[str, Callable[..., None]] = {"rl": training.train, "sft": supervised.sft}
+    verbs[cfg.method](cfg, folder, on_row=on_step)
     last: dict[bool, dict[str, Any]] = {}
     for row in reading.metrics(folder):
         last[any(name.startswith("eval/") for name in row)] = row
@@ -103,6 +114,41 @@ def evaluate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> 
     _keep_programs()
     evaluating.evaluate_tasks(cfg, folder)
     return dict(tables.read(folder))
+
+
+def make_plan(config: Config | Mapping[str, Any], topology: str, largest: bool = False) -> dict[str, Any]:
+    """Whether a run fits a TPU that need not be here (or "local", the machine at hand), and how long it may take.
+
+    What `python -m cgrpo_jax.plan --json` writes: `fits`, `programs.NAME.peak_bytes`, `steps`, ...; and `text`, as it
+    prints.
+
+    Args:
+      largest: also looks for the most rows that fit, which compiles several programs more.
+
+    Raises: ConfigError, CheckpointError, MeshError.
+    """
+    cfg = _settled(config, ("rl", "sft"))
+    from cgrpo_jax.planner import chips, making, report
+    from cgrpo_jax.workdir.progress import Progress
+
+    with Progress(0, 1, "program") as progress:
+        plan = making.make(cfg, chips.topology(topology), making.Wanted((), largest), progress)
+    return report.as_json(plan) | {"text": report.text(plan)}
+
+
+def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "keep") -> pathlib.Path:
+    """Writes the newest checkpoint of a run as a Hugging Face folder that transformers opens, and returns it.
+
+    Args:
+      out: a new folder.
+      dtype: keep, float32 or bfloat16.
+
+    Raises: CheckpointError, and OSError where it cannot be written; then nothing is left of it.
+    """
+    from cgrpo_jax.convert import convert
+
+    convert(str(workdir), "hf", str(out), dtype)
+    return expanded(out)
 
 
 def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:

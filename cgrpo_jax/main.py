@@ -8,6 +8,7 @@ longest case first, so that what does not fit fails in the beginning (cgrpo_jax.
 """
 
 import sys
+from collections.abc import Callable
 
 from absl import app, flags, logging
 
@@ -45,12 +46,12 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--config=NAME and --workdir=FOLDER are both needed; --help says more")
         cfg, workdir = from_config_dict(command_line.CONFIG.value), local_folder(_WORKDIR.value, "--workdir")
         compilation.keep_on_disk()
-        run = {"rl": train, "sft": sft, "eval": evaluate_tasks}.get(cfg.method)
-        if run is None:
+        verbs: dict[str, Callable[..., None]] = {"rl": train, "sft": sft, "eval": evaluate_tasks}
+        if cfg.method not in verbs:
             raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, eval")
         if _PREFLIGHT.value:
             preflight(build.open_run(cfg), print)
-        run(cfg, workdir)
+        verbs[cfg.method](cfg, workdir)
     except (*ERRORS, OSError) as error:
         if command_line.DEBUG.value:
             raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,8 +41,12 @@ def _bins_of_step(run: Run, step: int) -> Bins:
     return pack_smallest(credit.supervised(rows), build.bin_sizes(run, PLAIN_PROMPT), build.terms(cfg))
 
 
-def sft(cfg: Config, workdir: pathlib.Path) -> None:
-    """Trains on `train.prompts` (chat, answer) rows a step, mean loss per token; resumes by default."""
+def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Trains on `train.prompts` (chat, answer) rows a step, mean loss per token; resumes by default.
+
+    Args:
+      on_row: is given each line of metrics.jsonl.
+    """
     if cfg.data.source != "arithmetic":
         raise ConfigError(
             f"method=sft trains on the warm-start rows of data.source=arithmetic, not {cfg.data.source!r}"
@@ -60,7 +66,7 @@ def sft(cfg: Config, workdir: pathlib.Path) -> None:
         resuming.start_workdir(run, past, workdir, progress.log)
         update = make_update(run.learner, run.mesh, state.params)
         nonfinite = 0
-        with contextlib.closing(Writer(workdir, past.step, progress.log)) as writer:
+        with contextlib.closing(Writer(workdir, past.step, progress.log, on_row)) as writer:
             for step in range(past.step, steps):
                 checkpointer.check()  # a save that failed behind the last step
                 with progress.phase("update"):

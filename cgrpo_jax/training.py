@@ -6,7 +6,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -53,13 +53,19 @@ def on_all(hosts: Hosts, sampler: Sampler, lead: Callable[[Callable[[Source], No
     return lead(sample)
 
 
-def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> None:
+def train(
+    cfg: Config,
+    workdir: pathlib.Path,
+    hosts: Hosts | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     """Trains from the newest checkpoint of `workdir` (or from the start) to `cfg.train.steps`.
 
     Order of a step, never changed: problems, rollout, update, log, evaluate, save.
 
     Args:
       hosts: of a run of several processes, each of which calls this function; None: there is but one.
+      on_row: is given each line of metrics.jsonl, by the leader.
     """
     # ---- Build: everything that can be refused is refused here ----
     hosts = hosts or OneHost()
@@ -83,7 +89,7 @@ def train(cfg: Config, workdir: pathlib.Path, hosts: Hosts | None = None) -> Non
         reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
         if desk is not None:
             resuming.start_workdir(run, past, workdir, progress.log)
-            desk.writer = Writer(workdir, past.step, progress.log)
+            desk.writer = Writer(workdir, past.step, progress.log, on_row)
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)

@@ -15,6 +15,7 @@ from cgrpo_jax import config_files
 from cgrpo_jax.api import ROLLOUT_COLUMNS, Graded, RunError
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.model.hf_config import CheckpointError
 
 ROOT = pathlib.Path(__file__).parent.parent
 HEAVY = ("jax", "flax", "transformers", "pandas", "datasets", "torch")
@@ -102,6 +103,9 @@ def test_every_call_twice(trained, tmp_path, first):
         "load_run": f"len(cgrpo_jax.load_run({str(trained[0])!r}).metrics)",
         "train": f"cgrpo_jax.train(small(), {str(trained[0])!r})['step']",
         "evaluate": f"cgrpo_jax.evaluate(small_eval(here), {str(trained[0].parent / 'eval')!r})['version']",
+        "Curves": "cgrpo_jax.Curves().figure()",
+        "make_plan": "type(cgrpo_jax.make_plan)",
+        "export": "type(cgrpo_jax.export)",
     }
     assert sorted(calls) == sorted(cgrpo_jax.__all__)
     code = f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tests')!r}); here = pathlib.Path('.').resolve()\n"
@@ -109,7 +113,8 @@ def test_every_call_twice(trained, tmp_path, first):
     code += "".join(f"print({call})\n" * 2 for call in calls.values())
     said = python(code, tmp_path).splitlines()
     graded = "[Graded(correct=True, answer='2', status='ok')]"
-    assert said == [value for value in ("50", graded, "3", "2", "2") for _ in range(2)]
+    function = "<class 'function'>"  # run by a test of their own
+    assert said == [value for value in ("50", graded, "3", "2", "2", "None", function, function) for _ in range(2)]
 
 
 def test_configurations_by_name_and_by_path(monkeypatch, tmp_path):
@@ -180,6 +185,38 @@ def test_supervised_training_returns_the_last_metrics(tmp_path):
     tables = cgrpo_jax.load_run(tmp_path / "w")
     assert list(tables.metrics["step"]) == [1, 2]
     assert len(tables.rollouts) == 0 and tuple(tables.rollouts.columns) == ROLLOUT_COLUMNS
+
+
+def test_each_row_of_metrics_is_told_when_it_is_there(tmp_path):
+    told = []
+
+    def listen(row):
+        told.append(row)
+        assert lines(tmp_path / "w/metrics.jsonl")[-1] == row
+
+    with jax.numpy_rank_promotion("allow"):
+        cgrpo_jax.train(small(**{"train.steps": 1, "eval.every": 1}), tmp_path / "w", on_step=listen)
+    assert [row["step"] for row in told] == [0, 1, 1] and told == lines(tmp_path / "w/metrics.jsonl")
+
+
+def test_curves_of_what_was_measured():
+    curves = cgrpo_jax.Curves(("reward/responses", "eval/pass@1", "refine/success"))
+    assert curves.figure() is None
+    for row in ({"step": 0, "eval/pass@1": 0.25}, {"step": 1, "reward/responses": 0.5, "eval/pass@1": None}):
+        curves(row)  # no notebook: nothing is shown
+    curves({"step": 2, "reward/responses": 0.75})
+    axes = curves.figure().axes
+    assert [one.get_title() for one in axes] == ["reward/responses", "eval/pass@1"]
+    assert axes[0].lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
+
+
+def test_a_plan_and_an_export(trained, tmp_path):
+    plan = cgrpo_jax.make_plan(small(), "local")
+    assert plan["fits"] and plan["programs"]["update"]["peak_bytes"] > 0 and "fits: " in plan["text"]
+    folder = cgrpo_jax.export(trained[0], tmp_path / "hf")
+    assert (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
+    with pytest.raises(CheckpointError, match="exists"):
+        cgrpo_jax.export(trained[0], tmp_path / "hf")
 
 
 def test_evaluation_returns_the_results(tmp_path):

@@ -109,7 +109,7 @@ FLOORS = [
     {"checks", "command_line"},
     {"config_files"},
     {"report_page"},
-    {"evaluation"},
+    {"evaluation", "live"},
     {"rollout"},
     {"data"},
     {"workdir"},

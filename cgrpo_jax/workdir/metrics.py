@@ -148,11 +148,17 @@ class Writer:
     """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed.
 
     What this program did not write is never removed: lines of `metrics.jsonl` are moved to `metrics.stray.jsonl`, files
-    of `rollouts/` stay; both are named in the log.
+    of `rollouts/` stay; both are named in the log. `on_row` is given each line of `metrics.jsonl` once it is there.
     """
 
-    def __init__(self, workdir: str | os.PathLike, first_step: int, log: Callable[[str], None]):
-        self.workdir = pathlib.Path(workdir)
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        first_step: int,
+        log: Callable[[str], None],
+        on_row: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        self.workdir, self.on_row = pathlib.Path(workdir), on_row
         (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
         self.path = self.workdir / "metrics.jsonl"
         self._cut_metrics(first_step, log)
@@ -188,10 +194,13 @@ class Writer:
         with self.path.open("a", encoding="utf-8") as file:
             # JSON knows no NaN and no infinity: null
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            file.write(json.dumps({"step": step} | known) + "\n")
+            row = {"step": step} | known
+            file.write(json.dumps(row) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step, summary_description=NOTES.get(name, ""))
         self.board.flush()
+        if self.on_row is not None:
+            self.on_row(row)
 
     def rollout(self, step: int, groups: Sequence[Group], widths: Widths) -> None:
         """One line a problem: question, responses, critiques, refinements, scores, and which rows were trained on.

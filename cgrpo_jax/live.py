@@ -1,0 +1,65 @@
+"""Curves of a run that is under way, in a notebook."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SHOWN = ("reward/responses", "eval/pass@1", "refine/success", "policy/entropy")
+
+
+class Curves:
+    """Draws metrics anew in the same place as they come: `cgrpo_jax.train(config, workdir, on_step=Curves())`.
+
+    Outside a notebook it shows nothing. What was never measured has no picture.
+
+    Args:
+      names: of metrics, a picture each.
+      seconds: between two drawings, at least; the last rows are drawn by `draw`, or with the next that comes.
+    """
+
+    def __init__(self, names: Sequence[str] = SHOWN, seconds: float = 2.0):
+        self.names, self.seconds = tuple(names), seconds
+        self.points: dict[str, list[tuple[int, float]]] = {name: [] for name in self.names}
+        self.drawn, self.place = float("-inf"), None
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """One row of metrics."""
+        for name in self.names:
+            if row.get(name) is not None:
+                self.points[name].append((row["step"], row[name]))
+        if time.monotonic() - self.drawn >= self.seconds:
+            self.draw()
+
+    def figure(self) -> Any:
+        """The picture, of matplotlib; None where nothing was measured yet."""
+        from matplotlib.figure import Figure
+
+        known = [name for name in self.names if self.points[name]]
+        if not known:
+            return None
+        figure = Figure(figsize=(3.4 * len(known), 2.6), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(known), squeeze=False)[0], known, strict=True):
+            steps, values = zip(*self.points[name], strict=True)
+            axes.plot(steps, values, marker=".", linewidth=1.2)
+            axes.set_title(name, fontsize=10)
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.3)
+        return figure
+
+    def draw(self) -> None:
+        """Shows the picture now, in the place of the last one."""
+        try:
+            from IPython import get_ipython
+            from IPython.display import display
+        except ModuleNotFoundError:  # no notebook
+            return
+        figure = self.figure()
+        if figure is None or get_ipython() is None:
+            return
+        self.drawn = time.monotonic()
+        if self.place is None:
+            self.place = display(figure, display_id=True)
+        else:
+            self.place.update(figure)
