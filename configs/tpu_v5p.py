@@ -7,7 +7,8 @@
 
 A failure of 6,144 tokens is shown to the model as a whole. The plan of `qwen3_8b,memory` (libtpu 0.0.42.1, compiled and
 estimated): 56.0 of 95.74 GiB a chip at the fullest, the prefill beside all rows; a step of answers half as long as they
-may be takes 4.5 minutes, of the longest 11.5; a checkpoint 98 GB, on a disk that all hosts mount. Not yet run on hardware.
+may be takes 4.5 minutes, of the longest 11.5; a checkpoint 98 GB, on a disk that all hosts mount. Not yet run on
+hardware.
 """
 
 from cgrpo_jax.config import default_config
