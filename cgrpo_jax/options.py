@@ -71,6 +71,18 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextsConfig:
+    """Who writes the prompts: package.module:function, which returns chat turns. The defaults are the paper's."""
+
+    # (question); also in evaluations. What a row has of its own as `prompt` stays, unless that is the paper's prompt
+    task: str = "cgrpo_jax.text.prompts:question_messages"
+    # Of the critic: (question, solution, the ground truth or None, whether a verdict is wanted)
+    critique: str = "cgrpo_jax.text.prompts:critique_messages"
+    # (question, [(solution, critique), ...]): one, or several with context=together
+    refinement: str = "cgrpo_jax.text.prompts:refinement_messages"
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How tokens are drawn. Order of the filters: temperature, top-k, top-p."""
 

@@ -106,7 +106,7 @@ FLOORS = [
     {"planner"},
     {"leading", "planning", "report", "resuming"},
     {"build"},
-    {"checks", "command_line"},
+    {"checks", "command_line", "plugins"},
     {"config_files"},
     {"report_page"},
     {"evaluation"},
