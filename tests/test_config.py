@@ -63,6 +63,7 @@ IMPOSSIBLE = [
     ({"refine.k": 0}, "refine.k"),
     ({"refine.k": 9, "train.samples": 7}, "refine.k"),
     ({"refine.trigger": "sometimes"}, "refine.trigger"),
+    ({"refine.refiner": "target", "objective.refined_shape": "ratio_to_sampler"}, "nobody sampled"),
     ({"refine.own_group": True}, "refine.own_group needs refine.context=together"),
     ({"refine.k": 2, "refine.refiner": "target"}, "one trace for each problem"),
     ({"sampling.max_new_tokens": 1000}, "exceeds the model's 1024 positions"),
