@@ -47,8 +47,11 @@ def _refine_faults(cfg: Config) -> list[str]:
     if cfg.refine.group == "replace" and cfg.refine.k >= samples:
         wrong.append("refine.group=replace with refine.k >= train.samples leaves no response in the group")
     if not samples_refinements(cfg):
-        one = f"refine.k = {cfg.refine.k}: refine.refiner=target has one trace for each problem"
-        return wrong + [one] * (cfg.refine.k > 1)
+        if cfg.refine.k > 1:
+            wrong.append(f"refine.k = {cfg.refine.k}: refine.refiner=target has one trace for each problem")
+        if cfg.objective.refined_shape == "ratio_to_sampler":
+            wrong.append("objective.refined_shape=ratio_to_sampler: nobody sampled what refine.refiner=target takes")
+        return wrong
     if cfg.refine.own_group and cfg.refine.context != "together":
         wrong.append("refine.own_group needs refine.context=together: refinements of one prompt are a group")
     written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict")

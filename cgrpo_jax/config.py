@@ -25,6 +25,7 @@ from cgrpo_jax.options import (
     RewardConfig,
     SamplerMemory,
     SamplingConfig,
+    TextsConfig,
     TrainConfig,
     VerifierConfig,
     nearest,
@@ -46,6 +47,7 @@ class Config:
     model: ModelSource = ModelSource()
     data: DataConfig = DataConfig()
     reward: RewardConfig = RewardConfig()
+    texts: TextsConfig = TextsConfig()
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerMemory = SamplerMemory()
     refine: RefineConfig = RefineConfig()

@@ -27,9 +27,10 @@ from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
 from cgrpo_jax.sampling.room import room_for
-from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.text.prompts import Task, question_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.lock import exclusive
@@ -41,13 +42,13 @@ def _weights_of(run: Run) -> str:
     return "drawn from the seed" if run.cfg.model.random_init else weights_digest(run.folder)
 
 
-def _prompt_digest(tokenizer: Tokenizer) -> str:
+def _prompt_digest(tokenizer: Tokenizer, task: Task) -> str:
     """SHA-256 of the text around a question: system prompt, instruction and chat template, as the model reads them."""
-    text = tokenizer.hf.decode(tokenizer.encode_chat(question_messages("?")))
+    text = tokenizer.hf.decode(tokenizer.encode_chat(task("?")))
     return hashlib.sha256(str(text).encode()).hexdigest()
 
 
-def settings_of(run: Run) -> dict[str, Any]:
+def settings_of(run: Run, task: Task = question_messages) -> dict[str, Any]:
     """What decides the responses: stored ones may be used again only where this agrees.
 
     The model is known by its content, not by its path: what lies there can be replaced.
@@ -56,7 +57,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     return {
         "weights": _weights_of(run),
         "files": files_digest(run.folder, [*SIDE_FILES, *(path.name for path in run.folder.glob("*.jinja"))]),
-        "prompt": _prompt_digest(run.tokenizer),
+        "prompt": _prompt_digest(run.tokenizer, task),
         "eos_ids": list(run.tokenizer.eos_ids),
         "dtype": str(run.learner.dtype),
         "thinking": cfg.model.thinking,
@@ -137,7 +138,7 @@ def entry(
     )
 
 
-def _load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None]) -> dict[str, list[Named]]:
+def _load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None], task: Task) -> dict[str, list[Named]]:
     cfg = run.cfg
 
     def prompt_tokens(problem: Problem) -> int:
@@ -146,6 +147,7 @@ def _load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None]) -> dic
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
     parsable = functools.partial(equivalence.readable, verifier=verifier)
     load = functools.partial(load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable)
+    load = functools.partial(load, task_prompt=task)
     return {name: load(name, where) for name, where in parse_names(cfg.eval.tasks)}
 
 
@@ -163,8 +165,9 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
     with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
         if run.tokenizer.plain:
             progress.log("the model has no chat template: prompts are plain text")
-        tasks = _load_tasks(run, verifier, progress.log)
-        settings = settings_of(run)
+        task_prompt = open_texts(cfg.texts, run.tokenizer.encode_chat).task
+        tasks = _load_tasks(run, verifier, progress.log, task_prompt)
+        settings = settings_of(run, task_prompt)
         _check_settings(folder, settings)
         answers = Answers(folder, tasks)
         progress.expect(sum(len(task) for task in tasks.values()) * cfg.eval.samples)

@@ -16,12 +16,14 @@ from cgrpo_jax.data.tasks import load_task, parse_names
 from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.text.pieces import Pieces
+from cgrpo_jax.text.prompts import Task, Texts, question_messages
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -29,7 +31,7 @@ Sample = Callable[[Source], None]  # runs a sampler until the source has nothing
 
 
 def load_data(
-    run: Run, verifier: Verifier, log: Callable[[str], None]
+    run: Run, verifier: Verifier, log: Callable[[str], None], task: Task = question_messages
 ) -> tuple[Problems, dict[str, list[Problem]], int]:
     """The training stream, what is evaluated, and the tokens of the longest prompt of training that was looked at."""
     cfg, lengths = run.cfg, [1]
@@ -43,7 +45,7 @@ def load_data(
         return count
 
     parsable = functools.partial(equivalence.readable, verifier=verifier)
-    load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log)
+    load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log, task=task)
     traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
     load_training = functools.partial(load, cfg.data, prompt_tokens=measured, traced=traced)
     if not cfg.eval.every:
@@ -51,7 +53,7 @@ def load_data(
         return problems, {}, max(lengths)
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
     load_named = functools.partial(
-        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable
+        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable, task_prompt=task
     )
     tasks = {
         f"eval/{name}": [named.problem for named in load_named(name, where)]
@@ -88,6 +90,7 @@ class Desk:
     evaluations: dict[str, list[Problem]]  # metric name -> problems; none without eval.every
     longest_prompt: int  # tokens, of the training problems that were looked at
     pieces: Pieces
+    texts: Texts = Texts()
     server: Server | None = None  # of critique=api
     late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     writer: Writer | None = None  # once it is known where the run begins
@@ -97,7 +100,7 @@ class Desk:
         cfg = self.run.cfg
         score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
         critic, scorer = critic_and_scorer(
-            cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer), self.server
+            cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer), self.server, self.texts.critique
         )
         method = Method(
             samples=cfg.train.samples,
@@ -107,6 +110,7 @@ class Desk:
             refine=cfg.refine,
             seed=cfg.seed,
             step=step,
+            texts=self.texts,
             trace_tokens=cfg.sampling.max_new_tokens,
         )
         problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
@@ -197,8 +201,9 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
         asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
-        problems, evaluations, longest = load_data(run, verifier, progress.log)
-        desk = Desk(run, progress, verifier, problems, evaluations, longest, Pieces(run.tokenizer), server)
+        texts = open_texts(run.cfg.texts, run.tokenizer.encode_chat)
+        loaded = load_data(run, verifier, progress.log, texts.task)
+        desk = Desk(run, progress, verifier, *loaded, pieces=Pieces(run.tokenizer), texts=texts, server=server)
         yield desk
         if desk.writer is not None:
             desk.writer.close()

@@ -17,7 +17,7 @@ SELECTIONS = ("correct_then_random", "correct_first", "random")
 CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict", "api")
 REFINERS = ("policy", "target")
 FALLBACKS = ("drop", "indicative", "indicative_gt")
-SHAPES = ("shaped", "probability", "ratio", "log_probability")
+SHAPES = ("shaped", "probability", "ratio", "log_probability", "ratio_to_sampler")
 REMATS = ("dots", "full", "attention", "wide")
 AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
 
@@ -68,6 +68,18 @@ class RewardConfig:
 
     correct_at: float = option(1.0, above=0, at_most=1)  # the score from which on an attempt counts as correct
     partial: bool = False  # the reward is the score itself; else it is 1 of what counts as correct, and 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TextsConfig:
+    """Who writes the prompts: package.module:function, which returns chat turns. The defaults are the paper's."""
+
+    # (question); also in evaluations. What a row has of its own as `prompt` stays, unless that is the paper's prompt
+    task: str = "cgrpo_jax.text.prompts:question_messages"
+    # Of the critic: (question, solution, the ground truth or None, whether a verdict is wanted)
+    critique: str = "cgrpo_jax.text.prompts:critique_messages"
+    # (question, [(solution, critique), ...]): one, or several with context=together
+    refinement: str = "cgrpo_jax.text.prompts:refinement_messages"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +157,8 @@ class ApiConfig:
 class ObjectiveConfig:
     """The defaults are the newest paper. Each switch is needed by a table of the paper or by its release."""
 
-    # p/(p+gamma) | probability: p | ratio: p/p_old | log_probability: log p, which no clip binds (RLTF-SD)
+    # p/(p+gamma) | probability: p | ratio: p/p_old | log_probability: log p, which no clip binds (RLTF-SD) |
+    # ratio_to_sampler: p over the sampler's own under the refinement prompt (Guide)
     refined_shape: str = option("shaped", choices=SHAPES)
     gamma: float = option(0.1, above=0)
     clip_eps: float = option(0.2, at_least=0, below=1)

@@ -122,7 +122,7 @@ class Segment(NamedTuple):
     ce_T: np.ndarray  # float64: of the log-likelihood (supervised)
     ent_T: np.ndarray  # float64: of the entropy
     kl_T: np.ndarray  # float64: of the k3 estimate against the reference
-    sampler_logp_T: np.ndarray | None = None  # float32; compared with the trainer's own, never in the loss
+    sampler_logp_T: np.ndarray | None = None  # float32, under the prompt that was sampled from
 
     @property
     def silent(self) -> bool:

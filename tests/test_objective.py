@@ -131,6 +131,7 @@ def transcription(rows, cfg):
             value, clip = ratio, cfg.clip_responses
             if refined:
                 shapes = {"shaped": p / (p + cfg.gamma), "probability": p, "ratio": ratio, "log_probability": logp}
+                shapes |= {"ratio_to_sampler": np.exp(logp + 1.0)}  # the attempts were sampled at log q = -1
                 value = shapes[cfg.refined_shape]
                 clip = cfg.clip_refinements and cfg.refined_shape != "log_probability"
             gain = value * adv
@@ -164,6 +165,7 @@ def to_tokens(cfg, rows):
         ce_BT=jnp.asarray(padded([s.ce_T for s in made])),
         ent_BT=jnp.asarray(padded([s.ent_T for s in made])),
         kl_BT=jnp.asarray(padded([s.kl_T for s in made])),
+        sampler_logp_BT=jnp.asarray(padded([s.sampler_logp_T for s in made])),
         old_logp_BT=jnp.asarray(padded(rows["old"])),
         ref_logp_BT=jnp.asarray(padded(rows["ref"])),
     )
@@ -175,6 +177,7 @@ CONFIGS = [
     ObjectiveConfig(aggregation="sequence_mean", refined_shape="ratio", kl_coef=0.1, divide_by_std=True),
     ObjectiveConfig(refined_shape="probability", clip_refinements=False, entropy_coef=0.01, clip_eps=0.1),
     ObjectiveConfig(refined_shape="log_probability", baseline="responses", clip_high=0.4),
+    ObjectiveConfig(refined_shape="ratio_to_sampler", clip_eps=0.3, clip_high=0.5),
     ObjectiveConfig(weights="sum", entropy_coef=0.02, entropy_mean="token_mean", clip_eps=0.1, clip_high=0.3),
 ]
 
@@ -331,7 +334,7 @@ def test_extreme_log_probs_give_finite_values():
         tokens = Tokens(
             scored_BT=jnp.ones((1, 3), bool), refined_BT=jnp.array([[False, True, True]]),
             pg_BT=jnp.array([[1.0, -1.0, 1.0]]), kl_BT=0.1 * jnp.ones((1, 3)),
-            old_logp_BT=0 * far, ref_logp_BT=0 * far,
+            old_logp_BT=0 * far, ref_logp_BT=0 * far, sampler_logp_BT=0 * far,
         )  # fmt: skip
         (value, sums), slope = jax.value_and_grad(lambda x, t=tokens, c=cfg: token_loss(x, -x, t, c), has_aux=True)(far)
         assert np.isfinite(value) and np.isfinite(slope).all() and sums["nonfinite_tokens"] == 0

@@ -316,6 +316,7 @@ ERRORS = [
     ("--config.data.source=reasoning_gym:countdown", "not on the list", 2),  # training and evaluation
     ("--config.refine.k=0", "refine.k must be at least 1", 1),
     ("--config.model.path=/no/such/folder", "/no/such/folder", 1),
+    ("--config.texts.refinement=nowhere:text", "texts.refinement = 'nowhere:text': ModuleNotFoundError", 1),
     ("--config.mesh.data=3", "mesh.data = 3", 1),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import math
@@ -13,7 +14,7 @@ import numpy as np
 from cgrpo_jax.grading.answers import boxed
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Message, Problem
-from cgrpo_jax.text.prompts import INSTRUCTION, question_messages
+from cgrpo_jax.text.prompts import INSTRUCTION, Task, question_messages
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
@@ -173,6 +174,16 @@ def _others(row: Mapping[str, Any], question_columns: Collection[str], answer_co
     if answer_column == "reward_model.ground_truth":
         columns["reward_model"] = other_columns(row["reward_model"], ("question", "ground_truth"))
     return columns
+
+
+def asked_by(problem: Problem, task: Task) -> Problem:
+    """The problem under another task prompt than the paper's; a row's own chat turns stay. Raises RowError."""
+    if task is question_messages or problem.messages != question_messages(problem.question):
+        return problem
+    try:
+        return dataclasses.replace(problem, messages=tuple(task(problem.question)))
+    except Exception as error:  # of somebody's function
+        raise RowError("question", f"texts.task: {type(error).__name__}: {error}") from error
 
 
 def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:

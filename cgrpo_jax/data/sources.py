@@ -13,11 +13,11 @@ import numpy as np
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.files import FILE_SUFFIXES, file_rows, local_file
-from cgrpo_jax.data.rows import TRACE, Parsed, RowError, parse_row, trace_of
+from cgrpo_jax.data.rows import TRACE, Parsed, RowError, asked_by, parse_row, trace_of
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
-from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.text.prompts import Task, question_messages
 from cgrpo_jax.workdir.places import expanded
 
 GYM = "reasoning_gym:"
@@ -80,9 +80,12 @@ def _generator(cfg: DataConfig, seed: int) -> Callable[[int], Problem]:
     return get
 
 
-def _generated(cfg: DataConfig, seed: int, fault: Fault, log) -> Problems:
+def _generated(cfg: DataConfig, seed: int, fault: Fault, log: Callable[[str], None], task: Task) -> Problems:
     """A generated task. Its first problems are checked now; later ones as they come, by the same rule."""
-    generate = _generator(cfg, seed)
+    drawn = _generator(cfg, seed)
+
+    def generate(index: int) -> Problem:
+        return asked_by(drawn(index), task)
 
     def get(index: int) -> Problem:
         for attempt in range(TRIES):  # a problem that is dropped is replaced by one from far away in the stream
@@ -133,10 +136,12 @@ def load_problems(
     prompt_tokens: Callable[[Problem], int],
     log: Callable[[str], None] = print,
     traced: bool = False,
+    task: Task = question_messages,
 ) -> Problems:
     """Opens a source and checks all of it.
 
     Args:
+      task: writes the task prompt, see `asked_by`.
       traced: each problem must come with a solution, see `trace_of`.
       parsable: which gold answers the verifier can read.
       prompt_tokens: length of a problem's task prompt; raises PromptError for text that cannot be encoded safely.
@@ -147,7 +152,7 @@ def load_problems(
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.max_prompt_tokens)
     untraced = DataError(f"{cfg.source} has no column {TRACE!r}, which refine.refiner=target takes its traces from")
     if cfg.source == "arithmetic" or cfg.source.startswith(GYM):
-        problems = _generated(cfg, seed, fault, log)
+        problems = _generated(cfg, seed, fault, log, task)
         if traced and TRACE not in problems.get(0).columns:
             raise untraced
         return problems
@@ -160,7 +165,7 @@ def load_problems(
         parsed = parse_row(row, cfg)
         if traced:
             trace_of(parsed.problem)
-        return parsed
+        return parsed._replace(problem=asked_by(parsed.problem, task))
 
     good, bad = sift(rows, parse, fault, parsable, log)
     report_bad_rows(bad, len(good), cfg, log)

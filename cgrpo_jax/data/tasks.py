@@ -12,10 +12,12 @@ import numpy as np
 from cgrpo_jax.data import sources
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, Parse, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import choices, gpqa
-from cgrpo_jax.data.rows import Parsed, RowError, parse_row
+from cgrpo_jax.data.rows import Parsed, RowError, asked_by, parse_row
 from cgrpo_jax.data.theoremqa_rows import theoremqa
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
+from cgrpo_jax.text.prompts import Task as TaskPrompt
+from cgrpo_jax.text.prompts import question_messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ def load_task(
     fault: Fault,
     log: Callable[[str], None],
     parsable: Parsable | None = None,
+    task_prompt: TaskPrompt = question_messages,
 ) -> list[Named]:
     """The first `limit` problems of a task (0: all).
 
@@ -91,6 +94,7 @@ def load_task(
       cfg: for `on_bad_row` and `grader`.
       fault: what is wrong with a problem, if anything.
       parsable: which golds the verifier can read, as in training; what it says is kept on disk. None: not asked.
+      task_prompt: as in training, see `asked_by`.
 
     Raises:
       DataError: the source cannot be read, or bad rows and `on_bad_row` is "error".
@@ -114,7 +118,8 @@ def load_task(
         rows = [rows[i] for i in sorted(chosen)]
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        return task.parse(row, number) if task.parse else parse_row(_joined(row), _columns(row, source))
+        parsed = task.parse(row, number) if task.parse else parse_row(_joined(row), _columns(row, source))
+        return parsed._replace(problem=asked_by(parsed.problem, task_prompt))
 
     good, bad = sift(itertools.islice(rows, limit or None), parse, fault, parsable, log)
     report_bad_rows(bad, len(good), source, log)

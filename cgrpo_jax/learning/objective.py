@@ -4,6 +4,7 @@
     surrogate(x, pg) = min(x pg, clip(x, 1-eps, 1+eps) pg)
     x = r_t   = pi(y_t | q, y_<t) / pi_old(y_t | q, y_<t)          of responses               `importance_ratio`
     x = rho_t = p / (p + gamma),  p = pi(yref_t | q, yref_<t)      of refinements             `shaped_probability`
+    x = pi(yref_t | q, yref_<t) / pi_old(yref_t | refinement prompt, yref_<t)   by the sampler (Guide, 2506.13923)
     x = log p_t, without a clip, is the ce term with a signed weight                          (`credit.segments`)
 
 `correction` weighs the surrogate of responses by what the trainer's own p_t makes of the sampler's q_t: min(p_t/q_t, c)
@@ -104,10 +105,13 @@ class Tokens(NamedTuple):
     segment_BT: jax.Array | None = None  # int32; needed where there is a correction
 
 
-def _ratios(logp_BT: jax.Array, old_logp_BT: jax.Array | None, cfg: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
+def _ratios(logp_BT: jax.Array, tokens: Tokens, cfg: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
     """x of a token as a response, and as a refinement."""
-    old_logp_BT = jax.lax.stop_gradient(logp_BT) if old_logp_BT is None else old_logp_BT
+    old_logp_BT = jax.lax.stop_gradient(logp_BT) if tokens.old_logp_BT is None else tokens.old_logp_BT
     ratio_BT = importance_ratio(logp_BT, old_logp_BT)
+    if cfg.refined_shape == "ratio_to_sampler":
+        assert tokens.sampler_logp_BT is not None  # what was sampled has it
+        return ratio_BT, importance_ratio(logp_BT, tokens.sampler_logp_BT)
     if cfg.refined_shape == "shaped":
         return ratio_BT, shaped_probability(logp_BT, cfg.gamma)
     return ratio_BT, jnp.exp(logp_BT) if cfg.refined_shape == "probability" else ratio_BT  # log p: weight 0 here
@@ -125,7 +129,7 @@ def token_loss(
     """
     scored_BT, off_BT = tokens.scored_BT, tokens.refined_BT & tokens.scored_BT
     on_BT = scored_BT & ~off_BT
-    ratio_BT, refined_ratio_BT = _ratios(logp_BT, tokens.old_logp_BT, cfg)
+    ratio_BT, refined_ratio_BT = _ratios(logp_BT, tokens, cfg)
     clip_on = clip_of(cfg) if cfg.clip_responses else None
     clip_off = clip_of(cfg) if cfg.clip_refinements else None
     on_gain_BT = surrogate(ratio_BT, tokens.pg_BT, clip_on)

@@ -16,6 +16,7 @@ from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Kind, Name, Problem, Request, Source
 from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, trace_completion
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
+from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.tokenizer import Tokenizer
 
 # Parts of a story. Each may wait: for the sampler (a self-critique), for work (a grader, a server), or for nothing.
@@ -39,6 +40,7 @@ class Method:
     refine: RefineConfig
     seed: int
     step: int
+    texts: Texts = Texts()
     trace_tokens: int | None = None  # of a trace of the data at most, as of a response; None: all
 
 
@@ -102,7 +104,7 @@ def _refined(
             usable.append((g, (responses[g].text, critique.text)))
 
     def prompt(attempts: list[tuple[str, str]]) -> list[int] | None:
-        return refinement_prompt(method.tokenizer, problem, attempts, cfg.max_prompt_tokens)
+        return refinement_prompt(method.tokenizer, problem, attempts, cfg.max_prompt_tokens, method.texts.refinement)
 
     asked: list[tuple[int, int | None, list[int] | None]]  # its number, Attempt.source, prompt
     if cfg.context == "together":

@@ -7,20 +7,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cgrpo_jax.records import Attempt, Completion, Message, Problem
-from cgrpo_jax.text.prompts import refinement_messages
+from cgrpo_jax.text.prompts import RefinementPrompt, refinement_messages
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
 CUT = "\n[...]\n"
 
 
 def refinement_prompt(
-    tokenizer: Tokenizer, problem: Problem, attempts: Sequence[tuple[str, str]], budget: int
+    tokenizer: Tokenizer,
+    problem: Problem,
+    attempts: Sequence[tuple[str, str]],
+    budget: int,
+    write: RefinementPrompt = refinement_messages,
 ) -> list[int] | None:
     """Ids of the refinement prompt of some (solution, critique), within `budget`; None without room, see `fitted`."""
     critiques = [critique for _, critique in attempts]
 
     def messages(*solutions: str) -> Sequence[Message]:
-        return refinement_messages(problem.question, list(zip(solutions, critiques, strict=True)))
+        return write(problem.question, list(zip(solutions, critiques, strict=True)))
 
     return fitted(tokenizer, messages, [text for text, _ in attempts], budget)
 

@@ -25,7 +25,7 @@ from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Critic
 from cgrpo_jax.rollout.stories import Sample, Work
 from cgrpo_jax.rollout.verdicts import or_fallback, usable, verdict_of
-from cgrpo_jax.text.prompts import critique_messages
+from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 
 LONGEST = 1 << 16  # characters of a critique; what is longer is no critique
 
@@ -159,10 +159,16 @@ def _divided(url: str) -> tuple[str, dict[str, object]]:
     return parts._replace(query="").geturl(), dict(urllib.parse.parse_qsl(parts.query))
 
 
-def _criticised(server: Server, refine: RefineConfig, problem: Problem, attempt: Attempt) -> Critique:
+def _criticised(
+    server: Server,
+    refine: RefineConfig,
+    problem: Problem,
+    attempt: Attempt,
+    prompt: CriticPrompt = critique_messages,
+) -> Critique:
     """One critique, written anew while its verdict is not that of the rule."""
     truth = {"none": None, "gt": problem.answer, "solution": problem.columns.get("solution", problem.answer)}
-    messages = critique_messages(problem.question, attempt.text, truth[server.cfg.reference], True)
+    messages = prompt(problem.question, attempt.text, truth[server.cfg.reference], True)
     found = Critique(None)
     for number in range(refine.critique_tries):
         reply = server.ask(messages, number)
@@ -176,13 +182,13 @@ def _criticised(server: Server, refine: RefineConfig, problem: Problem, attempt:
     return or_fallback(found, problem, attempt, refine)
 
 
-def by_server(server: Server, refine: RefineConfig) -> Critic:
+def by_server(server: Server, refine: RefineConfig, prompt: CriticPrompt = critique_messages) -> Critic:
     """A critic that asks for all critiques of a problem at once, and waits for them beside the decoding."""
 
     def critic(
         problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
     ) -> Generator[Sample | Work, Any, list[Critique]]:
-        futures = [server.submit(_criticised, server, refine, problem, attempt) for _, attempt in attempts]
+        futures = [server.submit(_criticised, server, refine, problem, attempt, prompt) for _, attempt in attempts]
         critiques = yield Work(functools.partial(_all, futures), "critique", remote=True)
         return critiques
 

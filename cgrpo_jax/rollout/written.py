@@ -18,7 +18,7 @@ from cgrpo_jax.rollout.refining import fitted
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.rollout.stories import Sample, Work
 from cgrpo_jax.rollout.verdicts import or_fallback, usable, verdict_of
-from cgrpo_jax.text.prompts import critique_messages
+from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 
 
@@ -31,13 +31,14 @@ class Writer:
     shows_truth: bool  # to the critic
     concludes: bool  # the critic is asked for a verdict
     must_agree: bool  # a verdict that is not that of the rule makes a critique unusable
+    prompt: CriticPrompt = critique_messages
 
     def request(self, problem: Problem, name: Name, solution: str) -> Request | None:
         """None where the solution does not fit."""
 
         def messages(shown: str) -> Sequence[Message]:
             truth = problem.answer if self.shows_truth else None
-            return critique_messages(problem.question, shown, truth, self.concludes)
+            return self.prompt(problem.question, shown, truth, self.concludes)
 
         ids = fitted(self.tokenizer, messages, [solution], self.cfg.max_prompt_tokens)
         return None if ids is None else Request(name, ids, self.cfg.critique_tokens or None)
@@ -118,15 +119,20 @@ def evaluated(
 
 
 def critic_and_scorer(
-    cfg: RefineConfig, tokenizer: Tokenizer, rule: Scorer, server: Server | None = None
+    cfg: RefineConfig,
+    tokenizer: Tokenizer,
+    rule: Scorer,
+    server: Server | None = None,
+    prompt: CriticPrompt = critique_messages,
 ) -> tuple[Critic, Scorer]:
     """Who criticises as `refine.critique` says, and who scores: the rule, but for self_eval.
 
     Args:
       server: of critique=api.
+      prompt: of a critic that is a model.
     """
     if server is not None:
-        return by_server(server, cfg), rule
+        return by_server(server, cfg, prompt), rule
     if cfg.critique in TEMPLATES:
         return templated(TEMPLATES[cfg.critique]), rule
     if cfg.critique == "offline":
@@ -137,6 +143,7 @@ def critic_and_scorer(
         shows_truth=cfg.critique == "self_gt",
         concludes=cfg.critique != "no_verdict",
         must_agree=cfg.critique == "self_gt",
+        prompt=prompt,
     )
     if cfg.critique == "self_eval":
         return evaluated, self_evaluation(writer, rule)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cgrpo_jax.records import Message
 
@@ -59,6 +60,19 @@ def critique_messages(question: str, solution: str, ground_truth: str | None, ve
     reference = "" if ground_truth is None else f"\n\n**Ground truth:** {ground_truth}"
     text = f"**Question:** {question}\n\n**Student's Solution:** {solution}{reference}\n\n**Critique:**"
     return ({"role": "system", "content": CRITIC if verdict else DOUBTER}, {"role": "user", "content": text})
+
+
+Task = Callable[[str], Sequence[Message]]
+CriticPrompt = Callable[[str, str, str | None, bool], Sequence[Message]]
+RefinementPrompt = Callable[[str, Sequence[tuple[str, str]]], Sequence[Message]]
+
+
+class Texts(NamedTuple):
+    """Who writes the prompts, see `options.TextsConfig`; the paper's by default."""
+
+    task: Task = question_messages
+    critique: CriticPrompt = critique_messages
+    refinement: RefinementPrompt = refinement_messages
 
 
 def indicative(correct: bool) -> str:

@@ -26,6 +26,7 @@ RULES = (
     ("data.revision", LOGGED, "a name only: data.content is compared"),
     ("data.*", REFUSED, "the position in the stream of problems would point at others"),
     ("reward.*", REFUSED, "other rewards"),
+    ("texts.*", REFUSED, "other prompts"),
     ("sampling.*", REFUSED, "the samples come from another distribution"),
     ("sampler.*", LOGGED, "memory only: no sample depends on it"),
     ("refine.*", REFUSED, "other refinements are trained on"),
