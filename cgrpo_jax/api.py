@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Curves", "Graded", "RunError", "RunTables", "evaluate", "export", "get_config", "grade", "load_run", "make_plan",
-    "train",
+    "train", "write_report",
 ]  # fmt: skip
 
 ROLLOUT_COLUMNS = (
@@ -148,6 +148,17 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "kee
     from cgrpo_jax.convert import convert
 
     convert(str(workdir), "hf", str(out), dtype)
+    return expanded(out)
+
+
+def write_report(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> pathlib.Path:
+    """One HTML file on runs, side by side: curves, evaluations, rollouts (`python -m cgrpo_jax.report`). Returns it.
+
+    Raises: RunError where a workdir holds no run, OSError.
+    """
+    from cgrpo_jax.report_page import page
+
+    page.write([expanded(workdir) for workdir in workdirs], expanded(out))
     return expanded(out)
 
 

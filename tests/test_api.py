@@ -106,6 +106,7 @@ def test_every_call_twice(trained, tmp_path, first):
         "Curves": "cgrpo_jax.Curves().figure()",
         "make_plan": "type(cgrpo_jax.make_plan)",
         "export": "type(cgrpo_jax.export)",
+        "write_report": f"cgrpo_jax.write_report([{str(trained[0])!r}], here / 'report.html').stat().st_size > 1e5",
     }
     assert sorted(calls) == sorted(cgrpo_jax.__all__)
     code = f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tests')!r}); here = pathlib.Path('.').resolve()\n"
@@ -114,7 +115,9 @@ def test_every_call_twice(trained, tmp_path, first):
     said = python(code, tmp_path).splitlines()
     graded = "[Graded(correct=True, answer='2', status='ok')]"
     function = "<class 'function'>"  # run by a test of their own
-    assert said == [value for value in ("50", graded, "3", "2", "2", "None", function, function) for _ in range(2)]
+    assert said == [
+        value for value in ("50", graded, "3", "2", "2", "None", function, function, "True") for _ in range(2)
+    ]
 
 
 def test_configurations_by_name_and_by_path(monkeypatch, tmp_path):

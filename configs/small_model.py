@@ -1,0 +1,29 @@
+"""Critique-GRPO of a model of half a billion parameters on GSM8K, on one chip: TPU v5e-1 or v6e-1, or a GPU.
+
+    python -m cgrpo_jax.main --config=small_model --workdir=runs/small_model           # Qwen2.5-0.5B-Instruct
+    ... --config=small_model:Qwen/Qwen3-0.6B                                           # another
+    python -m cgrpo_jax.plan --config=small_model --topology=v5litepod-1               # does it fit
+
+Not yet run on hardware.
+"""
+
+from cgrpo_jax.config import default_config
+
+
+def get_config(model: str = "Qwen/Qwen2.5-0.5B-Instruct"):
+    config = default_config()
+    config.model.path = model
+    config.model.thinking = "off" if "Qwen3" in model else "auto"
+    config.data.source, config.data.split = "openai/gsm8k:main", "train"
+    config.data.max_prompt_tokens = 384
+    config.refine.max_prompt_tokens = 1024
+    config.sampling.max_new_tokens = 512
+    config.train.steps = 100
+    config.train.prompts = 16
+    config.sampler.rings, config.sampler.prefills = "896x96,1536x32", "384,1024"
+    config.sampler.kv_cache_mb = 3000.0
+    config.eval.every = 25
+    config.eval.problems = 128
+    config.eval.samples = 1
+    config.checkpoint.every = 25
+    return config
