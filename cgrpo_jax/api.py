@@ -192,7 +192,8 @@ def _attempts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """ROLLOUT_COLUMNS of each attempt of a step."""
     for problem, group in enumerate(reading.rows(path)):
         shared = {"step": int(path.stem), "problem": problem, "question": group["question"], "gold": group["answer"]}
-        for kind, trained in (("response", group["kept"]), ("refinement", group["selected"])):
+        second = group["selected"] + group.get("own_group", [])
+        for kind, trained in (("response", group["kept"]), ("refinement", second)):
             for index, attempt in enumerate(group[f"{kind}s"]):
                 own = {"kind": kind, "attempt": index, "tag": group["tag"], "trained": index in trained}
                 yield shared | own | attempt

@@ -193,6 +193,24 @@ def test_a_problem_from_question_to_refinement(one):
     assert one.locator(".card.open .card-head").inner_text().startswith("Refinement 2")
 
 
+def test_refinements_of_all_responses_and_traces_of_the_data(opened, tmp_path):
+    """They belong to no single response; those under their own prompt have an advantage among themselves, too."""
+    wrong, right = attempt("It is 8", False, critique="Wrong."), attempt("So 7", True)
+    trace = {key: value for key, value in right.items() if key not in ("logp", "widths")} | {"sampled": False}
+    golf = group("golf?", [wrong, wrong]) | {"refinements": [right, wrong], "selected": [0], "own_group": [0, 1]}
+    luffy = group("luffy?", [wrong]) | {"refinements": [trace], "selected": [0]}
+    page = opened(report_runs.write(tmp_path / "w", {1: [golf], 2: [luffy]}))
+    assert "Trace of the data" in page.locator("#detail").inner_text()
+    page.click("text=Token probabilities")
+    page.locator(".card-head").last.click()
+    assert "are not in the file" in page.locator(".card-body").last.inner_text()
+    page.select_option("#filter-order", "oldest")
+    heads = page.locator(".card-head").all_inner_texts()
+    assert "Refinement 1 of all wrong responses" in heads[2] and "A +0.67" in heads[2]
+    assert ["A +0.50 among" in heads[2], "A −0.50 among" in heads[3]] == [True, True]
+    assert "not trained" not in heads[3] and page.locator(".critique").count() == 2
+
+
 def test_maths_is_rendered_and_money_is_not(opened, tmp_path):
     text = "It costs $5 and then $6 or $5-$6, so $\\frac{1}{2}$ of \\(x^2\\); $$a+b$$ \\[c\\] \\boxed{\\text{so } 7} $\\oops{$ \\boxed{"
     page = opened(report_runs.write(tmp_path / "w", {1: [group(text, [attempt("no", False)])]}))

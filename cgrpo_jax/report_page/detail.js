@@ -30,6 +30,7 @@ function facts(attempt, trained) {
   const nodes = [
     pill(`reward ${number(attempt.reward)}`, attempt.correct ? "good" : "bad", attempt.correct ? "correct" : "not correct"),
     "advantage" in attempt ? el("span", { title: "advantage, before weights and normaliser" }, `A ${signed(attempt.advantage)}`) : null,
+    "own_advantage" in attempt ? el("span", { title: "advantage among the refinements, under their own prompt" }, `A ${signed(attempt.own_advantage)} among refinements`) : null,
     el("span", { class: "answer", title: "the answer that was found" }, attempt.answer === null ? "no answer" : attempt.answer),
     el("span", {}, plural(attempt.tokens, "token")),
     attempt.finished === false ? pill("cut", "warn", "ended by the limit of tokens") : null,
@@ -85,6 +86,11 @@ function attemptMap(cards) {
   return el("div", { class: "map" }, ...squares);
 }
 
+/** Whether a refinement is a row of the update, under the question or under its own prompt. */
+function isTrained(group, index) {
+  return group.selected.includes(index) || (group.own_group || []).includes(index);
+}
+
 function cardsOf(group, query) {
   const [cards, nodes] = [[], []];
   const refinements = group.refinements.map((attempt, index) => ({ attempt, index }));
@@ -94,17 +100,18 @@ function cardsOf(group, query) {
     const own = refinements.filter((refinement) => refinement.attempt.source === index);
     const refined = own.map((refinement) => {
       const label = `Refinement ${refinement.index + 1} of response ${index + 1}`;
-      const trained = group.selected.includes(refinement.index);
+      const trained = isTrained(group, refinement.index);
       cards.push(Object.assign(makeCard(label, refinement.attempt, trained, attempt), { trained }));
       return cards[cards.length - 1];
     });
     card.refinements = refined;
-    nodes.push(el("div", { class: "chain" }, card.node, own.length || attempt.critic ? critiqueNode(attempt, query) : null, ...refined.map((one) => one.node)));
+    nodes.push(el("div", { class: "chain" }, card.node, critiqueNode(attempt, query), ...refined.map((one) => one.node)));
   });
   for (const { attempt, index } of refinements.filter((one) => !(one.attempt.source in group.responses))) {
-    const card = Object.assign(makeCard(`Refinement ${index + 1}`, attempt, group.selected.includes(index)), { refinements: [] });
+    const label = attempt.sampled === false ? "Trace of the data" : `Refinement ${index + 1} of all wrong responses`;
+    const card = Object.assign(makeCard(label, attempt, isTrained(group, index)), { refinements: [] });
     cards.push(card);
-    nodes.push(card.node);
+    nodes.push(el("div", { class: "chain" }, card.node));
   }
   return { cards, nodes };
 }

@@ -52,16 +52,28 @@ def shortened(attempt: Mapping[str, Any], characters: int) -> dict[str, Any]:
 
 
 def with_advantages(group: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Puts `advantage` into the attempts that are trained on, as the run's configuration has it."""
-    rows = [group["responses"][i] for i in group["kept"]] + [group["refinements"][i] for i in group["selected"]]
+    """Puts `advantage` into the attempts that are trained on, as the run's configuration has it.
+
+    `own_advantage` is that of a refinement among all that are trained on under their own prompt.
+    """
+    kept = [group["responses"][i] for i in group["kept"]]
+    _advantages(kept, [group["refinements"][i] for i in group["selected"]], config, "advantage")
+    _advantages([group["refinements"][i] for i in group.get("own_group", [])], [], config, "own_advantage")
+
+
+def _advantages(
+    first: list[dict[str, Any]], refined: list[dict[str, Any]], config: Mapping[str, Any], name: str
+) -> None:
+    """Of rows that share a baseline; nothing where a reward is not known, or how advantages are made."""
+    rows = first + refined
     if not rows or any(row["reward"] is None for row in rows) or "objective.baseline" not in config:
         return
-    refined_G = np.arange(len(rows)) >= len(group["kept"])
+    refined_G = np.arange(len(rows)) >= len(first)
     reward_G = np.array([row["reward"] for row in rows], np.float64)
     baseline, divide = config["objective.baseline"], config["objective.divide_by_std"]
     advantage_G = group_advantages(reward_G, refined_G, baseline=baseline, divide_by_std=divide)
     for row, advantage in zip(rows, advantage_G, strict=True):
-        row["advantage"] = round(float(advantage), 4)
+        row[name] = round(float(advantage), 4)
 
 
 def _record(line: str, config: Mapping[str, Any], characters: int) -> str:

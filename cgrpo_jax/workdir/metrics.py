@@ -106,7 +106,8 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _attempt_record(attempt: Attempt, widths: Widths) -> dict[str, Any]:
+def _attempt_record(attempt: Attempt, widths: Widths | None) -> dict[str, Any]:
+    """`widths` is None for a text that nobody sampled."""
     record = {
         "text": attempt.text,
         "reward": attempt.reward,
@@ -122,8 +123,9 @@ def _attempt_record(attempt: Attempt, widths: Widths) -> dict[str, Any]:
         record["critic"] = {name: getattr(critique, name) for name in ("verdict", "agrees", "tries", "fallback")}
     if attempt.source is not None:
         record["source"] = attempt.source
-    width_T = widths(attempt.completion.ids.tolist(), attempt.text)
-    if width_T is not None:
+    if widths is None:
+        record["sampled"] = False
+    elif (width_T := widths(attempt.completion.ids.tolist(), attempt.text)) is not None:
         record |= {"logp": write_logp(attempt.completion.logp), "widths": write_widths(width_T)}
     return record
 
@@ -215,10 +217,15 @@ class Writer:
                     "answer": group.problem.answer,
                     "tag": group.problem.tag,
                     "responses": [_attempt_record(attempt, widths) for attempt in group.responses],
-                    "refinements": [_attempt_record(attempt, widths) for attempt in group.refinements],
+                    "refinements": [
+                        _attempt_record(attempt, widths if attempt.prompt_ids is not None else None)
+                        for attempt in group.refinements
+                    ],
                     "kept": list(group.kept),
                     "selected": list(group.selected),
                 }
+                if group.own_group:
+                    record["own_group"] = list(group.own_group)
                 file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
