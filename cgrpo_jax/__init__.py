@@ -13,9 +13,9 @@ The functions load when they are asked for, and jax with those that compute: imp
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgrpo_jax.api import Curves, evaluate, export, get_config, grade, load_run, make_plan, train
+    from cgrpo_jax.api import Curves, evaluate, export, generate, get_config, grade, load_run, make_plan, train
 
-__all__ = ["Curves", "evaluate", "export", "get_config", "grade", "load_run", "make_plan", "train"]
+__all__ = ["Curves", "evaluate", "export", "generate", "get_config", "grade", "load_run", "make_plan", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,7 +55,7 @@ class DataConfig:
     split: str = "train"
     revision: str = "main"  # of a hub id
     question_column: str = ""  # "" looks for the usual names
-    answer_column: str = ""
+    answer_column: str = ""  # in method=sft the text to learn; "" is `target` there
     on_bad_row: str = option("error", choices=("error", "drop"))
     # Of mathematics. auto: this project's; math_verify: the reward of the paper's release (configs/README.md)
     grader: str = option("auto", choices=("auto", "math_verify"))
@@ -123,7 +123,7 @@ class RefineConfig:
     critique_tokens: int = option(0, at_least=0)  # of a critique that the policy writes; 0: sampling.max_new_tokens
     critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
     critique_fallback: str = option("indicative_gt", choices=FALLBACKS)
-    k: int = 1  # refinements in the group
+    k: int = 1  # refinements in the group; 0, with generate.rows=critiques only: none is sampled
     select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
     group: str = option("append", choices=("append", "replace"))
@@ -131,6 +131,15 @@ class RefineConfig:
     context: str = option("each", choices=("each", "together"))
     own_group: bool = False  # all refinements are trained on under their own prompt, too: a second group (GOLF)
     max_prompt_tokens: int = option(1024, at_least=1)  # the previous solution is cut in the middle to fit
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """What method=generate keeps for method=sft, of at most train.steps x train.prompts problems."""
+
+    # responses: the correct ones | refinements: the correct ones | both | critiques: those whose verdict is the rule's.
+    # What was cut by a limit is never kept.
+    rows: str = option("responses", choices=("responses", "refinements", "both", "critiques"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,9 +95,10 @@ def row_counts(run: Outline) -> list[int]:
 def samplings(run: Outline) -> list[SamplingConfig]:
     """How a run draws tokens: in training, and in evaluation."""
     cfg = run.cfg
-    of_training = [cfg.sampling] if cfg.method == "rl" else []
+    of_training = [cfg.sampling] if cfg.method in ("rl", "generate") else []
     of_evaluation = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
-    asked = of_training + [of_evaluation] * bool(cfg.eval.every or cfg.method == "eval")
+    evaluates = cfg.method == "eval" or (cfg.eval.every and cfg.method != "generate")
+    asked = of_training + [of_evaluation] * bool(evaluates)
     return list(dict.fromkeys(drawing_of(sampling) for sampling in asked))
 
 
@@ -213,4 +214,5 @@ def _programs_of_slots(
 def programs(run: Outline, sizes: Sequence[BinSize]) -> list[Program]:
     """All programs that a run may compile; which of the sampler's it does depends on the lengths that come."""
     made = list(learning_programs(run, sizes))
-    return made + (list(sampler_programs(run)) if run.cfg.method != "sft" else [])
+    samples = run.cfg.method != "sft" or run.cfg.eval.every
+    return made + (list(sampler_programs(run)) if samples else [])

@@ -100,7 +100,7 @@ def _refined(
     usable: list[tuple[int, tuple[str, str]]] = []
     for g, critique in zip(chosen, critiques, strict=True):
         responses[g] = dataclasses.replace(responses[g], critique=critique)
-        if critique.text is not None:
+        if critique.text is not None and cfg.k:
             usable.append((g, (responses[g].text, critique.text)))
 
     def prompt(attempts: list[tuple[str, str]]) -> list[int] | None:

@@ -30,6 +30,7 @@ RULES = (
     ("sampling.*", REFUSED, "the samples come from another distribution"),
     ("sampler.*", LOGGED, "memory only: no sample depends on it"),
     ("refine.*", REFUSED, "other refinements are trained on"),
+    ("generate.*", REFUSED, "other rows are kept"),
     ("api.base_url", LOGGED, "where the critic is"),
     ("api.model", REFUSED, "another critic"),
     ("api.reference", REFUSED, "other critiques"),
