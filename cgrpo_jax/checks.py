@@ -9,7 +9,7 @@ from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.options import faults
 from cgrpo_jax.sampling.sizes import fixed_sizes
 
-CONCLUDING = ("worked", "offline", "self_gt", "self_eval", "api")  # critics that end in a verdict
+CONCLUDING = ("worked", "offline", "self_gt", "self_eval", "api", "local")  # critics that end in a verdict
 
 
 def _evaluation_faults(cfg: Config) -> list[str]:
@@ -54,14 +54,20 @@ def _refine_faults(cfg: Config) -> list[str]:
         if cfg.objective.refined_shape == "ratio_to_sampler":
             wrong.append("objective.refined_shape=ratio_to_sampler: nobody sampled what refine.refiner=target takes")
         return wrong
+    if cfg.refine.refiner == "local" and cfg.refine.own_group:
+        wrong.append("refine.own_group trains under the prompt of a refinement: refiner=local's is not the policy's")
+    if cfg.refine.refiner == "local" and cfg.objective.refined_shape == "ratio_to_sampler":
+        wrong.append("objective.refined_shape=ratio_to_sampler: refine.refiner=local is not sampled from the policy")
     if cfg.refine.own_group and cfg.refine.context != "together":
         wrong.append("refine.own_group needs refine.context=together: refinements of one prompt are a group")
-    written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict")
+    written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict", "local")
     if written and cfg.refine.critique_tokens > cfg.sampling.max_new_tokens:
         wrong.append(
             f"refine.critique_tokens = {cfg.refine.critique_tokens} exceeds sampling.max_new_tokens = "
             f"{cfg.sampling.max_new_tokens}: a critique is sampled in the same rows"
         )
+    if "local" in (cfg.refine.critique, cfg.refine.refiner) and not cfg.local.path.strip():
+        wrong.append("refine.critique=local and refine.refiner=local need the second model: local.path")
     if cfg.refine.critique == "worked" and cfg.data.source != "arithmetic":
         wrong.append("refine.critique=worked needs a task with a step checker (data.source=arithmetic)")
     if cfg.refine.max_prompt_tokens <= cfg.data.max_prompt_tokens:
@@ -70,9 +76,9 @@ def _refine_faults(cfg: Config) -> list[str]:
 
 
 def _generate_faults(cfg: Config) -> list[str]:
-    rows, refining = cfg.generate.rows, cfg.refine.trigger != "never"
-    if rows != "responses" and not refining:
-        return [f"generate.rows = {rows!r} needs refinements and critiques: refine.trigger must not be never"]
+    rows = cfg.generate.rows
+    if rows != "responses" and not samples_refinements(cfg):
+        return [f"generate.rows = {rows!r} needs what a model refines: refine.trigger not never, refiner not target"]
     if rows == "critiques" and cfg.refine.critique not in CONCLUDING:
         return [
             f"generate.rows=critiques needs critiques that end in a verdict: refine.critique of {', '.join(CONCLUDING)}"
@@ -92,6 +98,16 @@ def _model_faults(cfg: Config, model: ModelConfig) -> list[str]:
     if model.heads % model.kv_heads:
         wrong.append(f"the model's {model.heads} heads are no multiple of its {model.kv_heads} key/value heads")
     return wrong
+
+
+def check_local(cfg: Config, model: ModelConfig) -> None:
+    """Raises ConfigError where the second model does not hold what it would be asked."""
+    slots, new = cfg.refine.max_prompt_tokens, cfg.sampling.max_new_tokens
+    if slots + new > model.max_positions:
+        raise ConfigError(
+            f"local.path = {cfg.local.path!r}: refine.max_prompt_tokens {slots} + sampling.max_new_tokens {new} "
+            f"exceeds that model's {model.max_positions} positions"
+        )
 
 
 def check(cfg: Config, model: ModelConfig) -> None:

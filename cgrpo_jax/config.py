@@ -18,6 +18,7 @@ from cgrpo_jax.options import (
     DataConfig,
     EvalConfig,
     GenerateConfig,
+    LocalConfig,
     MeshConfig,
     ModelSource,
     ObjectiveConfig,
@@ -54,6 +55,7 @@ class Config:
     refine: RefineConfig = RefineConfig()
     generate: GenerateConfig = GenerateConfig()
     api: ApiConfig = ApiConfig()
+    local: LocalConfig = LocalConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -124,6 +126,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective.refined_shape": "log_probability",
         "objective.baseline": "responses",
     },
+    # Weak to strong: refinements by a second model (local.path), from critiques with the ground truth
+    "weak_to_strong": {"refine.refiner": "local", "local.temperature": 1.0, "local.top_p": 1.0},
     # The supervised baselines. Each but sft writes WORKDIR/rows.jsonl, which sft then learns (generating.py).
     "sft": {"method": "sft", "train.samples": 1, "refine.trigger": "never"},
     "raft": {"method": "generate", "train.samples": 8, "refine.trigger": "never"},
@@ -179,13 +183,24 @@ def from_config_dict(raw: Mapping[str, Any]) -> Config:
 
 
 def samples_refinements(cfg: Config) -> bool:
-    """Whether the policy is asked for refinements, and critics for critiques."""
-    return cfg.refine.trigger != "never" and cfg.refine.refiner == "policy"
+    """Whether a model is asked for refinements, and critics for critiques."""
+    return cfg.refine.trigger != "never" and cfg.refine.refiner != "target"
 
 
 def longest_prompt(cfg: Config) -> int:
     """Tokens of the longest prompt that is sampled from."""
     return max(cfg.data.max_prompt_tokens, cfg.refine.max_prompt_tokens if samples_refinements(cfg) else 0)
+
+
+def asks_local(cfg: Config) -> bool:
+    """Whether a second model is sampled from."""
+    asked = "local" in (cfg.refine.critique, cfg.refine.refiner)
+    return asked and samples_refinements(cfg) and cfg.method in ("rl", "generate")
+
+
+def local_sampling(cfg: Config) -> SamplingConfig:
+    """How the second model's tokens are drawn."""
+    return SamplingConfig(cfg.local.temperature, 0, cfg.local.top_p, cfg.sampling.max_new_tokens)
 
 
 def rows_per_group(cfg: Config) -> int:

@@ -18,6 +18,7 @@ there whole or not at all: the same command goes on behind the last one, and `ro
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from cgrpo_jax.leading import Desk, open_desk
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.records import Attempt, Group, Message
 from cgrpo_jax.rollout.verdicts import END, verdict_of
+from cgrpo_jax.sampling.pool import summed
+from cgrpo_jax.sampling.sampler import run_together
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
@@ -104,16 +107,18 @@ def _sample_steps(
     run: build.Run, desk: Desk, progress: Progress, folder: pathlib.Path, steps: range, count: int
 ) -> None:
     """Samples the problems of these steps, and writes the rows of each; `count` problems there are in all."""
-    params, each = build.initial_params(run), run.cfg.train.prompts
+    params, each, local = build.initial_params(run), run.cfg.train.prompts, build.local_sampler(run)
     assert desk.writer is not None
     for step in steps:
         with progress.phase("sample"):
-            sampler = run.sampler.bind(params, step, run.cfg.sampling)
-            groups = desk.collect(step, step * each, sampler.run, min(each, count - step * each))
-        if nonfinite := sampler.stats.nonfinite:
+            samplers = [run.sampler.bind(params, step, run.cfg.sampling)] + ([local.at(step)] if local else [])
+            sample = functools.partial(run_together, samplers)
+            groups = desk.collect(step, step * each, sample, min(each, count - step * each))
+            stats = summed(sampler.stats for sampler in samplers)
+        if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")
         lines = _lines(groups, step * each, run.cfg.generate.rows, desk.texts.critique)
-        values = desk.rollout_metrics(step + 1, groups, sampler.stats) | {"rows/kept": float(len(lines))}
+        values = desk.rollout_metrics(step + 1, groups, stats) | {"rows/kept": float(len(lines))}
         desk.writer.rollout(step + 1, groups, desk.pieces.widths)
         desk.writer.scalars(step + 1, values)
         _write(folder / f"{step + 1:06d}.jsonl", lines)  # last: what is there is not made again

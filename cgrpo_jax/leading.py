@@ -23,7 +23,7 @@ from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.served import Server
-from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.rollout.written import LocalCritic, critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.prompts import Task, Texts, question_messages
@@ -119,8 +119,14 @@ class Desk:
         """
         cfg = self.run.cfg
         score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
+        local = None if self.run.second is None else self.run.second.tokenizer
         critic, scorer = critic_and_scorer(
-            cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer), self.server, self.texts.critique
+            cfg.refine,
+            self.run.tokenizer,
+            by_rule(score, self.run.tokenizer),
+            self.server,
+            self.texts.critique,
+            LocalCritic(local, cfg.local.reference) if local else None,
         )
         method = Method(
             samples=cfg.train.samples,
@@ -132,6 +138,7 @@ class Desk:
             step=step,
             texts=self.texts,
             trace_tokens=cfg.sampling.max_new_tokens,
+            local=local if cfg.refine.refiner == "local" else None,
         )
         problems = self.problems.batch(cfg.seed, problems_seen, count or cfg.train.prompts)
         first = problems_seen + cfg.train.prompts

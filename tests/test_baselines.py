@@ -166,7 +166,7 @@ def test_rows_that_cannot_be_learnt_are_all_named(tokenizer, tmp_path):
     said = str(error.value).splitlines()
     assert len(said) == 6 and said[0].startswith("5 bad rows of 6")
     for line, part in zip(
-        said[1:], ("'target': missing", "missing", "text to learn", "assistant turn", "empty"), strict=True
+        said[1:], ("'target': missing", "missing", "text to learn", "no solution", "empty"), strict=True
     ):
         assert part in line
     problems = words(tokenizer, [good, *bad], tmp_path, on_bad_row="drop")

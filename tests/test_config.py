@@ -81,7 +81,12 @@ IMPOSSIBLE = [
     ({"method": "sft", "train.updates_per_rollout": 2}, "method=sft has one update"),
     ({"method": "sft", "data.source": "reasoning_gym:lcm"}, "a generated task has none"),
     ({"method": "generate", "refine.k": 0}, "refine.k"),
-    ({"method": "generate", "generate.rows": "both", "refine.trigger": "never"}, "must not be never"),
+    ({"refine.refiner": "local", "local.path": "a", "objective.refined_shape": "ratio_to_sampler"}, "not sampled from"),
+    (
+        {"refine.refiner": "local", "local.path": "a", "refine.own_group": True, "refine.context": "together"},
+        "is not the policy's",
+    ),
+    ({"method": "generate", "generate.rows": "both", "refine.trigger": "never"}, "trigger not never"),
     ({"method": "generate", "generate.rows": "critiques"}, "end in a verdict"),
     ({"objective.clip_eps": 1.5}, "clip_eps"),
     ({"objective.entropy_coef": float("nan")}, "entropy_coef"),
@@ -107,11 +112,11 @@ def test_all_faults_in_one_message():
 # From the top floor down: each imports only from below it; folders count as one place.
 FLOORS = [
     {"main", "plan", "bench", "api"},
-    {"training", "supervised", "generating", "evaluating", "convert", "eval_report", "embedded_model"},
+    {"training", "supervised", "generating", "evaluating", "convert", "subset", "eval_report", "embedded_model"},
     {"planner"},
     {"leading", "planning", "report", "resuming"},
     {"build"},
-    {"checks", "command_line", "plugins"},
+    {"checks", "command_line", "plugins", "widening"},
     {"config_files"},
     {"report_page"},
     {"evaluation", "live"},

@@ -28,7 +28,9 @@ def run(workdir, **changes):
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_fits_the_quickstart(name):
     """Its options are all there, none clashes, and each that it sets differs from the default."""
-    cfg = from_config_dict(get_config(f"quickstart:{name}"))
+    named = get_config(f"quickstart:{name}")
+    named.local.path = str(QUICKSTART)
+    cfg = from_config_dict(named)
     check(cfg, config_from_hf(QUICKSTART))
     plain = default_config()
     for key, value in METHODS[name].items():
@@ -41,7 +43,11 @@ def test_each_method_fits_the_quickstart(name):
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ELSEWHERE])
 def test_each_method_runs_two_steps(tmp_path, name):
     """The warm-started model with two problems."""
-    changes = dict(METHODS[name]) | {"train.samples": 4, "refine.k": min(4, METHODS[name].get("refine.k", 1))}
+    changes = (
+        {"local.path": str(QUICKSTART)}
+        | METHODS[name]
+        | {"train.samples": 4, "refine.k": min(4, METHODS[name].get("refine.k", 1))}
+    )
     if changes.get("refine.own_group"):
         changes |= {"refine.trigger": "any_wrong", "refine.max_prompt_tokens": 448}  # something to refine, and room
     metrics, groups = run(tmp_path, **changes | {"checkpoint.every": 2, "refine.critique_tokens": 32})

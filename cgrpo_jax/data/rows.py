@@ -149,14 +149,18 @@ def _gold(text: str) -> str:
 
 
 def trace_of(problem: Problem) -> str:
-    """The stronger model's solution that the data hold: text, or the assistant's turn of a chat. Raises RowError."""
-    value = problem.columns.get(TRACE)
+    """The stronger model's solution that the data hold. Raises RowError."""
+    return solution_text(problem.columns.get(TRACE), TRACE)
+
+
+def solution_text(value: Any, column: str) -> str:
+    """A text that may be learnt: text, or the assistant's turn of a chat. Raises RowError."""
     if isinstance(value, LISTS) and is_chat(value):
         turns = [turn for turn in value if isinstance(turn, Mapping) and turn.get("role", "assistant") == "assistant"]
         value = turns[-1].get("content") if turns else None
     if value is None:
-        raise RowError(TRACE, "no solution in it (what is the answer's column cannot be this one: data.answer_column)")
-    return text_of(value, TRACE)
+        raise RowError(column, "no solution in it (what is the answer's column cannot be this one: data.answer_column)")
+    return text_of(value, column)
 
 
 def _answer(row: Mapping[str, Any], cfg: DataConfig) -> tuple[Any, str]:

@@ -8,14 +8,14 @@ from typing import Any
 
 from cgrpo_jax.data.checking import Log, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.rows import (
-    LISTS,
     QUESTION_COLUMNS,
+    TRACE,
     Parsed,
-    RowError,
     is_chat,
     messages_of,
     named_column,
     required,
+    solution_text,
     text_of,
 )
 from cgrpo_jax.data.sources import Problems, open_rows, say_large
@@ -23,26 +23,14 @@ from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task, question_messages
 
-COLUMN = "target"
-
-
-def target_of(value: Any, column: str) -> str:
-    """The text to learn: text, or a list of one assistant turn (LUFFY's schema)."""
-    if isinstance(value, LISTS) and len(value) == 1 and isinstance(value[0], Mapping):
-        turn = value[0]
-        if turn.get("role") != "assistant" or not isinstance(turn.get("content"), str):
-            raise RowError(column, "an assistant turn with text as its 'content' is needed")
-        value = turn["content"]
-    return text_of(value, column)
-
 
 def parse_target_row(row: Mapping[str, Any], cfg: DataConfig, task: Task = question_messages) -> Parsed:
     """A row whose prompt is chat turns (`prompt`) or a question, and whose text stands in `target`.
 
     `data.answer_column` names another column for the text. Raises RowError naming the column.
     """
-    column = cfg.answer_column or COLUMN
-    target = target_of(required(row, column), column)
+    column = cfg.answer_column or TRACE
+    target = solution_text(required(row, column), column)
     asked = named_column(row, cfg.question_column, QUESTION_COLUMNS)
     asked = "prompt" if is_chat(row.get("prompt")) else asked
     if is_chat(row[asked]):
