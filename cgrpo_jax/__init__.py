@@ -13,9 +13,22 @@ The functions load when they are asked for, and jax with those that compute: imp
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgrpo_jax.api import Curves, evaluate, export, get_config, grade, load_run, make_plan, train, write_report
+    from cgrpo_jax.api import (
+        Curves,
+        evaluate,
+        export,
+        generate,
+        get_config,
+        grade,
+        load_run,
+        make_plan,
+        train,
+        write_report,
+    )
 
-__all__ = ["Curves", "evaluate", "export", "get_config", "grade", "load_run", "make_plan", "train", "write_report"]
+__all__ = [
+    "Curves", "evaluate", "export", "generate", "get_config", "grade", "load_run", "make_plan", "train", "write_report",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

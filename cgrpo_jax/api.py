@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
-    "Curves", "Graded", "RunError", "RunTables", "evaluate", "export", "get_config", "grade", "load_run", "make_plan",
-    "train", "write_report",
+    "Curves", "Graded", "RunError", "RunTables", "evaluate", "export", "generate", "get_config", "grade", "load_run",
+    "make_plan", "train", "write_report",
 ]  # fmt: skip
 
 ROLLOUT_COLUMNS = (
@@ -57,7 +57,7 @@ def _settled(config: Config | Mapping[str, Any], methods: Sequence[str]) -> Conf
     if not isinstance(config, Config):
         raise ConfigError(f"config is of type {type(config).__name__}; get_config(NAME) makes one")
     if config.method not in methods:
-        other = {"rl": "train", "sft": "train", "eval": "evaluate"}.get(config.method)
+        other = {"rl": "train", "sft": "train", "generate": "generate", "eval": "evaluate"}.get(config.method)
         mend = f"; cgrpo_jax.{other} runs it" if other else ""
         raise ConfigError(f"method = {config.method!r}; here: {', '.join(methods)}{mend}")
     return config
@@ -160,6 +160,21 @@ def write_report(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) 
 
     page.write([expanded(workdir) for workdir in workdirs], expanded(out))
     return expanded(out)
+
+
+def generate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> pathlib.Path:
+    """Samples rows to imitate (method generate) and returns their file, a `data.source` of method sft.
+
+    What `workdir` holds of an earlier call is not sampled again.
+
+    Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError, TrainingError.
+    """
+    cfg, folder = _settled(config, ("generate",)), local_folder(workdir, "workdir")
+    from cgrpo_jax import generating
+
+    _keep_programs()
+    generating.generate(cfg, folder)
+    return folder / "rows.jsonl"
 
 
 def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:

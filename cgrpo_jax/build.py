@@ -7,7 +7,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -15,8 +15,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from cgrpo_jax.checks import check
-from cgrpo_jax.config import Config, ConfigError, longest_prompt, rows_per_group, samples_refinements
+from cgrpo_jax.checks import check, check_local
+from cgrpo_jax.config import (
+    Config,
+    ConfigError,
+    asks_local,
+    local_sampling,
+    longest_prompt,
+    rows_per_group,
+    samples_refinements,
+)
 from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
@@ -28,8 +36,9 @@ from cgrpo_jax.model.splash import attend_by_splash, attend_own_heads
 from cgrpo_jax.options import MeshConfig
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.room import room_for, row_devices, unfit
-from cgrpo_jax.sampling.sampler import SamplerSetup
+from cgrpo_jax.sampling.sampler import Sampler, SamplerSetup
 from cgrpo_jax.text.tokenizer import Tokenizer
+from cgrpo_jax.widening import widened
 from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
 from cgrpo_jax.workdir.places import expanded
 
@@ -46,6 +55,14 @@ class Outline:
     learner: Learner
     sampler: SamplerSetup
     share_prompts: bool  # in the update's bins, see packing.shares_prompts
+    local: SamplerSetup | None  # of the second model, where one is asked
+
+
+class Spoken(NamedTuple):
+    """A model as it reads and writes."""
+
+    folder: pathlib.Path  # of Hugging Face
+    tokenizer: Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,35 +71,38 @@ class Run(Outline):
 
     folder: pathlib.Path  # Hugging Face folder of the initial model
     tokenizer: Tokenizer
+    second: Spoken | None  # the second model (`local`), where one is asked
 
 
-def model_folder(path: str, revision: str = "main") -> pathlib.Path:
-    """A local Hugging Face folder for a path, a hub id, or `package://NAME`. Downloads only what is safe to read."""
+def model_folder(path: str, revision: str = "main", key: str = "model.path") -> pathlib.Path:
+    """A local Hugging Face folder for a path, a hub id, or `package://NAME`. Downloads only what is safe to read.
+
+    Args:
+      key: of the configuration, for errors.
+    """
     if path.startswith(PACKAGE):
         return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
     folder = expanded(path)
     if path.strip() and folder.is_dir():
         return folder
     if not path.strip() or path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise CheckpointError(f"model.path = {path!r}: no such folder; give a Hugging Face folder or a hub id")
+        raise CheckpointError(f"{key} = {path!r}: no such folder; give a Hugging Face folder or a hub id")
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         line = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"model.path = {path!r}: no such folder, and not to be had from the hub ({line})"
-        ) from error
+        raise CheckpointError(f"{key} = {path!r}: no such folder, and not to be had from the hub ({line})") from error
 
 
-def shape_folder(path: str) -> pathlib.Path:
-    """The folder of a `config.json` for `model.path`, without asking the hub.
+def shape_folder(path: str, key: str = "model.path") -> pathlib.Path:
+    """The folder of a `config.json` for a key such as `model.path`, without asking the hub.
 
     Raises:
       CheckpointError: neither a folder nor the name of a model whose shape the package carries; names those.
     """
     if path.startswith(PACKAGE) or (path.strip() and expanded(path).is_dir()):
-        return model_folder(path)
+        return model_folder(path, key=key)
     shapes = pathlib.Path(__file__).parent / "shapes"
     name = re.sub(r"[-.]", "_", path.rpartition("/")[2].lower())
     name = re.sub(r"_(base|instruct|\d{4})", "", name)
@@ -90,9 +110,14 @@ def shape_folder(path: str) -> pathlib.Path:
         return shapes / name
     carried = ", ".join(sorted(folder.name for folder in shapes.iterdir()))
     raise CheckpointError(
-        f"model.path = {path!r}: no such folder, and no shape of that name; give a folder with a config.json, or one "
+        f"{key} = {path!r}: no such folder, and no shape of that name; give a folder with a config.json, or one "
         f"of {carried}"
     )
+
+
+def shape_of(cfg: Config) -> ModelConfig:
+    """The model of `model.path`, which need not be here: of a folder's `config.json`, or one in the package."""
+    return config_from_hf(widened(shape_folder(cfg.model.path), cfg.model))
 
 
 def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
@@ -106,18 +131,10 @@ def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
     return jnp.dtype(jnp.bfloat16 if native else jnp.float32)
 
 
-def outline(
-    cfg: Config, model: ModelConfig, eos_ids: tuple[int, ...], devices: Sequence[jax.Device] | None = None
-) -> Outline:
-    """Checks the whole configuration; needs no tokenizer and no file of the model.
-
-    Args:
-      devices: real ones or those of a topology; None: all there are.
-    """
-    devices = jax.devices() if devices is None else devices
-    mesh, platform = sharding.make_mesh(cfg.mesh, devices), devices[0].platform
-    check(cfg, model)
-    dtype = compute_dtype(cfg.model.dtype, devices[0])
+def _sampler_setup(
+    cfg: Config, model: ModelConfig, eos_ids: tuple[int, ...], mesh: Mesh, dtype: DTypeLike, platform: str
+) -> SamplerSetup:
+    """How a model is sampled from. Raises ConfigError where the memory or the sizes that are given hold nothing."""
     prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
     room = room_for(model, sampler_mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
     if wrong := unfit(room, row_devices(sampler_mesh), prompt, cfg.sampling.max_new_tokens):
@@ -127,6 +144,31 @@ def outline(
             f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g} does not hold one row of "
             f"{prompt + cfg.sampling.max_new_tokens} tokens and a prompt of {prompt} on each device"
         )
+    unrolled = programs.unrolls(platform)
+    forms: dict[str, Any] = {
+        "stacked_cache": not programs.unrolls_cache(platform),
+        "attend": attend_own_heads if platform == "tpu" else attend,
+    }
+    return SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
+
+
+Shape = tuple[ModelConfig, tuple[int, ...]]  # a model, and its end-of-sequence ids
+
+
+def outline(
+    cfg: Config, shape: Shape, devices: Sequence[jax.Device] | None = None, local: Shape | None = None
+) -> Outline:
+    """Checks the whole configuration; needs no tokenizer and no file of the model.
+
+    Args:
+      devices: real ones or those of a topology; None: all there are.
+      local: the second model, where one is asked.
+    """
+    model, eos_ids = shape
+    devices = jax.devices() if devices is None else devices
+    mesh, platform = sharding.make_mesh(cfg.mesh, devices), devices[0].platform
+    check(cfg, model)
+    dtype = compute_dtype(cfg.model.dtype, devices[0])
     learner = Learner(
         model=model,
         objective=cfg.objective,
@@ -138,27 +180,37 @@ def outline(
         logit_entries=1 << (27 if platform == "tpu" else 24),
         attend=attend_by_splash if platform == "tpu" else attend,
     )
-    unrolled = programs.unrolls(platform)
-    forms: dict[str, Any] = {
-        "stacked_cache": not programs.unrolls_cache(platform),
-        "attend": attend_own_heads if platform == "tpu" else attend,
-    }
-    setup = SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
-    return Outline(cfg, model, mesh, learner, setup, shares_prompts(platform))
+    setup = _sampler_setup(cfg, model, eos_ids, mesh, dtype, platform)
+    second = None
+    if local is not None:
+        check_local(cfg, local[0])
+        second = _sampler_setup(cfg, *local, mesh, dtype, platform)
+    return Outline(cfg, model, mesh, learner, setup, shares_prompts(platform), second)
 
 
-def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
-    """Reads model configuration and tokenizer and checks the whole configuration; loads no weights. See `outline`."""
-    folder = model_folder(cfg.model.path, cfg.model.revision)
+def _opened(folder: pathlib.Path, thinking: str) -> tuple[Shape, Tokenizer]:
+    """Model configuration and tokenizer of a folder."""
     model = config_from_hf(folder)
-    tokenizer = Tokenizer(folder, cfg.model.thinking)
+    tokenizer = Tokenizer(folder, thinking)
     if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
     if largest + 1 < model.vocab:  # a padded vocabulary, such as Qwen's 151,936 for 151,669 ids
         model = dataclasses.replace(model, vocab_used=largest + 1)
-    made = outline(cfg, model, tokenizer.eos_ids, devices)
+    return (model, tokenizer.eos_ids), tokenizer
+
+
+def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
+    """Reads model configuration and tokenizer and checks the whole configuration; loads no weights. See `outline`."""
+    folder = widened(model_folder(cfg.model.path, cfg.model.revision), cfg.model)
+    shape, tokenizer = _opened(folder, cfg.model.thinking)
+    local_shape, second = None, None
+    if asks_local(cfg) and cfg.local.path.strip():  # that it is named is checked with the rest
+        of_local = model_folder(cfg.local.path, cfg.local.revision, "local.path")
+        local_shape, local_tokenizer = _opened(of_local, cfg.local.thinking)
+        second = Spoken(of_local, local_tokenizer)
+    made = outline(cfg, shape, devices, local_shape)
     parts = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-    return Run(**parts, folder=folder, tokenizer=tokenizer)
+    return Run(**parts, folder=folder, tokenizer=tokenizer, second=second)
 
 
 def outline_of_shape(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Outline:
@@ -166,7 +218,8 @@ def outline_of_shape(cfg: Config, devices: Sequence[jax.Device] | None = None) -
 
     Ids that the tokenizer does not have are not known, and count as drawn.
     """
-    return outline(cfg, config_from_hf(shape_folder(cfg.model.path)), (), devices)
+    local = (config_from_hf(shape_folder(cfg.local.path, "local.path")), ()) if asks_local(cfg) else None
+    return outline(cfg, (shape_of(cfg), ()), devices, local)
 
 
 def whole_mesh() -> Mesh:
@@ -209,6 +262,23 @@ def terms(cfg: Config) -> Terms:
     return Terms(ce=by_likelihood, ent=cfg.objective.entropy_coef > 0, kl=cfg.objective.kl_coef > 0)
 
 
+def _loaded(folder: pathlib.Path, model: ModelConfig, mesh: Mesh) -> Params:
+    params = hf.load_params(folder, model, functools.partial(sharding.param_sharding, mesh), jnp.float32)
+    check_finite(str(folder), params)
+    return params
+
+
+def local_sampler(run: Run) -> Sampler | None:
+    """The sampler of the second model, with its weights; None where none is asked.
+
+    Raises:
+      CheckpointError: the folder cannot be read, or a parameter holds a NaN or an infinity.
+    """
+    if run.local is None or run.second is None:
+        return None
+    return run.local.bind(_loaded(run.second.folder, run.local.model, run.mesh), 0, local_sampling(run.cfg))
+
+
 def initial_params(run: Run) -> Params:
     """float32 parameters on the mesh, streamed from the folder or drawn fresh.
 
@@ -216,10 +286,7 @@ def initial_params(run: Run) -> Params:
       CheckpointError: the folder cannot be read, or a parameter holds a NaN or an infinity.
     """
     if not run.cfg.model.random_init:
-        sharding_of = functools.partial(sharding.param_sharding, run.mesh)
-        params = hf.load_params(run.folder, run.model, sharding_of, jnp.float32)
-        check_finite(str(run.folder), params)
-        return params
+        return _loaded(run.folder, run.model, run.mesh)
     shardings = sharding.param_shardings(run.mesh, hf.abstract_params(run.model))
     init = jax.jit(lambda key: init_params(run.model, key), out_shardings=shardings)
     return init(jax.random.key(run.cfg.seed))

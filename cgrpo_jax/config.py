@@ -17,6 +17,8 @@ from cgrpo_jax.options import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
+    GenerateConfig,
+    LocalConfig,
     MeshConfig,
     ModelSource,
     ObjectiveConfig,
@@ -41,8 +43,8 @@ class ConfigError(ValueError):
 class Config:
     """A run."""
 
-    # rl | sft: the supervised warm start | eval: no training, eval.tasks only
-    method: str = option("rl", choices=("rl", "sft", "eval"))
+    # rl | sft: learns the texts of data.source | generate: writes such texts | eval: no training, eval.tasks only
+    method: str = option("rl", choices=("rl", "sft", "generate", "eval"))
     seed: int = option(0, at_least=0, at_most=2**32 - 1)
     model: ModelSource = ModelSource()
     data: DataConfig = DataConfig()
@@ -51,7 +53,9 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerMemory = SamplerMemory()
     refine: RefineConfig = RefineConfig()
+    generate: GenerateConfig = GenerateConfig()
     api: ApiConfig = ApiConfig()
+    local: LocalConfig = LocalConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -62,6 +66,7 @@ class Config:
 
 
 UNCLIPPED = {"objective.clip_responses": False, "objective.clip_refinements": False}
+GENERATE = {"method": "generate", "train.samples": 8}
 # What a method changes. The dataclass defaults are Critique-GRPO as in the newest paper. What a paper leaves open is
 # said in configs/README.md.
 METHODS: dict[str, dict[str, Any]] = {
@@ -121,6 +126,24 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective.refined_shape": "log_probability",
         "objective.baseline": "responses",
     },
+    # Weak to strong: refinements by a second model (local.path), from critiques with the ground truth
+    "weak_to_strong": {"refine.refiner": "local", "local.temperature": 1.0, "local.top_p": 1.0},
+    # The supervised baselines. Each but sft writes WORKDIR/rows.jsonl, which sft then learns (generating.py).
+    "sft": {"method": "sft", "train.samples": 1, "refine.trigger": "never"},
+    "raft": {"method": "generate", "train.samples": 8, "refine.trigger": "never"},
+    "refinement_ft": GENERATE | {"refine.trigger": "any_wrong", "generate.rows": "refinements"},
+    "citl_ft": GENERATE | {"refine.trigger": "any_wrong", "generate.rows": "both"},
+    # one response a question, as in Critique-FT; a server criticises it
+    "critique_ft": GENERATE
+    | {
+        "train.samples": 1,
+        "refine.trigger": "always",
+        "refine.k": 0,
+        "refine.critique": "api",
+        "generate.rows": "critiques",
+    },
+    # the policy is a checkpoint of `grpo`; what it never solves in 8 responses is refined
+    "grpo_then_refinement_sft": GENERATE | {"generate.rows": "refinements"},
 }
 
 
@@ -160,8 +183,8 @@ def from_config_dict(raw: Mapping[str, Any]) -> Config:
 
 
 def samples_refinements(cfg: Config) -> bool:
-    """Whether the policy is asked for refinements, and critics for critiques."""
-    return cfg.refine.trigger != "never" and cfg.refine.refiner == "policy"
+    """Whether a model is asked for refinements, and critics for critiques."""
+    return cfg.refine.trigger != "never" and cfg.refine.refiner != "target"
 
 
 def longest_prompt(cfg: Config) -> int:
@@ -169,7 +192,20 @@ def longest_prompt(cfg: Config) -> int:
     return max(cfg.data.max_prompt_tokens, cfg.refine.max_prompt_tokens if samples_refinements(cfg) else 0)
 
 
+def asks_local(cfg: Config) -> bool:
+    """Whether a second model is sampled from."""
+    asked = "local" in (cfg.refine.critique, cfg.refine.refiner)
+    return asked and samples_refinements(cfg) and cfg.method in ("rl", "generate")
+
+
+def local_sampling(cfg: Config) -> SamplingConfig:
+    """How the second model's tokens are drawn."""
+    return SamplingConfig(cfg.local.temperature, 0, cfg.local.top_p, cfg.sampling.max_new_tokens)
+
+
 def rows_per_group(cfg: Config) -> int:
-    """G: rows trained on per problem where refinement is triggered."""
+    """G: rows trained on per problem where refinement is triggered; in method=sft a problem is a row."""
+    if cfg.method == "sft":
+        return 1
     added = cfg.refine.k if cfg.refine.trigger != "never" and cfg.refine.group == "append" else 0
     return cfg.train.samples + added

@@ -8,10 +8,13 @@ import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import samples_refinements
 from cgrpo_jax.data.checking import DataError, prompt_fault
 from cgrpo_jax.data.sources import Problems, load_problems
+from cgrpo_jax.data.targets import load_targets
 from cgrpo_jax.data.tasks import load_task, parse_names
 from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.grading import equivalence, rewards
@@ -20,14 +23,20 @@ from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.served import Server
-from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.rollout.written import LocalCritic, critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.prompts import Task, Texts, question_messages
+from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
 Sample = Callable[[Source], None]  # runs a sampler until the source has nothing more
+
+
+def learnt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """int32 ids of a text that is learnt, with the end of its turn."""
+    return np.asarray([*tokenizer.encode_text(text), tokenizer.end_id], np.int32)
 
 
 def load_data(
@@ -48,7 +57,14 @@ def load_data(
     load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log, task=task)
     traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
     load_training = functools.partial(load, cfg.data, prompt_tokens=measured, traced=traced)
-    if not cfg.eval.every:
+    if cfg.method == "sft" and cfg.data.source != "arithmetic":
+
+        def target_tokens(problem: Problem) -> int:
+            return len(learnt_ids(run.tokenizer, problem.answer))
+
+        most = cfg.sampling.max_new_tokens
+        load_training = functools.partial(load_targets, cfg.data, most, measured, target_tokens, log, task)
+    if not cfg.eval.every or cfg.method == "generate":
         problems = load_training()
         return problems, {}, max(lengths)
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
@@ -95,12 +111,22 @@ class Desk:
     late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     writer: Writer | None = None  # once it is known where the run begins
 
-    def collect(self, step: int, problems_seen: int, sample: Sample) -> list[Group]:
-        """The rollout of a step: a group for each problem that was taken from the stream, from `problems_seen` on."""
+    def collect(self, step: int, problems_seen: int, sample: Sample, count: int | None = None) -> list[Group]:
+        """The rollout of a step: a group for each problem that was taken from the stream, from `problems_seen` on.
+
+        Args:
+          count: so many problems and no replacements; None: train.prompts, with replacements.
+        """
         cfg = self.run.cfg
         score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
+        local = None if self.run.second is None else self.run.second.tokenizer
         critic, scorer = critic_and_scorer(
-            cfg.refine, self.run.tokenizer, by_rule(score, self.run.tokenizer), self.server, self.texts.critique
+            cfg.refine,
+            self.run.tokenizer,
+            by_rule(score, self.run.tokenizer),
+            self.server,
+            self.texts.critique,
+            LocalCritic(local, cfg.local.reference) if local else None,
         )
         method = Method(
             samples=cfg.train.samples,
@@ -112,10 +138,11 @@ class Desk:
             step=step,
             texts=self.texts,
             trace_tokens=cfg.sampling.max_new_tokens,
+            local=local if cfg.refine.refiner == "local" else None,
         )
-        problems = self.problems.batch(cfg.seed, problems_seen, cfg.train.prompts)
+        problems = self.problems.batch(cfg.seed, problems_seen, count or cfg.train.prompts)
         first = problems_seen + cfg.train.prompts
-        places = range(first, first + cfg.train.replacements)
+        places = range(first, first + (0 if count else cfg.train.replacements))
         spare = (problem for place in places for problem in self.problems.batch(cfg.seed, place, 1))
         groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers, spare)
         return groups
@@ -141,27 +168,32 @@ class Desk:
             self.progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
         return values
 
-    def log_step(self, step: int, groups: Sequence[Group], sums: Sequence[dict[str, float]], stats: Stats) -> None:
-        """Metrics and rollouts of a step that is done."""
-        assert self.writer is not None
+    def rollout_metrics(self, step: int, groups: Sequence[Group], stats: Stats) -> dict[str, float]:
+        """Of what was sampled, with the seconds of all phases since the last call; says what went wrong."""
         seconds = self.progress.take_seconds()
-        values = group_metrics(groups) | update_metrics(sums)
-        values |= {f"seconds/{name}": value for name, value in seconds.items()}
+        values = group_metrics(groups) | {f"seconds/{name}": value for name, value in seconds.items()}
         values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
         values |= {"sampler/nonfinite": float(stats.nonfinite), "rollout/late": float(self.late)}
-        tokens = {"sample": stats.tokens, "update": sum(update["tokens"] for update in sums)}
-        values |= {f"tokens_per_s/{name}": count / seconds[name] for name, count in tokens.items() if count}
+        values |= {"tokens_per_s/sample": stats.tokens / seconds["sample"]}
         if self.run.cfg.train.replacements:
             values["problems/replaced"] = float(sum(not group.rows() for group in groups))
         if self.server is not None:
             values |= self._server_totals(step, self.server)
-        self.writer.rollout(step, groups, self.pieces.widths)
-        self.writer.scalars(step, values)
         if self.late:
             self.progress.log(
                 f"step {step}: decoding did not wait for {self.late} verdicts that took longer than a chunk; what was "
                 "sampled after them followed a clock, so a run resumed before this step may differ in the last bits"
             )
+        return values
+
+    def log_step(self, step: int, groups: Sequence[Group], sums: Sequence[dict[str, float]], stats: Stats) -> None:
+        """Metrics and rollouts of a step that is done."""
+        assert self.writer is not None
+        values = self.rollout_metrics(step, groups, stats) | update_metrics(sums)
+        if trained := sum(update["tokens"] for update in sums):
+            values["tokens_per_s/update"] = trained / values["seconds/update"]
+        self.writer.rollout(step, groups, self.pieces.widths)
+        self.writer.scalars(step, values)
         if values.get("policy/kl_clamped"):
             self.progress.log(
                 f"step {step}: {values['policy/kl_clamped']:.1%} of the tokens are further from the reference than "
@@ -172,7 +204,7 @@ class Desk:
             "refined": values["refine/rate"],
             "fixed": values.get("refine/success", 0.0),
             "tok/s": values["tokens_per_s/sample"],
-            "s": sum(seconds.values()),
+            "s": sum(value for name, value in values.items() if name.startswith("seconds/")),
         }
         self.progress.step_done(step, shown)
 

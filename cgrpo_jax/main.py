@@ -16,6 +16,7 @@ from cgrpo_jax import build, command_line
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluating import evaluate_tasks
+from cgrpo_jax.generating import generate
 from cgrpo_jax.grading.verifier import VerifierError
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
@@ -46,9 +47,9 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--config=NAME and --workdir=FOLDER are both needed; --help says more")
         cfg, workdir = from_config_dict(command_line.CONFIG.value), local_folder(_WORKDIR.value, "--workdir")
         compilation.keep_on_disk()
-        verbs: dict[str, Callable[..., None]] = {"rl": train, "sft": sft, "eval": evaluate_tasks}
+        verbs: dict[str, Callable[..., None]] = {"rl": train, "sft": sft, "generate": generate, "eval": evaluate_tasks}
         if cfg.method not in verbs:
-            raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, eval")
+            raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, generate, eval")
         if _PREFLIGHT.value:
             preflight(build.open_run(cfg), print)
         verbs[cfg.method](cfg, workdir)

@@ -14,8 +14,10 @@ from typing import Any
 
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
-CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", "self_gt", "self_eval", "no_verdict", "api")
-REFINERS = ("policy", "target")
+WRITERS = ("self_gt", "self_eval", "no_verdict", "api", "local")  # critics that are models
+CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", *WRITERS)
+REFINERS = ("policy", "target", "local")
+REFERENCES = ("none", "gt", "solution")
 FALLBACKS = ("drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability", "ratio_to_sampler")
 REMATS = ("dots", "full", "attention", "wide")
@@ -45,6 +47,9 @@ class ModelSource:
     dtype: str = option("auto", choices=("auto", "float32", "bfloat16"))  # of the computation; auto: by device
     random_init: bool = False  # keep configuration and tokenizer, draw fresh weights
     thinking: str = option("auto", choices=("auto", "on", "off"))  # `enable_thinking` of the chat template (Qwen3)
+    # Another rope base and window than config.json has; an export says them, too. 0: as there
+    rope_theta: float = option(0.0, at_least=0)
+    max_positions: int = option(0, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +60,7 @@ class DataConfig:
     split: str = "train"
     revision: str = "main"  # of a hub id
     question_column: str = ""  # "" looks for the usual names
-    answer_column: str = ""
+    answer_column: str = ""  # in method=sft the text to learn; "" is `target` there
     on_bad_row: str = option("error", choices=("error", "drop"))
     # Of mathematics. auto: this project's; math_verify: the reward of the paper's release (configs/README.md)
     grader: str = option("auto", choices=("auto", "math_verify"))
@@ -113,17 +118,17 @@ class RefineConfig:
     # none_correct: all n where none is right | any_wrong: the wrong ones | always: all | never: plain GRPO
     trigger: str = option("none_correct", choices=TRIGGERS)
     # Who writes them. policy: sampled under critiques | target: the data's column of that name, one trace of a stronger
-    # model for each problem (LUFFY); nobody is asked for critiques then
+    # model for each problem (LUFFY); nobody is asked for critiques then | local: a second model, under critiques
     refiner: str = option("policy", choices=REFINERS)
     # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
     # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
     # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |
-    # api: a server's, see api.*
+    # api: a server's, see api.* | local: a second model's, see local.*
     critique: str = option("indicative_gt", choices=CRITICS)
     critique_tokens: int = option(0, at_least=0)  # of a critique that the policy writes; 0: sampling.max_new_tokens
     critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
     critique_fallback: str = option("indicative_gt", choices=FALLBACKS)
-    k: int = 1  # refinements in the group
+    k: int = 1  # refinements in the group; 0, with generate.rows=critiques only: none is sampled
     select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
     group: str = option("append", choices=("append", "replace"))
@@ -134,6 +139,15 @@ class RefineConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """What method=generate keeps for method=sft, of at most train.steps x train.prompts problems."""
+
+    # responses: the correct ones | refinements: the correct ones | both | critiques: those whose verdict is the rule's.
+    # What was cut by a limit is never kept.
+    rows: str = option("responses", choices=("responses", "refinements", "both", "critiques"))
+
+
+@dataclasses.dataclass(frozen=True)
 class ApiConfig:
     """The server of critique=api: any that speaks OpenAI's protocol."""
 
@@ -141,7 +155,7 @@ class ApiConfig:
     model: str = ""
     key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; "": the server wants none
     # What the critic is shown: none | gt: the ground truth | solution: the data's column `solution`, else as gt
-    reference: str = option("none", choices=("none", "gt", "solution"))
+    reference: str = option("none", choices=REFERENCES)
     concurrent: int = option(32, at_least=1)  # requests at once, at most
     seconds: float = option(60.0, above=0)  # until a silent server counts as failed
     retries: int = option(2, at_least=0)  # of a failed request, by the client
@@ -151,6 +165,22 @@ class ApiConfig:
     price_read: float = option(0.0, at_least=0)  # of a million tokens
     price_written: float = option(0.0, at_least=0)
     spend_cap: float = option(0.0, at_least=0)  # of the whole run, in the currency of the prices; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalConfig:
+    """The second model: the critic of critique=local, the writer of refiner=local. Its weights are never trained.
+
+    It is sampled beside the policy, on the same devices: with rows and rings of its own, of the size that sampler.*
+    says, so that both lie in memory. The two take turns at decoding.
+    """
+
+    path: str = ""  # Hugging Face folder, hub id, or package://quickstart
+    revision: str = "main"  # of a hub id
+    thinking: str = option("auto", choices=("auto", "on", "off"))  # `enable_thinking` of its chat template
+    reference: str = option("none", choices=REFERENCES)  # what it is shown as a critic, see api.reference
+    temperature: float = option(0.7, at_least=0)
+    top_p: float = option(0.75, above=0, at_most=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ No weights are needed, and the devices may be those of a topology that is not he
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax import build
 from cgrpo_jax.build import Outline
-from cgrpo_jax.config import longest_prompt
+from cgrpo_jax.config import local_sampling, longest_prompt
 from cgrpo_jax.learning.packing import BinSize, empty_bins
 from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
 from cgrpo_jax.model import hf, sharding
@@ -95,9 +96,10 @@ def row_counts(run: Outline) -> list[int]:
 def samplings(run: Outline) -> list[SamplingConfig]:
     """How a run draws tokens: in training, and in evaluation."""
     cfg = run.cfg
-    of_training = [cfg.sampling] if cfg.method == "rl" else []
+    of_training = [cfg.sampling] if cfg.method in ("rl", "generate") else []
     of_evaluation = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
-    asked = of_training + [of_evaluation] * bool(cfg.eval.every or cfg.method == "eval")
+    evaluates = cfg.method == "eval" or (cfg.eval.every and cfg.method != "generate")
+    asked = of_training + [of_evaluation] * bool(evaluates)
     return list(dict.fromkeys(drawing_of(sampling) for sampling in asked))
 
 
@@ -210,7 +212,28 @@ def _programs_of_slots(
         yield Program(name, sampling.decode, (weights, slots, eos_E, np.int32(1)), static)
 
 
+def local_outline(run: Outline) -> Outline:
+    """The second model in the place of the policy, as far as it is sampled from."""
+    assert run.local is not None
+    never = dataclasses.replace(run.cfg.eval, every=0)
+    cfg = dataclasses.replace(run.cfg, sampling=local_sampling(run.cfg), eval=never)
+    return dataclasses.replace(run, cfg=cfg, model=run.local.model, sampler=run.local, local=None)
+
+
+def local_programs(run: Outline) -> Iterator[Program]:
+    """Those of the second model, where one is asked; their names begin with `local_`."""
+    if run.local is None:
+        return
+    second = local_outline(run)
+    for function, leaves in checking_programs(abstract_params(second), run.mesh):
+        yield Program(f"local_{function.__name__.strip('_')}/params", function, (leaves,))
+    for program in sampler_programs(second):
+        if program.name != "step_key":
+            yield program._replace(name=f"local_{program.name}")
+
+
 def programs(run: Outline, sizes: Sequence[BinSize]) -> list[Program]:
     """All programs that a run may compile; which of the sampler's it does depends on the lengths that come."""
     made = list(learning_programs(run, sizes))
-    return made + (list(sampler_programs(run)) if run.cfg.method != "sft" else [])
+    samples = run.cfg.method != "sft" or run.cfg.eval.every
+    return made + ([*sampler_programs(run), *local_programs(run)] if samples else [])

@@ -65,12 +65,16 @@ class Name(NamedTuple):
     task: int = 0
 
 
+POLICY, LOCAL = 0, 1  # models that are sampled from; the second is options.LocalConfig
+
+
 class Request(NamedTuple):
     """One sequence to sample."""
 
     name: Name
     prompt_ids: Sequence[int]
     limit: int | None = None  # tokens to draw at most; None: sampling.max_new_tokens
+    model: int = POLICY  # that writes it; the ids are its tokenizer's
 
 
 class Completion(NamedTuple):

@@ -44,11 +44,15 @@ def contents_of(run: Run) -> dict[str, str]:
     else:
         content = files_digest([data]) if data.is_file() else "no such file"
     weights = [] if cfg.model.random_init else run.folder.glob("*.safetensors")
-    return {
+    found = {
         "model.weights": files_digest(weights),
         "model.files": files_digest(_side_files(run.folder)),
         "data.content": content,
     }
+    if run.second is not None:
+        found["local.weights"] = files_digest(run.second.folder.glob("*.safetensors"))
+        found["local.files"] = files_digest(_side_files(run.second.folder))
+    return found
 
 
 def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:

@@ -1,4 +1,8 @@
-"""The supervised warm start of the embedded model, through the same update, checkpoints and metrics."""
+"""Supervised training, through the same update, checkpoints, evaluations and metrics as the rest.
+
+Of the rows of a file (data/targets.py: a generated one, or annotated solutions), or of data.source=arithmetic, the warm
+start of the embedded model.
+"""
 
 from __future__ import annotations
 
@@ -8,79 +12,93 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from cgrpo_jax import build, report, resuming
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.config import Config
 from cgrpo_jax.data import arithmetic
+from cgrpo_jax.data.sources import Problems
+from cgrpo_jax.leading import learnt_ids, open_desk
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import check_last, nonfinite_counts, nonfinite_steps
-from cgrpo_jax.learning.packing import Bins, pack_smallest
+from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
+from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
-PLAIN_PROMPT = 64  # tokens of a question without a refinement's context, at most
+PLAIN_PROMPT = 64  # tokens of a question of the warm start without a refinement's context, at most
 
 
-def _bins_of_step(run: Run, step: int) -> Bins:
-    """Plain rows and refinements, which are much longer, take turns, so that neither is padded to the other."""
-    cfg, refinements = run.cfg, step % 2 == 1
-    end = run.tokenizer.hf.eos_token_id
-    assert isinstance(end, int)
-    rows = []
-    for index in range(step * cfg.train.prompts, (step + 1) * cfg.train.prompts):
-        messages, text = arithmetic.warm_start_row(cfg.seed, index, refinements)
-        rows.append(
-            (run.tokenizer.encode_chat(messages), np.asarray([*run.tokenizer.encode_text(text), end], np.int32))
-        )
-    return pack_smallest(credit.supervised(rows), build.bin_sizes(run, PLAIN_PROMPT), build.terms(cfg))
+def _bins_of_step(run: Run, problems: Problems, sizes: tuple[BinSize, ...], step: int) -> Bins:
+    """The rows of a step: in a seeded order, a new one each epoch.
+
+    Of the warm start plain rows and refinements, which are much longer, take turns, so that neither is padded to the
+    other.
+    """
+    cfg, tokenizer = run.cfg, run.tokenizer
+    first = step * cfg.train.prompts
+    if cfg.data.source == "arithmetic":
+        indices = range(first, first + cfg.train.prompts)
+        asked = [arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1) for index in indices]
+    else:
+        asked = [(row.messages, row.answer) for row in problems.batch(cfg.seed, first, cfg.train.prompts)]
+    rows = [(tokenizer.encode_chat(messages), learnt_ids(tokenizer, text)) for messages, text in asked]
+    return pack_smallest(credit.supervised(rows), sizes, build.terms(cfg))
 
 
 def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Trains on `train.prompts` (chat, answer) rows a step, mean loss per token; resumes by default.
+    """Trains on `train.prompts` rows a step, mean loss per token of the texts; resumes by default.
 
     Args:
       on_row: is given each line of metrics.jsonl.
     """
-    if cfg.data.source != "arithmetic":
-        raise ConfigError(
-            f"method=sft trains on the warm-start rows of data.source=arithmetic, not {cfg.data.source!r}"
-        )
     run = build.open_run(cfg)
     cfg, steps, compiled = run.cfg, run.cfg.train.steps, compilation.watch()
-    with (
-        exclusive(workdir),
-        Progress(0, steps) as progress,
-        Checkpointer(workdir, cfg.checkpoint, progress.log) as checkpointer,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive(workdir))
+        progress = stack.enter_context(Progress(0, steps))
+        checkpointer = stack.enter_context(Checkpointer(workdir, cfg.checkpoint, progress.log))
         past = resuming.look_back(run, checkpointer, progress.log)
         if resuming.all_done(run, past, progress.log):
             return
         progress.resume_at(past.step)
+        desk = stack.enter_context(open_desk(run, progress, workdir))
+        sizes = build.bin_sizes(run, PLAIN_PROMPT if cfg.data.source == "arithmetic" else desk.longest_prompt)
         state, past = resuming.initial_state(run, checkpointer, past)
         resuming.start_workdir(run, past, workdir, progress.log)
+        desk.writer = Writer(workdir, past.step, progress.log, on_row)
         update = make_update(run.learner, run.mesh, state.params)
+        eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
         nonfinite = 0
-        with contextlib.closing(Writer(workdir, past.step, progress.log, on_row)) as writer:
-            for step in range(past.step, steps):
-                checkpointer.check()  # a save that failed behind the last step
-                with progress.phase("update"):
-                    bins = put_bins(run.mesh, _bins_of_step(run, step))
-                    state, sums = update(state, {}, bins)
-                    scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
-                values = update_metrics([scalars])
-                values["seconds/update"] = progress.take_seconds()["update"]
-                writer.scalars(step + 1, values)
-                progress.step_done(step + 1, {"loss": values["loss/total"], "s": values["seconds/update"]})
-                nonfinite = nonfinite_steps(nonfinite, step + 1, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
-                if (step + 1) % cfg.checkpoint.every == 0 or step + 1 == steps:
-                    seen = (step + 1) * cfg.train.prompts
-                    checkpointer.save(step + 1, state, resuming.checkpoint_meta(run, past, step + 1, seen))
+
+        def evaluate(step: int) -> dict[str, float]:
+            with progress.phase("evaluate"):
+                return desk.evaluate(step, run.sampler.bind(state.params, step, eval_sampling).run)
+
+        if past.step == 0 and cfg.eval.every:
+            evaluate(0)
+        for step in range(past.step, steps):
+            checkpointer.check()  # a save that failed behind the last step
+            with progress.phase("update"):
+                bins = put_bins(run.mesh, _bins_of_step(run, desk.problems, sizes, step))
+                state, sums = update(state, {}, bins)
+                scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
+            done, evaluated = step + 1, None
+            values = update_metrics([scalars])
+            values |= {f"seconds/{name}": value for name, value in progress.take_seconds().items()}
+            desk.writer.scalars(done, values)
+            progress.step_done(done, {"loss": values["loss/total"], "s": values["seconds/update"]})
+            nonfinite = nonfinite_steps(nonfinite, done, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
+            if cfg.eval.every and (done % cfg.eval.every == 0 or done == steps):
+                evaluated = evaluate(done)
+            if done % cfg.checkpoint.every == 0 or done == steps:
+                meta = resuming.checkpoint_meta(run, past, done, done * cfg.train.prompts)
+                checkpointer.save(done, state, meta, evaluated)
+        checkpointer.wait()
         progress.log(f"compiled {compiled}")
         check_last(nonfinite, steps)
         report.leave(workdir, progress.log)

@@ -21,7 +21,8 @@ from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.planner.ahead import compile_ahead, memory_line
 from cgrpo_jax.records import Group, Source
-from cgrpo_jax.sampling.sampler import Sampler
+from cgrpo_jax.sampling.pool import summed
+from cgrpo_jax.sampling.sampler import Sampler, run_together
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
@@ -41,14 +42,14 @@ def make_bins(groups: Sequence[Group] | None, cfg: Config, sizes: Sequence[BinSi
     return [pack_smallest(credit.segments(part, cfg.objective, constant), sizes, build.terms(cfg)) for part in parts]
 
 
-def on_all(hosts: Hosts, sampler: Sampler, lead: Callable[[Callable[[Source], None]], T] | None) -> T | None:
-    """What `lead` makes of a sampler that runs on all hosts. The others sample what its source asks, and have none."""
+def on_all(hosts: Hosts, samplers: Sequence[Sampler], lead: Callable[[Callable[[Source], None]], T] | None) -> T | None:
+    """What `lead` makes of samplers that run on all hosts. The others sample what its source asks, and have none."""
     if lead is None:
-        sampler.run(AgreedSource(hosts, None))
+        run_together(samplers, AgreedSource(hosts, None))
         return None
 
     def sample(source: Source) -> None:
-        sampler.run(AgreedSource(hosts, source))
+        run_together(samplers, AgreedSource(hosts, source))
 
     return lead(sample)
 
@@ -85,6 +86,7 @@ def train(
         planned = compile_ahead(run, sizes, progress)
 
         # ---- Restore ----
+        local = build.local_sampler(run)
         state, past = resuming.initial_state(run, checkpointer, past)
         reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
         if desk is not None:
@@ -98,7 +100,7 @@ def train(
         def evaluate(step: int) -> dict[str, float] | None:
             with progress.phase("evaluate"):
                 sampler = run.sampler.bind(state.params, step, eval_sampling)
-                return on_all(hosts, sampler, functools.partial(desk.evaluate, step) if desk else None)
+                return on_all(hosts, [sampler], functools.partial(desk.evaluate, step) if desk else None)
 
         if past.step == 0 and cfg.eval.every:
             evaluate(0)
@@ -106,10 +108,10 @@ def train(
             checkpointer.check()  # a save that failed behind the last step
             # ---- Rollout ----
             with progress.phase("sample"):
-                sampler = run.sampler.bind(state.params, step, cfg.sampling)
-                groups = on_all(hosts, sampler, functools.partial(desk.collect, step, problems_seen) if desk else None)
-                stats = sampler.stats
-                del sampler  # and its copy of the weights, before the update
+                samplers = [run.sampler.bind(state.params, step, cfg.sampling)] + ([local.at(step)] if local else [])
+                groups = on_all(hosts, samplers, functools.partial(desk.collect, step, problems_seen) if desk else None)
+                stats = summed(sampler.stats for sampler in samplers)
+                del samplers  # and the policy's copy of the weights, before the update
 
             # ---- Update ----
             with progress.phase("update"):

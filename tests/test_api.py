@@ -36,6 +36,10 @@ def small_sft():
     return small("quickstart_sft", **{"eval.every": 0, "train.samples": 1, "model.random_init": False})
 
 
+def small_rows():
+    return small("quickstart:raft", **{"train.steps": 1})
+
+
 def small_eval(folder):
     """Four sums for the embedded model."""
     rows = [{"question": f"What is {a}+{b}?", "answer": a + b} for a in (23, 46) for b in (16, 246)]
@@ -107,16 +111,19 @@ def test_every_call_twice(trained, tmp_path, first):
         "make_plan": "type(cgrpo_jax.make_plan)",
         "export": "type(cgrpo_jax.export)",
         "write_report": f"cgrpo_jax.write_report([{str(trained[0])!r}], here / 'report.html').stat().st_size > 1e5",
+        "generate": f"cgrpo_jax.generate(small_rows(), {str(trained[0].parent / 'rows')!r}).name",
     }
     assert sorted(calls) == sorted(cgrpo_jax.__all__)
     code = f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tests')!r}); here = pathlib.Path('.').resolve()\n"
-    code += f"{first}\nfrom test_api import small, small_eval\n"
+    code += f"{first}\nfrom test_api import small, small_eval, small_rows\n"
     code += "".join(f"print({call})\n" * 2 for call in calls.values())
     said = python(code, tmp_path).splitlines()
     graded = "[Graded(correct=True, answer='2', status='ok')]"
     function = "<class 'function'>"  # run by a test of their own
     assert said == [
-        value for value in ("50", graded, "3", "2", "2", "None", function, function, "True") for _ in range(2)
+        value
+        for value in ("50", graded, "3", "2", "2", "None", function, function, "True", "rows.jsonl")
+        for _ in range(2)
     ]
 
 

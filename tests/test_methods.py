@@ -15,6 +15,9 @@ from cgrpo_jax.config_files import get_config
 from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.training import train
 
+# run at length by other tests: the first two by those of the loop, the rest by test_baselines.py
+ELSEWHERE = ["critique_grpo", "dr_grpo"] + [name for name, changes in METHODS.items() if "method" in changes]
+
 
 def run(workdir, **changes):
     with jax.numpy_rank_promotion("allow"):
@@ -25,7 +28,9 @@ def run(workdir, **changes):
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_fits_the_quickstart(name):
     """Its options are all there, none clashes, and each that it sets differs from the default."""
-    cfg = from_config_dict(get_config(f"quickstart:{name}"))
+    named = get_config(f"quickstart:{name}")
+    named.local.path = str(QUICKSTART)
+    cfg = from_config_dict(named)
     check(cfg, config_from_hf(QUICKSTART))
     plain = default_config()
     for key, value in METHODS[name].items():
@@ -35,10 +40,14 @@ def test_each_method_fits_the_quickstart(name):
         assert holder != value, (name, key)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("critique_grpo", "dr_grpo")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ELSEWHERE])
 def test_each_method_runs_two_steps(tmp_path, name):
-    """The warm-started model with two problems; the other two are run at length by other tests."""
-    changes = dict(METHODS[name]) | {"train.samples": 4, "refine.k": min(4, METHODS[name].get("refine.k", 1))}
+    """The warm-started model with two problems."""
+    changes = (
+        {"local.path": str(QUICKSTART)}
+        | METHODS[name]
+        | {"train.samples": 4, "refine.k": min(4, METHODS[name].get("refine.k", 1))}
+    )
     if changes.get("refine.own_group"):
         changes |= {"refine.trigger": "any_wrong", "refine.max_prompt_tokens": 448}  # something to refine, and room
     metrics, groups = run(tmp_path, **changes | {"checkpoint.every": 2, "refine.critique_tokens": 32})

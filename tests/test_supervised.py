@@ -10,7 +10,6 @@ import pytest
 from test_train import small, without_times
 
 from cgrpo_jax import build
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import TrainingError
@@ -101,9 +100,3 @@ def test_supervised_weights_that_are_not_finite_stop_it(tmp_path, monkeypatch):
     rows = metrics(tmp_path / "w")
     assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1]["policy/nonfinite_total"] == 3
     assert sorted(path.name for path in (tmp_path / "w/checkpoints").iterdir()) == ["1", "2"]
-
-
-def test_other_rows_than_those_of_the_task_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"method=sft trains on the warm-start rows of data.source=arithmetic"):
-        run(tmp_path / "w", **{"data.source": "a.jsonl"})
-    assert not (tmp_path / "w").exists()

@@ -133,7 +133,7 @@ def ask_critics(folder):
     """The policy as a critic, and a server that says nothing of use."""
     run, refine = build.open_run(small()), options.RefineConfig()
     problem, attempt = asked_problem(), Attempt(None, "It is 70.", 0.0, False, None, "ok")
-    writer = Writer(run.tokenizer, refine, shows_truth=True, concludes=True, must_agree=True)
+    writer = Writer(run.tokenizer, refine, reference="gt", concludes=True, must_agree=True)
     assert writer.request(problem, Name(Kind.CRITIQUE, 0, 0), attempt.text) is not None
     choice = SimpleNamespace(message=SimpleNamespace(content="Who knows."))
     said = SimpleNamespace(choices=[choice], usage=SimpleNamespace(prompt_tokens=1, completion_tokens=1))

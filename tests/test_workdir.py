@@ -247,7 +247,7 @@ BEST = [
     ({"checkpoint.best": "eval/pass@1"}, "eval.every > 0"),
     ({"checkpoint.best": "eval/pas@1", "eval.every": 1}, "there is eval/pass@1"),
     ({"checkpoint.best": "eval/pass@1", "eval.every": 1, "eval.tasks": "x=y.jsonl"}, "there is eval/x/pass@1"),
-    ({"checkpoint.best": "eval/pass@1", "eval.every": 1, "method": "sft"}, "method=rl"),
+    ({"checkpoint.best": "eval/pass@1", "eval.every": 1, "method": "generate"}, "method=rl or sft"),
 ]
 
 

@@ -108,7 +108,7 @@ def other_columns(row: Mapping[str, Any], used: Collection[str]) -> dict[str, An
     return columns
 
 
-def _messages(value: Any, column: str) -> tuple[Message, ...]:
+def messages_of(value: Any, column: str) -> tuple[Message, ...]:
     turns = list(value)
     for turn in turns:
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
@@ -121,7 +121,7 @@ def _messages(value: Any, column: str) -> tuple[Message, ...]:
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
 
 
-def _column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> str:
+def named_column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> str:
     """The column of that name, else the first of the usual names; those may be spelt `Question` or `ANSWER`, too."""
     for column in (named,) if named else usual:
         if row.get(column) is not None:
@@ -134,7 +134,7 @@ def _column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> str:
     raise _missing(row, named or "/".join(usual))
 
 
-def _is_chat(value: Any) -> bool:
+def is_chat(value: Any) -> bool:
     """Whether a cell holds turns. A list of one text is that text."""
     return isinstance(value, LISTS) and not (len(value) == 1 and isinstance(value[0], str))
 
@@ -149,14 +149,18 @@ def _gold(text: str) -> str:
 
 
 def trace_of(problem: Problem) -> str:
-    """The stronger model's solution that the data hold: text, or the assistant's turn of a chat. Raises RowError."""
-    value = problem.columns.get(TRACE)
-    if isinstance(value, LISTS) and _is_chat(value):
+    """The stronger model's solution that the data hold. Raises RowError."""
+    return solution_text(problem.columns.get(TRACE), TRACE)
+
+
+def solution_text(value: Any, column: str) -> str:
+    """A text that may be learnt: text, or the assistant's turn of a chat. Raises RowError."""
+    if isinstance(value, LISTS) and is_chat(value):
         turns = [turn for turn in value if isinstance(turn, Mapping) and turn.get("role", "assistant") == "assistant"]
         value = turns[-1].get("content") if turns else None
     if value is None:
-        raise RowError(TRACE, "no solution in it (what is the answer's column cannot be this one: data.answer_column)")
-    return text_of(value, TRACE)
+        raise RowError(column, "no solution in it (what is the answer's column cannot be this one: data.answer_column)")
+    return text_of(value, column)
 
 
 def _answer(row: Mapping[str, Any], cfg: DataConfig) -> tuple[Any, str]:
@@ -164,7 +168,7 @@ def _answer(row: Mapping[str, Any], cfg: DataConfig) -> tuple[Any, str]:
     reward_model = row.get("reward_model")
     if isinstance(reward_model, Mapping) and reward_model.get("ground_truth") is not None and not cfg.answer_column:
         return reward_model["ground_truth"], "reward_model.ground_truth"
-    column = _column(row, cfg.answer_column, ANSWER_COLUMNS)
+    column = named_column(row, cfg.answer_column, ANSWER_COLUMNS)
     return row[column], column
 
 
@@ -197,14 +201,14 @@ def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     gold = _gold(text_of(answer, answer_column))
     if not gold:
         raise RowError(answer_column, "no final answer in it")
-    column = _column(row, cfg.question_column, QUESTION_COLUMNS)
-    turns_column = "prompt" if _is_chat(row.get("prompt")) else column
+    column = named_column(row, cfg.question_column, QUESTION_COLUMNS)
+    turns_column = "prompt" if is_chat(row.get("prompt")) else column
     others = _others(row, {column, turns_column}, answer_column)
-    if not _is_chat(row[turns_column]):
+    if not is_chat(row[turns_column]):
         question = text_of(row[column], column)
         problem = Problem(question, gold, question_messages(question), grader, columns=others)
         return Parsed(problem, column, answer_column)
-    messages = _messages(row[turns_column], turns_column)
+    messages = messages_of(row[turns_column], turns_column)
     reward_model = row.get("reward_model")
     own = reward_model.get("question") if isinstance(reward_model, Mapping) else None
     own = own or (row[column] if isinstance(row[column], str) else None)

@@ -16,7 +16,10 @@ from cgrpo_jax.planning import Program
 ROWS = "rows of the sampler"
 OTHER_ROWS = "rows with other rings"
 WAITING = "waiting prompts"
-SYNCS = ("synced", "reshard")  # kinds that make the sampler's weights, before it has rows
+LOCAL = "weights of the second model"
+LOCAL_ROWS = "rows of the second model"
+ALWAYS = ("parameters", "optimizer state", "reference parameters", LOCAL)  # also when no sampler is there
+SYNCS = ("synced", "reshard", "local_synced")  # kinds that make the sampler's weights, before it has rows
 LEARNING = ("init", "sums", "nonfinite", "logps", "update")  # kinds that run when no sampler is there
 
 
@@ -50,6 +53,10 @@ def residents(run: Outline, chosen: Mapping[str, Program]) -> list[Resident]:
         found.append(Resident(ROWS, leaves_of(slots), fewer))
         if others := _others(run, slots.ring):
             found.append(Resident(OTHER_ROWS, others, fewer))
+    if "local_decode" in chosen:
+        weights, slots = chosen["local_decode"].arguments[:2]
+        found.append(Resident(LOCAL, leaves_of(weights), "a smaller local.path, or a larger sampler.tensor"))
+        found.append(Resident(LOCAL_ROWS, leaves_of(slots), "a smaller sampler.kv_cache_mb"))
     if "enter" in chosen:
         found.append(Resident(WAITING, _waiting(run, chosen["enter"]), "a smaller sampler.kv_cache_mb"))
     return found
@@ -92,9 +99,9 @@ def occupied(figures: Figures, classes: Sequence[Resident]) -> Occupied:
         handed -= own
         if own:
             held[resident.name] = total_bytes(own)
-        if sampling or resident.name in ("parameters", "optimizer state", "reference parameters"):
+        if sampling or resident.name in ALWAYS:
             rest = total_bytes(resident.leaves - own)
-            if rest and not (figures.kind in SYNCS and resident.name in (ROWS, OTHER_ROWS, WAITING)):
+            if rest and not (figures.kind in SYNCS and resident.name in (ROWS, OTHER_ROWS, WAITING, LOCAL_ROWS)):
                 beside[resident.name] = rest
     return Occupied(figures, held, beside)
 

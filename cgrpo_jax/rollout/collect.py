@@ -13,8 +13,20 @@ import numpy as np
 
 from cgrpo_jax.data.rows import trace_of
 from cgrpo_jax.options import RefineConfig
-from cgrpo_jax.records import Attempt, Completion, Critique, Group, Kind, Name, Problem, Request, Source
-from cgrpo_jax.rollout.refining import refined_responses, refinement_prompt, select, trace_completion
+from cgrpo_jax.records import (
+    LOCAL,
+    POLICY,
+    Attempt,
+    Completion,
+    Critique,
+    Group,
+    Kind,
+    Name,
+    Problem,
+    Request,
+    Source,
+)
+from cgrpo_jax.rollout.refining import as_sampled, refined_responses, refinement_prompt, select
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.tokenizer import Tokenizer
@@ -41,7 +53,8 @@ class Method:
     seed: int
     step: int
     texts: Texts = Texts()
-    trace_tokens: int | None = None  # of a trace of the data at most, as of a response; None: all
+    trace_tokens: int | None = None  # of a trace of the data, or of what `local` wrote, at most; None: all
+    local: Tokenizer | None = None  # of the second model, where that writes the refinements
 
 
 def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
@@ -61,7 +74,8 @@ def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Meth
     """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4).
 
     A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented. A trace of the
-    data is a refinement that nobody samples: scored and trained on as the others are (arXiv 2504.14945).
+    data is a refinement that nobody samples: scored and trained on as the others are (arXiv 2504.14945). What a second
+    model wrote is read anew with the policy's tokenizer.
     """
     asked = [Request(Name(Kind.RESPONSE, number, g), prompt_ids) for g in range(method.samples)]
     completions = yield Sample(asked)
@@ -95,16 +109,17 @@ def _refined(
     if not chosen:
         return [], []
     if cfg.refiner == "target":
-        return [(None, None)], [trace_completion(method.tokenizer, trace_of(problem), method.trace_tokens)]
+        return [(None, None)], [as_sampled(method.tokenizer, trace_of(problem), method.trace_tokens)]
     critiques = yield from method.critic(problem, number, [(g, responses[g]) for g in chosen])
     usable: list[tuple[int, tuple[str, str]]] = []
     for g, critique in zip(chosen, critiques, strict=True):
         responses[g] = dataclasses.replace(responses[g], critique=critique)
-        if critique.text is not None:
+        if critique.text is not None and cfg.k:
             usable.append((g, (responses[g].text, critique.text)))
 
     def prompt(attempts: list[tuple[str, str]]) -> list[int] | None:
-        return refinement_prompt(method.tokenizer, problem, attempts, cfg.max_prompt_tokens, method.texts.refinement)
+        reader = method.local or method.tokenizer
+        return refinement_prompt(reader, problem, attempts, cfg.max_prompt_tokens, method.texts.refinement)
 
     asked: list[tuple[int, int | None, list[int] | None]]  # its number, Attempt.source, prompt
     if cfg.context == "together":
@@ -113,7 +128,13 @@ def _refined(
     else:
         asked = [(g, g, prompt([attempt])) for g, attempt in usable]
     fitting = [(sample, source, ids) for sample, source, ids in asked if ids is not None]
-    completions = yield Sample([Request(Name(Kind.REFINEMENT, number, sample), ids) for sample, _, ids in fitting])
+    model = POLICY if method.local is None else LOCAL
+    completions = yield Sample(
+        [Request(Name(Kind.REFINEMENT, number, sample), ids, model=model) for sample, _, ids in fitting]
+    )
+    if method.local is not None:
+        texts = [(method.local.decode(completion.ids), completion.finished) for completion in completions]
+        completions = [as_sampled(method.tokenizer, text, method.trace_tokens, ended) for text, ended in texts]
     return [(source, ids) for _, source, ids in fitting], completions
 
 

@@ -31,6 +31,13 @@ def worked(problem: Problem, attempt: Attempt) -> str:
     return worked_critique(problem.question, attempt.text, attempt.correct)
 
 
+def shown_truth(problem: Problem, reference: str) -> str | None:
+    """What a critic that is a model is shown, see options.REFERENCES."""
+    if reference == "none":
+        return None
+    return problem.columns.get("solution", problem.answer) if reference == "solution" else problem.answer
+
+
 def templated(text_of: Callable[[Problem, Attempt], str]) -> Critic:
     """A critic that knows its text at once, and waits for nothing."""
 

@@ -81,15 +81,15 @@ def _fit_solutions(
     return bare if len(bare) <= budget else None
 
 
-def trace_completion(tokenizer: Tokenizer, text: str, most: int | None) -> Completion:
-    """A solution from the data as if it had been sampled, with the tokenizer's end-of-sequence id behind it.
+def as_sampled(tokenizer: Tokenizer, text: str, most: int | None, ended: bool = True) -> Completion:
+    """A text that was not sampled from the policy (a trace of the data, another model's) as if it had been.
 
-    One that is too long is cut to `most` ids, has no end, and is scored as what is left of it. Its log-probabilities
-    mean nothing.
+    Where it has `ended`, the end of a turn stands behind it. One that is too long is cut to `most` ids, has no end, and
+    is scored as what is left of it. Its log-probabilities mean nothing.
     """
-    end = tokenizer.hf.eos_token_id
-    ids = np.asarray([*tokenizer.encode_text(text), tokenizer.eos_ids[0] if end is None else end], np.int32)[:most]
-    return Completion(ids, np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32), ids[-1] in tokenizer.eos_ids)
+    ids = np.asarray([*tokenizer.encode_text(text), *[tokenizer.end_id] * ended], np.int32)
+    finished, ids = ended and (most is None or len(ids) <= most), ids[:most]
+    return Completion(ids, np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32), finished)
 
 
 def refined_responses(attempts: Sequence[Attempt], trigger: str) -> list[int]:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from cgrpo_jax.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Critic
+from cgrpo_jax.rollout.critics import shown_truth
 from cgrpo_jax.rollout.stories import Sample, Work
 from cgrpo_jax.rollout.verdicts import or_fallback, usable, verdict_of
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
@@ -167,8 +168,7 @@ def _criticised(
     prompt: CriticPrompt = critique_messages,
 ) -> Critique:
     """One critique, written anew while its verdict is not that of the rule."""
-    truth = {"none": None, "gt": problem.answer, "solution": problem.columns.get("solution", problem.answer)}
-    messages = prompt(problem.question, attempt.text, truth[server.cfg.reference], True)
+    messages = prompt(problem.question, attempt.text, shown_truth(problem, server.cfg.reference), True)
     found = Critique(None)
     for number in range(refine.critique_tries):
         reply = server.ask(messages, number)

@@ -1,19 +1,31 @@
-"""Critiques that the policy writes, and verdicts of its own (arXiv 2506.03106, appendices G and H).
+"""Critiques that the policy or a second model writes, and verdicts of the policy's own.
 
-A critique ends in a conclusion. Where there is a rule, one that concludes otherwise is written anew, a few times; then
-a fallback stands in, and is counted. Model text is hostile: nothing of it is evaluated, and no reasoning block is kept.
+After arXiv 2506.03106, appendices G and H. A critique ends in a conclusion. Where there is a rule, one that concludes
+otherwise is written anew, a few times; then a fallback stands in, and is counted. Model text is hostile: nothing of it
+is evaluated, and no reasoning block is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cgrpo_jax.options import RefineConfig
-from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Message, Name, Problem, Request
+from cgrpo_jax.records import (
+    LOCAL,
+    POLICY,
+    Attempt,
+    Completion,
+    Critique,
+    Kind,
+    Message,
+    Name,
+    Problem,
+    Request,
+)
 from cgrpo_jax.rollout.collect import Critic, Scorer
-from cgrpo_jax.rollout.critics import TEMPLATES, offline, templated
+from cgrpo_jax.rollout.critics import TEMPLATES, offline, shown_truth, templated
 from cgrpo_jax.rollout.refining import fitted
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.rollout.stories import Sample, Work
@@ -24,24 +36,25 @@ from cgrpo_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """How the policy writes critiques."""
+    """How a model writes critiques."""
 
     tokenizer: Tokenizer
     cfg: RefineConfig
-    shows_truth: bool  # to the critic
+    reference: str  # what the critic is shown, one of options.REFERENCES
     concludes: bool  # the critic is asked for a verdict
     must_agree: bool  # a verdict that is not that of the rule makes a critique unusable
     prompt: CriticPrompt = critique_messages
+    model: int = POLICY  # whose tokenizer it is
 
     def request(self, problem: Problem, name: Name, solution: str) -> Request | None:
         """None where the solution does not fit."""
 
         def messages(shown: str) -> Sequence[Message]:
-            truth = problem.answer if self.shows_truth else None
+            truth = shown_truth(problem, self.reference)
             return self.prompt(problem.question, shown, truth, self.concludes)
 
         ids = fitted(self.tokenizer, messages, [solution], self.cfg.max_prompt_tokens)
-        return None if ids is None else Request(name, ids, self.cfg.critique_tokens or None)
+        return None if ids is None else Request(name, ids, self.cfg.critique_tokens or None, self.model)
 
     def critique(self, completion: Completion, correct: bool, before: Critique) -> Critique:
         """What one more text makes of a critique."""
@@ -53,7 +66,14 @@ class Writer:
         return Critique(text if good else None, verdict, agrees, before.tries + 1, before.tokens + len(completion.ids))
 
 
-def by_policy(writer: Writer) -> Critic:
+class LocalCritic(NamedTuple):
+    """The second model as a critic."""
+
+    tokenizer: Tokenizer
+    reference: str
+
+
+def by_model(writer: Writer) -> Critic:
     """A critic whose verdict must be that of the rule."""
 
     def critic(
@@ -124,12 +144,14 @@ def critic_and_scorer(
     rule: Scorer,
     server: Server | None = None,
     prompt: CriticPrompt = critique_messages,
+    local: LocalCritic | None = None,
 ) -> tuple[Critic, Scorer]:
     """Who criticises as `refine.critique` says, and who scores: the rule, but for self_eval.
 
     Args:
       server: of critique=api.
       prompt: of a critic that is a model.
+      local: of critique=local.
     """
     if server is not None:
         return by_server(server, cfg, prompt), rule
@@ -137,14 +159,20 @@ def critic_and_scorer(
         return templated(TEMPLATES[cfg.critique]), rule
     if cfg.critique == "offline":
         return offline, rule
+    if cfg.critique == "local":
+        assert local is not None  # it has been opened with the run
+        writer = Writer(
+            local.tokenizer, cfg, local.reference, concludes=True, must_agree=True, prompt=prompt, model=LOCAL
+        )
+        return by_model(writer), rule
     writer = Writer(
         tokenizer,
         cfg,
-        shows_truth=cfg.critique == "self_gt",
+        reference="gt" if cfg.critique == "self_gt" else "none",
         concludes=cfg.critique != "no_verdict",
         must_agree=cfg.critique == "self_gt",
         prompt=prompt,
     )
     if cfg.critique == "self_eval":
         return evaluated, self_evaluation(writer, rule)
-    return by_policy(writer), rule
+    return by_model(writer), rule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,11 @@ class Stats:
     def slot_use(self) -> float:
         """The share of row-steps that made a token somebody asked for."""
         return self.tokens / max(1, self.row_steps)
+
+
+def summed(parts: Iterable[Stats]) -> Stats:
+    """Of several samplers."""
+    return Stats(*map(sum, zip(*map(dataclasses.astuple, parts), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)

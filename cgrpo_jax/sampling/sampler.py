@@ -8,6 +8,7 @@ ended: from tokens, never from clocks. Tokens do not depend on it: a token's ran
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -67,25 +68,46 @@ class Sampler:
         self.prefills_with = weights_to_prefill(params, self.weights, **layout)
         self.stats = Stats()
 
-    def run(self, source: Source) -> None:
-        """Samples what the source asks for, until it has nothing more.
+    def at(self, step: int) -> Sampler:
+        """The same weights at another step."""
+        other = copy.copy(self)
+        other.key, other.stats = step_key(np.uint32(self.setup.seed), np.int32(step)), Stats()
+        return other
 
-        Raises:
-          RequestError: a prompt is too long to be continued by a single token, or a name is asked for twice.
-        """
-        schedule = _Schedule(self)
-        while True:
-            schedule.ask(source.poll(idle=not schedule.busy))
-            if schedule.busy:
-                source.ended(schedule.advance(more_may_come=source.pending()))
-            elif not source.pending():
-                return
+    def run(self, source: Source) -> None:
+        """As `run_together` with no other."""
+        run_together([self], source)
 
     def sample(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests that are all known, in their order."""
         source = _Asked(requests)
         self.run(source)
         return [source.done[request.name] for request in requests]
+
+
+def run_together(samplers: Sequence[Sampler], source: Source) -> None:
+    """Samples what the source asks for, until it has nothing more; `Request.model` says of which sampler.
+
+    Those with something to do take turns, a chunk each: whose chunk it is follows from tokens, never from clocks.
+
+    Raises:
+      RequestError: a prompt is too long to be continued by a single token, or a name is asked for twice.
+    """
+    schedules = [_Schedule(sampler) for sampler in samplers]
+    while True:
+        requests = source.poll(idle=not any(schedule.busy for schedule in schedules))
+        for model, schedule in enumerate(schedules):
+            schedule.ask([request for request in requests if request.model == model])
+        if busy := [schedule for schedule in schedules if schedule.busy]:
+            more = source.pending()
+            done = [item for schedule in busy for item in schedule.advance(more_may_come=more)]
+            source.ended(sorted(done, key=_name_of))
+        elif not source.pending():
+            return
+
+
+def _name_of(item: tuple[Request, Completion]) -> Name:
+    return item[0].name
 
 
 class _Schedule:
@@ -161,14 +183,13 @@ class _Schedule:
         return (*ids[:before], 0) if before else ()
 
     def advance(self, more_may_come: bool) -> Done:
-        """Fills rows and decodes a chunk; what ended, in the order of the names."""
+        """Fills rows and decodes a chunk; what ended."""
         for pool in self.pools:
             pool.fit(list(self.queue))
         self._admit()
         weights, others_wait = self.owner.weights, bool(self.queue) or more_may_come
         begun = [(pool, pool.decode(weights, self.owner.sampling, others_wait)) for pool in self.pools if pool.live]
         done = [item for pool, out in begun for item in pool.book(out, self.owner.stats)]
-        done.sort(key=lambda item: item[0].name)
         self.under_way -= {request.name for request, _ in done}
         return done
 

@@ -70,6 +70,7 @@ class Tokenizer:
         self.folds_system = False  # into the user's turn
         self._try_template(folder)
         self.eos_ids = self._end_ids(folder)
+        self.end_id = self._end_id()
 
     def _written_before(self) -> str:
         """What the tokenizer puts before a text; what it puts behind one would end the turn before it begins."""
@@ -93,6 +94,12 @@ class Tokenizer:
         if not ids:
             raise CheckpointError(f"{folder}: no eos_token_id in tokenizer, generation_config.json or config.json")
         return tuple(sorted(ids))
+
+    def _end_id(self) -> int:
+        """The id behind a text that is learnt: what the template ends a turn with, the tokenizer's own end first."""
+        ends = {cast(int, self.hf.convert_tokens_to_ids(token)) for token in self._turn_ends()} or set(self.eos_ids)
+        own = cast(int | None, self.hf.eos_token_id)
+        return own if own in ends else min(ends)
 
     def _choose_template(self, folder: pathlib.Path) -> None:
         """Of several named templates the default one, else the only one. Raises CheckpointError for others."""

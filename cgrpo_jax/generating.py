@@ -1,0 +1,153 @@
+"""method=generate: what a policy samples, criticises and refines becomes rows to imitate (arXiv 2506.03106, baselines).
+
+    python -m cgrpo_jax.main --config=quickstart:raft --workdir=runs/raft_rows
+    python -m cgrpo_jax.main --config=quickstart:sft --workdir=runs/raft \\
+        --config.data.source=runs/raft_rows/rows.jsonl --config.eval.source=arithmetic
+
+    sft                         nothing is generated: data.source has a column `target`
+    raft                        task prompt -> own correct response
+    refinement_ft               task prompt -> correct refinement of a wrong response
+    citl_ft                     both
+    critique_ft                 critic's prompt with own response -> critique whose verdict is that of the rule
+    grpo_then_refinement_sft    as refinement_ft, of problems that a checkpoint of `grpo` never solves (model.path)
+
+Critiques are those of refine.critique. The rows of each train.prompts problems are a file, `rows/STEP.jsonl`, which is
+there whole or not at all: the same command goes on behind the last one, and `rows.jsonl` is all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cgrpo_jax import build, resuming
+from cgrpo_jax.config import Config
+from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.leading import Desk, open_desk
+from cgrpo_jax.learning.finite import TrainingError
+from cgrpo_jax.records import Attempt, Group, Message
+from cgrpo_jax.rollout.verdicts import END, verdict_of
+from cgrpo_jax.sampling.pool import summed
+from cgrpo_jax.sampling.sampler import run_together
+from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
+from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.changes import check_changes, flat
+from cgrpo_jax.workdir.lock import exclusive
+from cgrpo_jax.workdir.metrics import Writer
+from cgrpo_jax.workdir.progress import Progress
+
+
+def kept_rows(
+    group: Group, rows: str, asked: CriticPrompt = critique_messages
+) -> Iterator[tuple[str, Sequence[Message], str]]:
+    """(kind, chat turns, text to learn) of a problem, as generate.rows says.
+
+    Args:
+      asked: writes the critic's prompt.
+    """
+
+    def correct(attempts: Sequence[Attempt], kind: str) -> Iterator[tuple[str, Sequence[Message], str]]:
+        for attempt in attempts:
+            if attempt.correct and attempt.completion.finished and attempt.text.strip():
+                yield kind, group.problem.messages, attempt.text
+
+    if rows in ("responses", "both"):
+        yield from correct(group.responses, "response")
+    if rows in ("refinements", "both"):
+        yield from correct(group.refinements, "refinement")
+    if rows == "critiques":
+        for attempt in group.responses:
+            critique = attempt.critique
+            if critique is None or critique.text is None or critique.fallback:
+                continue
+            if verdict_of(critique.text) == attempt.correct:
+                text = critique.text if critique.text.endswith(END) else f"{critique.text} {END}"
+                yield "critique", asked(group.problem.question, attempt.text, None, True), text
+
+
+def _write(path: pathlib.Path, lines: Sequence[str]) -> None:
+    """A file that is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.rename(path)
+
+
+def _lines(groups: Sequence[Group], first: int, rows: str, asked: CriticPrompt) -> list[str]:
+    made = []
+    for number, group in enumerate(groups, first):
+        for kind, messages, text in kept_rows(group, rows, asked):
+            row = {"problem": number, "kind": kind, "answer": group.problem.answer, "prompt": messages, "target": text}
+            made.append(json.dumps(row) + "\n")
+    return made
+
+
+def _check_begun(run: build.Run, workdir: pathlib.Path, step: int, progress: Progress) -> None:
+    """Writes what is generated from what; raises ConfigError where the rows on file come from something else."""
+    path, now = (
+        workdir / "generated.json",
+        {"config": dataclasses.asdict(run.cfg), "contents": resuming.contents_of(run)},
+    )
+    if step:
+        if not path.exists():
+            raise DataError(
+                f"{path}: not there, so nobody knows what the rows beside it come from; take another workdir"
+            )
+        old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before, after = (flat(of["config"]) | of["contents"] for of in (old, now))
+        check_changes(before, after, run.cfg.train.accept_changes, step, progress.log)
+        progress.log(f"going on after step {step}")
+    _write(path, [json.dumps(now, indent=1) + "\n"])
+
+
+def _sample_steps(
+    run: build.Run, desk: Desk, progress: Progress, folder: pathlib.Path, steps: range, count: int
+) -> None:
+    """Samples the problems of these steps, and writes the rows of each; `count` problems there are in all."""
+    params, each, local = build.initial_params(run), run.cfg.train.prompts, build.local_sampler(run)
+    assert desk.writer is not None
+    for step in steps:
+        with progress.phase("sample"):
+            samplers = [run.sampler.bind(params, step, run.cfg.sampling)] + ([local.at(step)] if local else [])
+            sample = functools.partial(run_together, samplers)
+            groups = desk.collect(step, step * each, sample, min(each, count - step * each))
+            stats = summed(sampler.stats for sampler in samplers)
+        if nonfinite := stats.nonfinite:
+            raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")
+        lines = _lines(groups, step * each, run.cfg.generate.rows, desk.texts.critique)
+        values = desk.rollout_metrics(step + 1, groups, stats) | {"rows/kept": float(len(lines))}
+        desk.writer.rollout(step + 1, groups, desk.pieces.widths)
+        desk.writer.scalars(step + 1, values)
+        _write(folder / f"{step + 1:06d}.jsonl", lines)  # last: what is there is not made again
+        progress.step_done(step + 1, {"rows": len(lines), "s": values["seconds/sample"]})
+
+
+def generate(cfg: Config, workdir: pathlib.Path) -> None:
+    """Writes `WORKDIR/rows.jsonl` from one pass over the problems, at most train.steps x train.prompts of them.
+
+    Raises:
+      ConfigError: the workdir holds rows of another model or of other settings.
+      TrainingError: the model's numbers are not finite.
+    """
+    run = build.open_run(cfg)
+    cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
+    with exclusive(workdir), Progress(0, cfg.train.steps) as progress, open_desk(run, progress, workdir) as desk:
+        most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size
+        count = most if size is None else min(size, most)
+        steps = -(-count // cfg.train.prompts)
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = len(list(folder.glob("[0-9]*.jsonl")))  # they are made one after another
+        _check_begun(run, workdir, begun, progress)
+        progress.expect(steps)
+        progress.resume_at(begun)
+        if begun < steps:
+            desk.writer = Writer(workdir, begun, progress.log)
+            _sample_steps(run, desk, progress, folder, range(begun, steps), count)
+        made = [(folder / f"{step + 1:06d}.jsonl").read_text(encoding="utf-8") for step in range(steps)]
+        _write(workdir / "rows.jsonl", made)
+        progress.log(f"compiled {compiled}")
+        kept = sum(text.count("\n") for text in made)
+        progress.log(f"done: {kept} rows of {count} problems are in {workdir}/rows.jsonl")
