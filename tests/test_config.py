@@ -2,8 +2,10 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
+from config_reference import FILE, reference
 from conftest import tiny_config
 
 import cgrpo_jax
@@ -197,3 +199,15 @@ def test_files_and_functions_stay_small():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and (path.stem, node.name) != ("training", "train"):
                 assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_the_reference_is_of_these_options():
+    """Else: `python tests/config_reference.py`."""
+    assert FILE.read_text() == reference()
+    keys = re.findall(r"^\| `([\w.]+)` \|", reference(), re.MULTILINE)
+    assert sorted(keys) == sorted(_flat(config.default_config()))
+
+
+def _flat(config, prefix=""):
+    for key, value in config.items():
+        yield from _flat(value, f"{prefix}{key}.") if hasattr(value, "items") else [f"{prefix}{key}"]
