@@ -2,7 +2,7 @@
 
     python -m cgrpo_jax.subset --size=4k --seed=0 --out=data/openr1_math_4k.parquet
     python -m cgrpo_jax.main --config=paper:qwen2_5_7b,critique_grpo_cot --workdir=runs/row
-    python -m cgrpo_jax.convert --from=runs/row --step=350 --to=hf --out=runs/row_model   # the step in runs/row/best.json
+    python -m cgrpo_jax.convert --from=runs/row --step=350 --to=hf --out=runs/row_model   # of runs/row/best.json
     python -m cgrpo_jax.main --config=paper:qwen2_5_7b,eval --workdir=runs/row_eval --config.model.path=runs/row_model
 
 MODEL: of MODELS. ROW: a method of cgrpo_jax/config.py or of ROWS below; `eval`: the eight tasks, greedy, by the paper's
