@@ -3,6 +3,10 @@
 python -m cgrpo_jax.convert --from=WORKDIR --to=hf --out=FOLDER     # the newest checkpoint of a run
 python -m cgrpo_jax.convert --from=HF_FOLDER --to=orbax --out=FOLDER
 python -m cgrpo_jax.convert --from=ORBAX_FOLDER --to=hf --out=FOLDER --dtype=bfloat16
+python -m cgrpo_jax.convert --from=WORKDIR --to=hf --out=FOLDER --push=OWNER/REPO --license=apache-2.0
+
+--push also writes a model card from the run (README.md, curves.png) and uploads the folder to the Hugging Face hub, to
+a private repository unless --public is said. With --dry-run the folder is written as it would go, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -16,13 +20,25 @@ import absl.logging
 import jax
 import jax.numpy as jnp
 
+from cgrpo_jax import hub, model_card
 from cgrpo_jax.build import model_folder, whole_mesh
 from cgrpo_jax.config import ConfigError
+from cgrpo_jax.evaluation.tables import ReportError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.model_card import Card
 from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 from cgrpo_jax.workdir.places import expanded, local_folder
+from cgrpo_jax.workdir.reading import RunError
+
+
+def checkpoint_step(folder: pathlib.Path, step: int | None) -> int:
+    """The step of a workdir's checkpoint: this one, or the newest. Raises CheckpointError where it is not there."""
+    steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        raise CheckpointError(f"{folder}: no checkpoint{f' of step {step}' if steps else ''}; there: {steps or 'none'}")
+    return steps[-1] if step is None else step
 
 
 def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
@@ -33,12 +49,7 @@ def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     sharding_of = functools.partial(sharding.param_sharding, mesh)
     folder = expanded(source)
     if (folder / "checkpoints").is_dir():
-        steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
-        if not steps or (step is not None and step not in steps):
-            raise CheckpointError(
-                f"{folder}: no checkpoint{f' of step {step}' if steps else ''}; there: {steps or 'none'}"
-            )
-        chosen = steps[-1] if step is None else step
+        chosen = checkpoint_step(folder, step)
         return restore_params(folder / "checkpoints" / str(chosen), sharding_of), folder / "hf"
     if (folder / "params").is_dir():
         return restore_params(folder, sharding_of), folder / "hf"
@@ -70,6 +81,38 @@ def convert(
         save_params(folder, cast)
 
 
+def card_of(args: argparse.Namespace) -> Card:
+    """The card of what will be pushed, after all has been asked that can fail before the weights are read.
+
+    Raises: HubError, CheckpointError, RunError, ReportError.
+    """
+    hub.check_name(args.push)
+    hub.check_license(args.license)
+    workdir = expanded(args.source)
+    if args.to != "hf" or not (workdir / "checkpoints").is_dir():
+        raise hub.HubError("--push: --to=hf is needed, and --from=WORKDIR, the run that the model card is written from")
+    hf.check_vacant(local_folder(args.out, "--out"))
+    step = checkpoint_step(workdir, args.step)
+    card = model_card.of_run(workdir, step, args.push, args.license, args.evaluated)
+    if not args.dry_run:
+        hub.check_access(args.push, args.public)
+    return card
+
+
+def share(args: argparse.Namespace, card: Card) -> None:
+    """Adds the card to the folder that was written, and pushes it; a dry run says what would go."""
+    folder = local_folder(args.out, "--out")
+    card.write(folder)
+    if args.license == model_card.UNKNOWN:
+        print("the card says that the licence is unknown; --license=apache-2.0 would name one")
+    if args.dry_run:
+        for path in sorted(folder.iterdir()):
+            print(f"{path.stat().st_size:>14,}  {path.name}")
+        print(f"nothing was sent; without --dry-run this is {args.push}, {'public' if args.public else 'private'}")
+        return
+    print(f"pushed to {hub.push(folder, args.push, args.public, f'Written by cgrpo_jax from {folder.name}')}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m cgrpo_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,13 +125,25 @@ def main() -> None:
     parser.add_argument("--dtype", default="keep", choices=["keep", "float32", "bfloat16"], help="of the result")
     parser.add_argument("--step", type=int, help="of a workdir; default: the newest")
     parser.add_argument("--shard_gb", type=float, default=5.0, help="largest safetensors file")
+    parser.add_argument("--push", metavar="OWNER/REPO", help="of the Hugging Face hub, to upload the result to")
+    parser.add_argument("--public", action="store_true", help="everyone may see what is pushed")
+    parser.add_argument("--license", default=model_card.UNKNOWN, help="of the weights, for the card, as apache-2.0")
+    parser.add_argument(
+        "--evaluated", type=expanded, metavar="WORKDIR", help="of an evaluation whose table the card shows"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="write what would be pushed, and send nothing")
     args = parser.parse_args()
+    if args.push is None and (args.public or args.dry_run or args.evaluated or args.license != model_card.UNKNOWN):
+        parser.error("--public, --license, --evaluated and --dry-run are for --push")
     absl.logging.set_verbosity(absl.logging.WARNING)
     try:
+        card = None if args.push is None else card_of(args)
         convert(args.source, args.to, args.out, args.dtype, args.step, args.shard_gb)
-    except (CheckpointError, ConfigError, OSError) as error:
+        print(f"wrote {args.out}")
+        if card is not None:
+            share(args, card)
+    except (CheckpointError, ConfigError, RunError, ReportError, hub.HubError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,15 @@ class Curves:
         self.points: dict[str, list[tuple[int, float]]] = {name: [] for name in self.names}
         self.drawn, self.place = float("-inf"), None
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        """One row of metrics."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One row of metrics, without drawing."""
         for name in self.names:
             if row.get(name) is not None:
                 self.points[name].append((row["step"], row[name]))
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """One row of metrics, drawn where that is due."""
+        self.add(row)
         if time.monotonic() - self.drawn >= self.seconds:
             self.draw()
 

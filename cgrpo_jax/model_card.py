@@ -1,0 +1,167 @@
+"""A model card of a run, for the Hugging Face hub: what was trained on what and how, and what was measured.
+
+Everything comes from the workdir; strings of its configuration are escaped, and local paths are cut to their last part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import io
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from cgrpo_jax.config import Config
+from cgrpo_jax.evaluation.tables import ReportError, Table
+from cgrpo_jax.live import Curves
+from cgrpo_jax.report_page import gather
+from cgrpo_jax.workdir import reading
+
+PICTURE = "curves.png"
+UNKNOWN = "unknown"  # a licence, as the hub spells it
+PAPER = "2506.03106"
+PRIVATE_KEYS = ("api.base_url", "api.key_variable")  # where a server of somebody's is
+PLACES = ("model.path", "data.source", "eval.source", "eval.tasks")  # hub ids or local paths
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class Card(NamedTuple):
+    """README.md of a repository, and the picture it shows: a PNG, None where no curve was measured."""
+
+    text: str
+    picture: bytes | None
+
+    def write(self, folder: pathlib.Path) -> None:
+        (folder / "README.md").write_text(self.text, encoding="utf-8")
+        if self.picture is not None:
+            (folder / PICTURE).write_bytes(self.picture)
+
+
+def plain(value: Any) -> str:
+    """Any value as Markdown that shows it in one line and does nothing else."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]()#!|~:@])", r"\\\1", html.escape(text, quote=False))
+
+
+def hub_id(place: str) -> str | None:
+    """`OWNER/NAME` of a hub id, perhaps with `:CONFIGURATION`; None for a local path and all else."""
+    name = place.partition(":")[0]
+    return name if HUB_ID.fullmatch(name) and not pathlib.Path(name).expanduser().exists() else None
+
+
+def public_name(place: str) -> str:
+    """A hub id as it is; of a local path its last part, for the others are nobody's business."""
+    named = [part.rpartition("=") for part in place.split(",")]
+    return ",".join(f"{name}{equals}{_last(path)}" for name, equals, path in named)
+
+
+def _last(path: str) -> str:
+    return path if hub_id(path) or "/" not in path or "://" in path else pathlib.PurePath(path).name
+
+
+def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what the run has set otherwise than the defaults."""
+    default = gather.flat(dataclasses.asdict(Config()))
+    changed = {name: value for name, value in config.items() if default.get(name) != value and name not in PRIVATE_KEYS}
+    return [(name, public_name(str(value)) if name in PLACES else str(value)) for name, value in changed.items()]
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]], step: int) -> Table | None:
+    """The first evaluation and the last one up to `step`, with 95 % intervals; None where there was none."""
+    measured = [row for row in rows if row["step"] <= step and any(name.endswith("/low") for name in row)]
+    if not measured:
+        return None
+    ends = measured[:1] + measured[1:][-1:]
+    names = [name.removesuffix("/low") for name in ends[-1] if name.endswith("/low")]
+    columns = ["", *[f"step {row['step']}" + (" (the base)" if row["step"] == 0 else "") for row in ends]]
+    return Table(
+        columns, [[plain(name.removeprefix("eval/")), *[_interval(row, name) for row in ends]] for name in names], []
+    )
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    known = [100 * value for end in ("", "/low", "/high") if (value := row.get(f"{name}{end}")) is not None]
+    return "{:.1f} % [{:.1f}, {:.1f}]".format(*known) if len(known) == 3 else ""
+
+
+def picture(rows: Sequence[Mapping[str, Any]], step: int) -> bytes | None:
+    """The curves up to `step`, as a PNG; None where nothing that it shows was measured."""
+    curves = Curves()
+    for row in rows:
+        if row["step"] <= step:
+            curves.add(row)
+    figure = curves.figure()
+    if figure is None:
+        return None
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=80)
+    return file.getvalue()
+
+
+def front_matter(config: Mapping[str, Any], license_id: str) -> str:
+    """What the hub reads of a card: YAML between two lines of dashes."""
+    data: dict[str, Any] = {"license": license_id, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    if base := hub_id(str(config.get("model.path", ""))):
+        data["base_model"] = base
+    if dataset := hub_id(str(config.get("data.source", ""))):
+        data["datasets"] = [dataset]
+    data["tags"] = ["cgrpo_jax", "reinforcement-learning", str(gather.method_of(config)), f"arxiv:{PAPER}"]
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _evaluation(rows: Sequence[Mapping[str, Any]], step: int, evaluated: pathlib.Path | None) -> list[str]:
+    parts = []
+    if (table := accuracies(rows, step)) is not None:
+        parts += ["Held-out problems, during training, with 95 % intervals:", "\n".join(table.markdown())]
+    if evaluated is not None:
+        results = gather.evaluation_of(evaluated)
+        if results is None:
+            raise ReportError(f"--evaluated={evaluated}: no results.json; give the workdir of method=eval")
+        cells = [[plain(cell) for cell in row] for row in results["rows"]]
+        parts += [
+            f"Named tasks ({plain(results['asked'])}):",
+            "\n".join(Table(results["columns"], cells, []).markdown()),
+        ]
+        parts += [plain(note) for note in results["notes"]]
+    return parts or ["Not evaluated."]
+
+
+def of_run(
+    workdir: pathlib.Path, step: int, repo: str, license_id: str = UNKNOWN, evaluated: pathlib.Path | None = None
+) -> Card:
+    """The card of a checkpoint of a run.
+
+    Args:
+      evaluated: the workdir of an evaluation of this checkpoint (method=eval), whose table is shown, too.
+
+    Raises: RunError where `workdir` holds no metrics; ReportError where `evaluated` holds no results.
+    """
+    rows, config = reading.metrics(workdir), gather.config_of(workdir)
+    image = picture(rows, step)
+    base, data = (plain(public_name(str(config.get(key, "?")))) for key in ("model.path", "data.source"))
+    method = plain(gather.method_of(config))
+    changed = [[plain(name), plain(value)] for name, value in settings(config)]
+    licence = "is not known to who made this card" if license_id == UNKNOWN else f"is {plain(license_id)}"
+    parts = [
+        f"# {plain(repo.rpartition('/')[2])}",
+        f"Trained from {base} by {method} on {data}: step {step} of {config.get('train.steps', '?')}, with cgrpo_jax, "
+        f"an implementation of [Critique-GRPO](https://arxiv.org/abs/{PAPER}) on JAX. This card was written by the "
+        "program from what the run left behind; no person has added to it.",
+        "## Evaluation",
+        *_evaluation(rows, step, evaluated),
+        "## Training",
+        *([f"![curves of the run, by step]({PICTURE})"] if image is not None else []),
+        "Settings that are not the defaults:",
+        "\n".join(Table(["setting", "value"], changed, []).markdown()),
+        "## Use",
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{repo}")\n```',
+        "## Licence",
+        f"The licence of these weights {licence}; that of the base model binds them, too.",
+    ]
+    return Card(front_matter(config, license_id) + "\n" + "\n\n".join(parts) + "\n", image)
