@@ -118,7 +118,7 @@ FLOORS = [
     {"text"},
     {"model"},
     {"config", "grading"},
-    {"options", "records"},
+    {"options", "records", "trusted"},
 ]
 LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
 NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")

@@ -14,6 +14,7 @@ from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Message, Name, Problem, Request
 from cgrpo_jax.rollout.collect import Critic, Scorer
 from cgrpo_jax.rollout.critics import TEMPLATES, offline, templated
+from cgrpo_jax.rollout.own_critic import OwnCritic, by_function
 from cgrpo_jax.rollout.refining import fitted
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.rollout.stories import Sample, Work
@@ -124,15 +125,19 @@ def critic_and_scorer(
     rule: Scorer,
     server: Server | None = None,
     prompt: CriticPrompt = critique_messages,
+    own: OwnCritic | None = None,
 ) -> tuple[Critic, Scorer]:
     """Who criticises as `refine.critique` says, and who scores: the rule, but for self_eval.
 
     Args:
       server: of critique=api.
       prompt: of a critic that is a model.
+      own: of critique=function.
     """
     if server is not None:
         return by_server(server, cfg, prompt), rule
+    if own is not None:
+        return by_function(own), rule
     if cfg.critique in TEMPLATES:
         return templated(TEMPLATES[cfg.critique]), rule
     if cfg.critique == "offline":

@@ -41,7 +41,9 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     critiques = [one for attempt in attempts if (one := attempt.evaluation or attempt.critique) is not None]
     written = [critique for critique in critiques if critique.tries]
     agreeing = [critique.agrees for critique in written if critique.agrees is not None]
-    values = {
+    own = [attempt.parts for attempt in attempts if attempt.parts is not None]
+    values = {f"reward/{name}": _mean([parts[name] for parts in own if name in parts]) for name in _names(own)}
+    values |= {
         "reward/responses": _mean([a.reward for a in responses]),
         "reward/refinements": _mean([a.reward for a in refinements]),
         "reward/trained": _mean([a.reward for group in groups for a, _ in group.rows()]),
@@ -63,6 +65,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "verifier/no_answer": _mean([a.extracted is None for a in attempts]),
         "verifier/timeouts": float(sum(a.status == "timeout" for a in attempts)),
         "verifier/failures": float(sum(a.status in ("memory", "died", "error") for a in attempts)),
+        "verifier/no_reward": float(sum(a.status == "no_reward" for a in attempts)) if own else None,
         "tokens/responses": float(sum(len(a.completion.ids) for a in responses)),
         "tokens/refinements": float(sum(len(a.completion.ids) for a in refinements)),
     }
@@ -122,10 +125,17 @@ def _attempt_record(attempt: Attempt, widths: Widths) -> dict[str, Any]:
         record["critic"] = {name: getattr(critique, name) for name in ("verdict", "agrees", "tries", "fallback")}
     if attempt.source is not None:
         record["source"] = attempt.source
+    if attempt.parts is not None:
+        record["parts"] = dict(attempt.parts)
     width_T = widths(attempt.completion.ids.tolist(), attempt.text)
     if width_T is not None:
         record |= {"logp": write_logp(attempt.completion.logp), "widths": write_widths(width_T)}
     return record
+
+
+def _names(parts: Sequence[Mapping[str, float]]) -> list[str]:
+    """Of the functions of reward.fn that gave anything."""
+    return sorted({name for of_attempt in parts for name in of_attempt})
 
 
 BEGIN = b'{"step": '  # of a line of metrics.jsonl
