@@ -28,6 +28,7 @@ from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.prompts import Task, Texts, question_messages
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
+from cgrpo_jax.workdir.tracking import check_tracker
 
 Sample = Callable[[Source], None]  # runs a sampler until the source has nothing more
 
@@ -208,6 +209,7 @@ class Desk:
 def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[Desk]:
     """Loads the data and starts the graders; everything that can be refused is refused here."""
     with contextlib.ExitStack() as stack:
+        check_tracker(run.cfg.train.tracker)
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
         asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None

@@ -235,6 +235,8 @@ class TrainConfig:
     # on a TPU: attention (its output) | wide (that and the products that take longest)
     remat: str = option("dots", choices=REMATS)
     max_nonfinite: int = option(3, at_least=1)  # stop after so many non-finite steps in a row
+    # Who is told the metrics beside TensorBoard: wandb or trackio, each an extra of that name (configs/README.md)
+    tracker: str = option("", choices=("", "wandb", "trackio"))
     # Keys, with commas between them, that may differ from those of the checkpoint that is resumed (workdir/changes.py).
     accept_changes: str = ""
 

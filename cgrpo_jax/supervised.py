@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, update_metrics
 from cgrpo_jax.workdir.progress import Progress
+from cgrpo_jax.workdir.tracking import check_tracker, open_tracker
 
 PLAIN_PROMPT = 64  # tokens of a question without a refinement's context, at most
 
@@ -51,6 +53,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         raise ConfigError(
             f"method=sft trains on the warm-start rows of data.source=arithmetic, not {cfg.data.source!r}"
         )
+    check_tracker(cfg.train.tracker)
     run = build.open_run(cfg)
     cfg, steps, compiled = run.cfg, run.cfg.train.steps, compilation.watch()
     with (
@@ -66,7 +69,8 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         resuming.start_workdir(run, past, workdir, progress.log)
         update = make_update(run.learner, run.mesh, state.params)
         nonfinite = 0
-        with contextlib.closing(Writer(workdir, past.step, progress.log, on_row)) as writer:
+        tracker = open_tracker(cfg.train.tracker, workdir, dataclasses.asdict(cfg), progress.log)
+        with contextlib.closing(Writer(workdir, past.step, progress.log, on_row, tracker)) as writer:
             for step in range(past.step, steps):
                 checkpointer.check()  # a save that failed behind the last step
                 with progress.phase("update"):

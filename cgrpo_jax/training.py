@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer
 from cgrpo_jax.workdir.progress import Progress, Silence
+from cgrpo_jax.workdir.tracking import open_tracker
 
 T = TypeVar("T")
 
@@ -89,7 +91,8 @@ def train(
         reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
         if desk is not None:
             resuming.start_workdir(run, past, workdir, progress.log)
-            desk.writer = Writer(workdir, past.step, progress.log, on_row)
+            tracker = open_tracker(cfg.train.tracker, workdir, dataclasses.asdict(cfg), progress.log)
+            desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)

@@ -46,6 +46,7 @@ RULES = (
     ("train.micro_batch", LOGGED, "memory only"),
     ("train.remat", LOGGED, "memory only"),
     ("train.max_nonfinite", LOGGED, "when to stop, not what is learnt"),
+    ("train.tracker", LOGGED, "who is told, not what is learnt"),
     ("train.accept_changes", LOGGED, "says itself what it changes"),
     ("eval.*", LOGGED, "no update depends on an evaluation"),
     ("checkpoint.*", LOGGED, "what is kept, not what is learnt"),

@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 from cgrpo_jax.records import Attempt, Group
 from cgrpo_jax.workdir.notes import NOTES
 from cgrpo_jax.workdir.shades import write_logp, write_widths
+from cgrpo_jax.workdir.tracking import Tracker
 
 Widths = Callable[[Sequence[int], str], list[int] | None]  # ids and their text -> characters of each token
 
@@ -158,7 +159,8 @@ class Writer:
     """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed.
 
     What this program did not write is never removed: lines of `metrics.jsonl` are moved to `metrics.stray.jsonl`, files
-    of `rollouts/` stay; both are named in the log. `on_row` is given each line of `metrics.jsonl` once it is there.
+    of `rollouts/` stay; both are named in the log. `on_row` and `tracker` are given each line of `metrics.jsonl`
+    once it is there; the writer closes the tracker.
     """
 
     def __init__(
@@ -167,8 +169,9 @@ class Writer:
         first_step: int,
         log: Callable[[str], None],
         on_row: Callable[[dict[str, Any]], None] | None = None,
+        tracker: Tracker | None = None,
     ):
-        self.workdir, self.on_row = pathlib.Path(workdir), on_row
+        self.workdir, self.on_row, self.tracker = pathlib.Path(workdir), on_row, tracker
         (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
         self.path = self.workdir / "metrics.jsonl"
         self._cut_metrics(first_step, log)
@@ -209,6 +212,8 @@ class Writer:
         for name, value in values.items():
             self.board.add_scalar(name, value, step, summary_description=NOTES.get(name, ""))
         self.board.flush()
+        if self.tracker is not None:
+            self.tracker.row(row)
         if self.on_row is not None:
             self.on_row(row)
 
@@ -233,3 +238,5 @@ class Writer:
 
     def close(self) -> None:
         self.board.close()
+        if self.tracker is not None:
+            self.tracker.close()
