@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cgrpo_jax import build, report, resuming
+from cgrpo_jax import build, report, resuming, startup
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data import arithmetic
@@ -65,6 +65,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         if resuming.all_done(run, past, progress.log):
             return
         progress.resume_at(past.step)
+        progress.log("\n".join(startup.lines(run)))
         state, past = resuming.initial_state(run, checkpointer, past)
         resuming.start_workdir(run, past, workdir, progress.log)
         update = make_update(run.learner, run.mesh, state.params)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from cgrpo_jax import build, report, resuming
+from cgrpo_jax import build, report, resuming, startup
 from cgrpo_jax.config import Config
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
@@ -82,6 +82,7 @@ def train(
         if resuming.all_done(run, past, progress.log):
             return
         progress.resume_at(past.step)
+        progress.log("\n".join(startup.lines(run)))
         desk = stack.enter_context(open_desk(run, progress, workdir)) if isinstance(progress, Progress) else None
         sizes = hosts.agree(lambda: build.bin_sizes(run, desk.longest_prompt if desk else 0))
         planned = compile_ahead(run, sizes, progress)
