@@ -61,6 +61,8 @@ def _refine_faults(cfg: Config) -> list[str]:
     if cfg.refine.own_group and cfg.refine.context != "together":
         wrong.append("refine.own_group needs refine.context=together: refinements of one prompt are a group")
     written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict", "local")
+    if (cfg.refine.critique == "function") != bool(cfg.refine.critique_fn):
+        wrong.append("refine.critique=function and refine.critique_fn=package.module:function need each other")
     if written and cfg.refine.critique_tokens > cfg.sampling.max_new_tokens:
         wrong.append(
             f"refine.critique_tokens = {cfg.refine.critique_tokens} exceeds sampling.max_new_tokens = "
@@ -129,6 +131,10 @@ def check(cfg: Config, model: ModelConfig) -> None:
         wrong.append("method=sft has one update a step: train.updates_per_rollout=1")
     if cfg.method == "generate":
         wrong += _generate_faults(cfg)
+    if cfg.reward.correct_at > 1 and not cfg.reward.fn:
+        wrong.append(
+            f"reward.correct_at = {cfg.reward.correct_at:g}: a grader gives 1 at most; only reward.fn gives more"
+        )
     if cfg.sampling.temperature <= 0 and cfg.method == "rl":
         wrong.append("sampling.temperature must be positive: training needs samples")
     if wrong:

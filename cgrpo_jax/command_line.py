@@ -7,14 +7,23 @@ import functools
 import operator
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from cgrpo_jax import config_files
+from cgrpo_jax import config_files, options
 from cgrpo_jax.config import ConfigError
+
+COMMANDS = """Train the embedded model, in about two minutes on two cores:
+    python -m cgrpo_jax.main --config=quickstart --workdir=runs/quickstart
+Train a model of yours on your questions (.jsonl with question and answer, or a hub id):
+    python -m cgrpo_jax.main --config=smollm2_cpu --workdir=runs/own --config.model.path=MODEL --config.data.source=DATA
+cgrpo_jax.plan, .report, .eval_report, .convert and .bench are the other commands; each says more under --help."""
+HELP = {"-h", "-help", "--help"}
+WIDTH = 100
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -32,10 +41,13 @@ class _ConfigParser(flags.ArgumentParser):
         return self.parsed
 
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of a configuration, see configs/.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"Name of a configuration ({', '.join(config_files.names())}), NAME:ARGUMENT, or a .py file."
+)
 _PARSER = _ConfigParser()
 flags.FLAGS["config"].parser = _PARSER
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+KEY = f"Sets any leaf of the configuration, as --config.train.steps=12; all are in {options.__file__}."
 
 
 def _leaves(config: Mapping, prefix: str = "") -> list[str]:
@@ -81,8 +93,31 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
     return None
 
 
+def help_text(program: str) -> str:
+    """What --help says of a command: its docstring, then its options.
+
+    Args:
+      program: `sys.argv[0]`, by which absl knows the module that was started.
+    """
+    said = {"--config.KEY=VALUE": KEY}
+    for flag in flags.FLAGS.get_key_flags_for_module(program):
+        value = "" if flag.boolean else f"={flag.name.upper()}"
+        default = f" Default: {flag.default_as_str}." if flag.default not in (None, False, []) else ""
+        name = f"--[no]{flag.name}" if flag.boolean and flag.default else f"--{flag.name}"
+        said[f"{name}{value}"] = f"{flag.help or ''}{'' if flag.boolean else default}"
+    gap = max(map(len, said)) + 4
+    listed = [
+        textwrap.fill(text, WIDTH, initial_indent=f"  {name}".ljust(gap), subsequent_indent=" " * gap)
+        for name, text in sorted(said.items())
+    ]
+    return "\n".join([(sys.modules["__main__"].__doc__ or "").strip(), "", "Options:", *listed])
+
+
 def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does it, but whatever is wrong is one line."""
+    """As absl does it, but --help reads like help, and whatever is wrong is one line."""
+    if HELP & set(argv):
+        print(help_text(argv[0]))
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:

@@ -187,6 +187,17 @@ def samples_refinements(cfg: Config) -> bool:
     return cfg.refine.trigger != "never" and cfg.refine.refiner != "target"
 
 
+def shows_truth(cfg: Config) -> bool:
+    """Whether a critique may need the ground truth of a problem."""
+    falls_back = cfg.refine.critique in ("self_gt", "no_verdict", "api", "function")
+    by_api = cfg.refine.critique == "api" and cfg.api.reference != "none"
+    return samples_refinements(cfg) and (
+        cfg.refine.critique in ("indicative_gt", "self_gt")
+        or by_api
+        or (falls_back and cfg.refine.critique_fallback == "indicative_gt")
+    )
+
+
 def longest_prompt(cfg: Config) -> int:
     """Tokens of the longest prompt that is sampled from."""
     return max(cfg.data.max_prompt_tokens, cfg.refine.max_prompt_tokens if samples_refinements(cfg) else 0)

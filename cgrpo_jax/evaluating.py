@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax import build, report
+from cgrpo_jax import build, report, startup
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data.checking import prompt_fault
@@ -163,6 +163,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
     cfg, folder = run.cfg, workdir / "eval"
     compiled = compilation.watch()
     with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
+        progress.log("\n".join(startup.lines(run)))
         if run.tokenizer.plain:
             progress.log("the model has no chat template: prompts are plain text")
         task_prompt = open_texts(cfg.texts, run.tokenizer.encode_chat).task

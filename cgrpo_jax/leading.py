@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import samples_refinements
+from cgrpo_jax.config import samples_refinements, shows_truth
 from cgrpo_jax.data.checking import DataError, prompt_fault
 from cgrpo_jax.data.sources import Problems, load_problems
 from cgrpo_jax.data.targets import load_targets
 from cgrpo_jax.data.tasks import load_task, parse_names
 from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.grading import equivalence, rewards
+from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.plugins import open_texts
+from cgrpo_jax.plugins import open_critic, open_rewards, open_texts, try_on_rows
 from cgrpo_jax.records import Group, Problem, Source
-from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.rollout.collect import Method, Score, by_rule, collect_groups
+from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.written import LocalCritic, critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
@@ -30,6 +32,7 @@ from cgrpo_jax.text.prompts import Task, Texts, question_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
+from cgrpo_jax.workdir.tracking import check_tracker
 
 Sample = Callable[[Source], None]  # runs a sampler until the source has nothing more
 
@@ -55,6 +58,7 @@ def load_data(
 
     parsable = functools.partial(equivalence.readable, verifier=verifier)
     load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log, task=task)
+    load = functools.partial(load, own=bool(cfg.reward.fn), answerless=not shows_truth(cfg))
     traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
     load_training = functools.partial(load, cfg.data, prompt_tokens=measured, traced=traced)
     if cfg.method == "sft" and cfg.data.source != "arithmetic":
@@ -108,6 +112,8 @@ class Desk:
     pieces: Pieces
     texts: Texts = Texts()
     server: Server | None = None  # of critique=api
+    functions: Functions | None = None  # of reward.fn
+    own_critic: OwnCritic | None = None  # of critique=function
     late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     writer: Writer | None = None  # once it is known where the run begins
 
@@ -117,16 +123,18 @@ class Desk:
         Args:
           count: so many problems and no replacements; None: train.prompts, with replacements.
         """
-        cfg = self.run.cfg
-        score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
+        cfg, rule = self.run.cfg, by_rule(self._score(step), self.run.tokenizer)
+        if self.own_critic is not None:
+            self.own_critic.step = step
         local = None if self.run.second is None else self.run.second.tokenizer
         critic, scorer = critic_and_scorer(
             cfg.refine,
             self.run.tokenizer,
-            by_rule(score, self.run.tokenizer),
+            rule,
             self.server,
             self.texts.critique,
             LocalCritic(local, cfg.local.reference) if local else None,
+            self.own_critic,
         )
         method = Method(
             samples=cfg.train.samples,
@@ -147,11 +155,15 @@ class Desk:
         groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers, spare)
         return groups
 
+    def _score(self, step: int) -> Score:
+        if self.functions is not None:
+            self.functions.step = step
+        return functools.partial(rewards.score, verifier=self.verifier, cfg=self.run.cfg.reward, own=self.functions)
+
     def evaluate(self, step: int, sample: Sample) -> dict[str, float]:
         """Accuracies on what is held out, written and shown."""
         assert self.writer is not None
-        cfg, values = self.run.cfg, dict[str, float]()
-        score = functools.partial(rewards.score, verifier=self.verifier, cfg=cfg.reward)
+        cfg, values, score = self.run.cfg, dict[str, float](), self._score(step)
         sets = list(self.evaluations.values())
         graded = sample_and_grade(sets, cfg.eval.samples, sample, score, self.run.tokenizer)
         for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
@@ -230,12 +242,15 @@ class Desk:
 def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[Desk]:
     """Loads the data and starts the graders; everything that can be refused is refused here."""
     with contextlib.ExitStack() as stack:
+        check_tracker(run.cfg.train.tracker)
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
         asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
         texts = open_texts(run.cfg.texts, run.tokenizer.encode_chat)
+        own, own_critic = open_rewards(run.cfg, progress.log), open_critic(run.cfg, progress.log)
         loaded = load_data(run, verifier, progress.log, texts.task)
-        desk = Desk(run, progress, verifier, *loaded, pieces=Pieces(run.tokenizer), texts=texts, server=server)
+        try_on_rows(own, own_critic, loaded[0], run.tokenizer)
+        desk = Desk(run, progress, verifier, *loaded, Pieces(run.tokenizer), texts, server, own, own_critic)
         yield desk
         if desk.writer is not None:
             desk.writer.close()

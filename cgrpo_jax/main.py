@@ -7,7 +7,9 @@ of it can be set: --config.train.steps=12. Some take an argument: --config=quick
 longest case first, so that what does not fit fails in the beginning (cgrpo_jax.plan tells it without the machine).
 """
 
+import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -38,8 +40,25 @@ _PREFLIGHT = flags.DEFINE_bool(
 flags.adopt_module_key_flags(command_line)
 
 
+def unforeseen(error: Exception, workdir: str) -> str:
+    """What to say of an error that no message was written for: what, where, the mend. Its traceback goes to a file."""
+    frames, folder = traceback.extract_tb(error.__traceback__), pathlib.Path(workdir).expanduser()
+    own = [frame for frame in frames if frame.filename.startswith(str(pathlib.Path(__file__).parent))] or frames
+    text = " ".join(str(error).split())[:300]
+    what = f"{type(error).__name__}: {text} ({pathlib.Path(own[-1].filename).name}, line {own[-1].lineno})"
+    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+        what += "; lower sampler.kv_cache_mb or train.micro_batch, --preflight says early what fits"
+    if not workdir.strip() or not folder.is_dir():
+        return f"{what}; --debug shows the traceback"
+    path = folder / "traceback.txt"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return f"{what}; the traceback is in {path}"
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
+    if len(sys.argv) == 1:
+        sys.exit(f"error: --config and --workdir are both needed\n{command_line.COMMANDS}")
     try:
         if len(argv) > 1:
             raise ConfigError(f"{argv[1]!r} is no option; they are written --NAME=VALUE")
@@ -57,6 +76,10 @@ def main(argv: list[str]) -> None:
         if command_line.DEBUG.value:
             raise
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if command_line.DEBUG.value:
+            raise
+        sys.exit(f"error: {unforeseen(error, _WORKDIR.value or '')}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command resumes from the last checkpoint")
 

@@ -15,7 +15,7 @@ from typing import Any
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
 WRITERS = ("self_gt", "self_eval", "no_verdict", "api", "local")  # critics that are models
-CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", *WRITERS)
+CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", *WRITERS, "function")
 REFINERS = ("policy", "target", "local")
 REFERENCES = ("none", "gt", "solution")
 FALLBACKS = ("drop", "indicative", "indicative_gt")
@@ -69,9 +69,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """What a score is worth. Most graders say 0 or 1; the scorers of reasoning_gym give fractions, too."""
+    """What a score is worth. Most graders say 0 or 1; reasoning_gym's scorers and functions give fractions."""
 
-    correct_at: float = option(1.0, above=0, at_most=1)  # the score from which on an attempt counts as correct
+    # package.module:function with the signature of TRL; several, with commas between them, are added. "": the graders.
+    # They score the problems of data.source and eval.source, and what they return is the reward, whatever it is.
+    fn: str = ""
+    seconds: float = option(60.0, above=0)  # of a call of fn; what takes longer has no reward
+    correct_at: float = option(1.0, above=0)  # the score from which on an attempt counts as correct
     partial: bool = False  # the reward is the score itself; else it is 1 of what counts as correct, and 0
 
 
@@ -123,8 +127,12 @@ class RefineConfig:
     # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
     # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
     # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |
-    # api: a server's, see api.* | local: a second model's, see local.*
+    # api: a server's, see api.* | local: a second model's, see local.* | function: yours, see critique_fn
     critique: str = option("indicative_gt", choices=CRITICS)
+    # Of critique=function: package.module:function, given what reward.fn is given, and `rewards` and `correct`; a list
+    # of texts, or None where there is nothing to say (then the fallback)
+    critique_fn: str = ""
+    critique_seconds: float = option(60.0, above=0)  # of a call of critique_fn
     critique_tokens: int = option(0, at_least=0)  # of a critique that the policy writes; 0: sampling.max_new_tokens
     critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
     critique_fallback: str = option("indicative_gt", choices=FALLBACKS)
@@ -246,6 +254,8 @@ class TrainConfig:
     # on a TPU: attention (its output) | wide (that and the products that take longest)
     remat: str = option("dots", choices=REMATS)
     max_nonfinite: int = option(3, at_least=1)  # stop after so many non-finite steps in a row
+    # Who is told the metrics beside TensorBoard: wandb or trackio, each an extra of that name (configs/README.md)
+    tracker: str = option("", choices=("", "wandb", "trackio"))
     # Keys, with commas between them, that may differ from those of the checkpoint that is resumed (workdir/changes.py).
     accept_changes: str = ""
 
@@ -258,7 +268,7 @@ class EvalConfig:
     source: str = ""  # as data.source; "" is data.source itself
     revision: str = "main"  # of a hub id in eval.source
     split: str = "test"
-    tasks: str = ""  # names of tasks.TASKS and NAME=FILE, with commas between them; in training beside eval.source
+    tasks: str = ""  # names of tasks.TASKS, NAME=FILE and NAME=package.module:function; in training beside eval.source
     problems: int = option(256, at_least=0)  # of each, the first ones; 0: all
     samples: int = option(4, at_least=1)  # per problem
     temperature: float = option(1.0, at_least=0)  # 0: greedy

@@ -28,6 +28,8 @@ class Problem:
     tag: str = ""  # evaluation reports each tag on its own, e.g. "hard"
     entry: Mapping[str, Any] | None = None  # what its grader needs beside the answer
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the row's other values, as JSON has them
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # all of them, where reward.fn is given them
+    chat: bool = False  # the row holds chat turns of its own
 
 
 class Verdict(NamedTuple):
@@ -35,7 +37,8 @@ class Verdict(NamedTuple):
 
     reward: float
     correct: bool
-    status: str  # "ok", or why there is no verdict: "timeout", "memory", "died", "error"
+    status: str  # "ok", or why there is no verdict: "timeout", "memory", "died", "error", "no_reward"
+    parts: Mapping[str, float] | None = None  # what each function of reward.fn gave
 
     @classmethod
     def of(cls, correct: bool, status: str = "ok") -> Verdict:
@@ -148,6 +151,7 @@ class Attempt:
     evaluation: Critique | None = None  # the policy's own, where the reward is its verdict
     source: int | None = None  # refinements: index of the response it refines; None: of several, or of none
     prompt_ids: Sequence[int] | None = None  # refinements that the policy sampled: under which prompt
+    parts: Mapping[str, float] | None = None  # of the reward, where functions of the user give it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,14 @@ start of the embedded model.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from cgrpo_jax import build, report, resuming
+from cgrpo_jax import build, report, resuming, startup
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config
 from cgrpo_jax.data import arithmetic
@@ -29,6 +30,7 @@ from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, update_metrics
 from cgrpo_jax.workdir.progress import Progress
+from cgrpo_jax.workdir.tracking import open_tracker
 
 PLAIN_PROMPT = 64  # tokens of a question of the warm start without a refinement's context, at most
 
@@ -68,9 +70,11 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         progress.resume_at(past.step)
         desk = stack.enter_context(open_desk(run, progress, workdir))
         sizes = build.bin_sizes(run, PLAIN_PROMPT if cfg.data.source == "arithmetic" else desk.longest_prompt)
+        progress.log("\n".join(startup.lines(run)))
         state, past = resuming.initial_state(run, checkpointer, past)
         resuming.start_workdir(run, past, workdir, progress.log)
-        desk.writer = Writer(workdir, past.step, progress.log, on_row)
+        tracker = open_tracker(cfg.train.tracker, workdir, dataclasses.asdict(cfg), progress.log)
+        desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
         nonfinite = 0

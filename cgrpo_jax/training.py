@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from cgrpo_jax import build, report, resuming
+from cgrpo_jax import build, report, resuming, startup
 from cgrpo_jax.config import Config
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
@@ -28,6 +29,7 @@ from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer
 from cgrpo_jax.workdir.progress import Progress, Silence
+from cgrpo_jax.workdir.tracking import open_tracker
 
 T = TypeVar("T")
 
@@ -81,6 +83,7 @@ def train(
         if resuming.all_done(run, past, progress.log):
             return
         progress.resume_at(past.step)
+        progress.log("\n".join(startup.lines(run)))
         desk = stack.enter_context(open_desk(run, progress, workdir)) if isinstance(progress, Progress) else None
         sizes = hosts.agree(lambda: build.bin_sizes(run, desk.longest_prompt if desk else 0))
         planned = compile_ahead(run, sizes, progress)
@@ -91,7 +94,8 @@ def train(
         reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
         if desk is not None:
             resuming.start_workdir(run, past, workdir, progress.log)
-            desk.writer = Writer(workdir, past.step, progress.log, on_row)
+            tracker = open_tracker(cfg.train.tracker, workdir, dataclasses.asdict(cfg), progress.log)
+            desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)

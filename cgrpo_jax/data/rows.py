@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cgrpo_jax.grading.answers import boxed
+from cgrpo_jax.grading.functions import GRADER
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Message, Problem
 from cgrpo_jax.text.prompts import INSTRUCTION, Task, question_messages
@@ -190,17 +191,50 @@ def asked_by(problem: Problem, task: Task) -> Problem:
         raise RowError("question", f"texts.task: {type(error).__name__}: {error}") from error
 
 
+def scored_by_functions(problem: Problem, row: Mapping[str, Any], chat: bool = False) -> Problem:
+    """The problem as `reward.fn` is given it: with all columns of its row. Raises RowError."""
+    return dataclasses.replace(problem, grader=GRADER, row=other_columns(row, ()), chat=chat)
+
+
+def _own_gold(row: Mapping[str, Any], cfg: DataConfig) -> tuple[str, str]:
+    """The gold answer and its column; both "" where the row has none, or none that is text."""
+    try:
+        answer, column = _answer(row, cfg)
+        return _gold(text_of(answer, column)), column
+    except RowError:
+        return "", ""
+
+
+def parse_own_row(row: Mapping[str, Any], cfg: DataConfig, answerless: bool) -> Parsed:
+    """As `parse_row`, of a problem that `reward.fn` scores.
+
+    Args:
+      answerless: a row needs no answer, for nobody is shown one.
+    """
+    if not answerless:
+        parsed = parse_row(row, cfg)
+    else:
+        gold, column = _own_gold(row, cfg)
+        parsed = _asked(row, cfg, gold, column)
+    return parsed._replace(problem=scored_by_functions(parsed.problem, row, is_chat(row.get("prompt"))))
+
+
 def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     """One row of any supported schema. Raises RowError naming the column.
 
     The authors' schema has `prompt` (chat turns), `reward_model.ground_truth` and sometimes `reward_model.question`;
     without the latter the bare question is the last user turn less the task instruction.
     """
-    grader = "math" if cfg.grader == "auto" else cfg.grader
     answer, answer_column = _answer(row, cfg)
     gold = _gold(text_of(answer, answer_column))
     if not gold:
         raise RowError(answer_column, "no final answer in it")
+    return _asked(row, cfg, gold, answer_column)
+
+
+def _asked(row: Mapping[str, Any], cfg: DataConfig, gold: str, answer_column: str) -> Parsed:
+    """The problem of a row whose gold answer is known."""
+    grader = "math" if cfg.grader == "auto" else cfg.grader
     column = named_column(row, cfg.question_column, QUESTION_COLUMNS)
     turns_column = "prompt" if is_chat(row.get("prompt")) else column
     others = _others(row, {column, turns_column}, answer_column)

@@ -13,7 +13,16 @@ import numpy as np
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.files import FILE_SUFFIXES, file_rows, local_file
-from cgrpo_jax.data.rows import TRACE, Parsed, RowError, asked_by, parse_row, trace_of
+from cgrpo_jax.data.rows import (
+    TRACE,
+    Parsed,
+    RowError,
+    asked_by,
+    parse_own_row,
+    parse_row,
+    scored_by_functions,
+    trace_of,
+)
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
@@ -80,12 +89,14 @@ def _generator(cfg: DataConfig, seed: int) -> Callable[[int], Problem]:
     return get
 
 
-def _generated(cfg: DataConfig, seed: int, fault: Fault, log: Callable[[str], None], task: Task) -> Problems:
+def _generated(cfg: DataConfig, seed: int, fault: Fault, log: Callable[[str], None], task: Task, own: bool) -> Problems:
     """A generated task. Its first problems are checked now; later ones as they come, by the same rule."""
     drawn = _generator(cfg, seed)
 
     def generate(index: int) -> Problem:
-        return asked_by(drawn(index), task)
+        problem = asked_by(drawn(index), task)
+        row = {"question": problem.question, "answer": problem.answer}
+        return scored_by_functions(problem, row) if own else problem
 
     def get(index: int) -> Problem:
         for attempt in range(TRIES):  # a problem that is dropped is replaced by one from far away in the stream
@@ -137,11 +148,14 @@ def load_problems(
     log: Callable[[str], None] = print,
     traced: bool = False,
     task: Task = question_messages,
+    own: bool = False,
+    answerless: bool = False,
 ) -> Problems:
     """Opens a source and checks all of it.
 
     Args:
       task: writes the task prompt, see `asked_by`.
+      own: `reward.fn` scores them; answerless: and a row needs no answer.
       traced: each problem must come with a solution, see `trace_of`.
       parsable: which gold answers the verifier can read.
       prompt_tokens: length of a problem's task prompt; raises PromptError for text that cannot be encoded safely.
@@ -152,7 +166,7 @@ def load_problems(
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.max_prompt_tokens)
     untraced = DataError(f"{cfg.source} has no column {TRACE!r}, which refine.refiner=target takes its traces from")
     if cfg.source == "arithmetic" or cfg.source.startswith(GYM):
-        problems = _generated(cfg, seed, fault, log, task)
+        problems = _generated(cfg, seed, fault, log, task, own)
         if traced and TRACE not in problems.get(0).columns:
             raise untraced
         return problems
@@ -162,7 +176,7 @@ def load_problems(
         raise untraced
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        parsed = parse_row(row, cfg)
+        parsed = parse_own_row(row, cfg, answerless) if own else parse_row(row, cfg)
         if traced:
             trace_of(parsed.problem)
         return parsed._replace(problem=asked_by(parsed.problem, task))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,12 +13,16 @@ import numpy as np
 from cgrpo_jax.data import sources
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, Parse, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import choices, gpqa
+from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.rows import Parsed, RowError, asked_by, parse_row
 from cgrpo_jax.data.theoremqa_rows import theoremqa
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task as TaskPrompt
 from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.trusted import function_of, one_line
+
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,10 @@ class Named(NamedTuple):
 
 
 def parse_names(names: str) -> list[tuple[str, str]]:
-    """`"gsm8k,aime24=my.jsonl,math500@COMMIT"` -> [(name, path or "@revision" or "")]; any name may have a file."""
+    """`"gsm8k,aime24=my.jsonl,math500@COMMIT"` -> [(name, path or "@revision" or "")].
+
+    Any name may have a file, or a function that yields its rows: `mine=package.module:function`.
+    """
     found = []
     for item in filter(None, (part.strip() for part in names.split(","))):
         name, equals, path = item.partition("=")
@@ -68,13 +76,26 @@ def parse_names(names: str) -> list[tuple[str, str]]:
         if equals and not path:
             raise DataError(f"eval.tasks: {item!r} names no file")
         if not equals and name not in TASKS:
-            raise DataError(f"eval.tasks: no task {name!r}; known: {', '.join(TASKS)}; or NAME=FILE")
+            raise DataError(
+                f"eval.tasks: no task {name!r}; known: {', '.join(TASKS)}; or NAME=FILE, NAME=package.module:function"
+            )
         if not equals and not TASKS[name].source:
             raise DataError(f"eval.tasks: {name} is read from a local file: {name}=FILE")
         found.append((name, path if equals else at + revision))
     if len({name for name, _ in found}) != len(found):
         raise DataError(f"eval.tasks = {names!r} names a task twice")
     return found
+
+
+def _own_rows(name: str, path: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """Numbered rows of somebody's function. Raises DataError, in a line, where there are none."""
+    try:
+        rows = list(function_of(path)())
+        if not rows or not all(isinstance(row, Mapping) for row in rows):
+            raise TypeError("rows are needed, as {'question': ..., 'answer': ...}")
+    except Exception as error:  # of somebody's function
+        raise DataError(f"eval.tasks: {name}={path}: {one_line(error)}") from error
+    return list(enumerate(rows, 1))
 
 
 def load_task(
@@ -112,7 +133,9 @@ def load_task(
         max_prompt_tokens=cfg.max_prompt_tokens,
     )
     sources.say_large(source.source, log)
-    rows = [(number, row) for number, row in sources.open_rows(source) if _belongs(row, task)]
+    own = local and FUNCTION.fullmatch(where) and local_file(where) is None
+    opened = _own_rows(name, where) if own else sources.open_rows(source)
+    rows = [(number, row) for number, row in opened if _belongs(row, task)]
     if task.sample and task.sample < len(rows):
         chosen = np.random.default_rng(0).choice(len(rows), task.sample, replace=False)
         rows = [rows[i] for i in sorted(chosen)]

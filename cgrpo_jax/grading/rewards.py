@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax.grading import choices, equivalence, release, theoremqa
+from cgrpo_jax.grading import choices, equivalence, functions, release, theoremqa
 from cgrpo_jax.grading.answers import extract_answer
 from cgrpo_jax.grading.normalise import number
 from cgrpo_jax.grading.verifier import Verifier
@@ -88,9 +88,16 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {  # others: extract_answer
 
 
 def score(
-    items: Sequence[tuple[Problem, Completion, str]], verifier: Verifier, cfg: RewardConfig = WHOLE
+    items: Sequence[tuple[Problem, Completion, str]],
+    verifier: Verifier,
+    cfg: RewardConfig = WHOLE,
+    own: functions.Functions | None = None,
 ) -> list[Attempt]:
-    """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody."""
+    """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody.
+
+    Args:
+      own: scores the problems whose grader is `functions.GRADER`, with an answer in the text or without.
+    """
     extracted = [EXTRACTORS.get(problem.grader, extract_answer)(text) for problem, _, text in items]
     verdicts = [Verdict.of(False)] * len(items)
     for name, grade in GRADERS.items():
@@ -100,9 +107,13 @@ def score(
         pairs = [(items[i][0], extracted[i] or "") for i in chosen]
         for i, verdict in zip(chosen, grade(pairs, verifier), strict=True):
             verdicts[i] = verdict
+    if own is not None:
+        chosen = [i for i, item in enumerate(items) if item[0].grader == functions.GRADER]
+        for i, verdict in zip(chosen, own.grade([items[i] for i in chosen]), strict=True):
+            verdicts[i] = verdict
     scored = []
-    for (_, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True):
+    for (problem, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True):
         correct = verdict.reward >= cfg.correct_at
-        reward = verdict.reward if cfg.partial else float(correct)
-        scored.append(Attempt(completion, text, reward, correct, answer, verdict.status))
+        reward = verdict.reward if cfg.partial or problem.grader == functions.GRADER else float(correct)
+        scored.append(Attempt(completion, text, reward, correct, answer, verdict.status, parts=verdict.parts))
     return scored

@@ -26,6 +26,7 @@ from cgrpo_jax.records import (
 )
 from cgrpo_jax.rollout.collect import Critic, Scorer
 from cgrpo_jax.rollout.critics import TEMPLATES, offline, shown_truth, templated
+from cgrpo_jax.rollout.own_critic import OwnCritic, by_function
 from cgrpo_jax.rollout.refining import fitted
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.rollout.stories import Sample, Work
@@ -145,6 +146,7 @@ def critic_and_scorer(
     server: Server | None = None,
     prompt: CriticPrompt = critique_messages,
     local: LocalCritic | None = None,
+    own: OwnCritic | None = None,
 ) -> tuple[Critic, Scorer]:
     """Who criticises as `refine.critique` says, and who scores: the rule, but for self_eval.
 
@@ -152,9 +154,12 @@ def critic_and_scorer(
       server: of critique=api.
       prompt: of a critic that is a model.
       local: of critique=local.
+      own: of critique=function.
     """
     if server is not None:
         return by_server(server, cfg, prompt), rule
+    if own is not None:
+        return by_function(own), rule
     if cfg.critique in TEMPLATES:
         return templated(TEMPLATES[cfg.critique]), rule
     if cfg.critique == "offline":

@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 from cgrpo_jax.records import Attempt, Group
 from cgrpo_jax.workdir.notes import NOTES
 from cgrpo_jax.workdir.shades import write_logp, write_widths
+from cgrpo_jax.workdir.tracking import Tracker
 
 Widths = Callable[[Sequence[int], str], list[int] | None]  # ids and their text -> characters of each token
 
@@ -41,7 +42,9 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     critiques = [one for attempt in attempts if (one := attempt.evaluation or attempt.critique) is not None]
     written = [critique for critique in critiques if critique.tries]
     agreeing = [critique.agrees for critique in written if critique.agrees is not None]
-    values = {
+    own = [attempt.parts for attempt in attempts if attempt.parts is not None]
+    values = {f"reward/{name}": _mean([parts[name] for parts in own if name in parts]) for name in _names(own)}
+    values |= {
         "reward/responses": _mean([a.reward for a in responses]),
         "reward/refinements": _mean([a.reward for a in refinements]),
         "reward/trained": _mean([a.reward for group in groups for a, _ in group.rows()]),
@@ -63,6 +66,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "verifier/no_answer": _mean([a.extracted is None for a in attempts]),
         "verifier/timeouts": float(sum(a.status == "timeout" for a in attempts)),
         "verifier/failures": float(sum(a.status in ("memory", "died", "error") for a in attempts)),
+        "verifier/no_reward": float(sum(a.status == "no_reward" for a in attempts)) if own else None,
         "tokens/responses": float(sum(len(a.completion.ids) for a in responses)),
         "tokens/refinements": float(sum(len(a.completion.ids) for a in refinements)),
     }
@@ -123,11 +127,18 @@ def _attempt_record(attempt: Attempt, widths: Widths | None) -> dict[str, Any]:
         record["critic"] = {name: getattr(critique, name) for name in ("verdict", "agrees", "tries", "fallback")}
     if attempt.source is not None:
         record["source"] = attempt.source
+    if attempt.parts is not None:
+        record["parts"] = dict(attempt.parts)
     if widths is None:
         record["sampled"] = False
     elif (width_T := widths(attempt.completion.ids.tolist(), attempt.text)) is not None:
         record |= {"logp": write_logp(attempt.completion.logp), "widths": write_widths(width_T)}
     return record
+
+
+def _names(parts: Sequence[Mapping[str, float]]) -> list[str]:
+    """Of the functions of reward.fn that gave anything."""
+    return sorted({name for of_attempt in parts for name in of_attempt})
 
 
 BEGIN = b'{"step": '  # of a line of metrics.jsonl
@@ -150,7 +161,8 @@ class Writer:
     """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed.
 
     What this program did not write is never removed: lines of `metrics.jsonl` are moved to `metrics.stray.jsonl`, files
-    of `rollouts/` stay; both are named in the log. `on_row` is given each line of `metrics.jsonl` once it is there.
+    of `rollouts/` stay; both are named in the log. `on_row` and `tracker` are given each line of `metrics.jsonl`
+    once it is there; the writer closes the tracker.
     """
 
     def __init__(
@@ -159,8 +171,9 @@ class Writer:
         first_step: int,
         log: Callable[[str], None],
         on_row: Callable[[dict[str, Any]], None] | None = None,
+        tracker: Tracker | None = None,
     ):
-        self.workdir, self.on_row = pathlib.Path(workdir), on_row
+        self.workdir, self.on_row, self.tracker = pathlib.Path(workdir), on_row, tracker
         (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
         self.path = self.workdir / "metrics.jsonl"
         self._cut_metrics(first_step, log)
@@ -201,6 +214,8 @@ class Writer:
         for name, value in values.items():
             self.board.add_scalar(name, value, step, summary_description=NOTES.get(name, ""))
         self.board.flush()
+        if self.tracker is not None:
+            self.tracker.row(row)
         if self.on_row is not None:
             self.on_row(row)
 
@@ -230,3 +245,5 @@ class Writer:
 
     def close(self) -> None:
         self.board.close()
+        if self.tracker is not None:
+            self.tracker.close()

@@ -1,0 +1,49 @@
+"""What a run says before it begins: versions, devices and memory, caches, access to the hub. No value of a secret."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import huggingface_hub
+import jax
+
+from cgrpo_jax.build import Run
+from cgrpo_jax.workdir.places import cache_root
+
+GIB = 1 << 30
+
+
+def lines(run: Run) -> list[str]:
+    """Three lines; nothing is asked of a network."""
+    versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "transformers"))
+    return [
+        f"Python {platform.python_version()}  {versions}  on {_devices(run)}",
+        f"model {run.folder}  {run.model.layers} layers of width {run.model.width}  computed in {run.learner.dtype}",
+        f"caches {_caches()}  hub {_hub()}",
+    ]
+
+
+def _devices(run: Run) -> str:
+    devices = list(run.mesh.devices.flat)
+    first = devices[0]
+    limit = (first.memory_stats() or {}).get("bytes_limit") if first.platform != "cpu" else None
+    memory = f"{limit / GIB:.1f} GiB each" if limit else f"{_host_memory():.1f} GiB of the host"
+    return f"{len(devices)} x {first.device_kind} ({first.platform}), {memory}"
+
+
+def _host_memory() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+def _caches() -> str:
+    programs = jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None  # type: ignore[attr-defined]
+    return f"{programs or 'none for programs'}, {cache_root()}"
+
+
+def _hub() -> str:
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "is not asked (HF_HUB_OFFLINE)"
+    token = "with a token" if huggingface_hub.get_token() else "without a token"
+    return f"{huggingface_hub.constants.ENDPOINT} {token}"

@@ -1,0 +1,107 @@
+"""What somebody sees first: which command to give, help, what a run says as it starts, and errors."""
+
+import re
+import sys
+import types
+
+import huggingface_hub
+import pytest
+from test_messages import run_main, run_python
+from test_train import small
+
+import cgrpo_jax
+from cgrpo_jax import build, command_line, config_files, main, startup
+from cgrpo_jax.main import unforeseen
+
+
+def test_the_package_names_the_likeliest_commands(tmp_path, monkeypatch):
+    """So does main without arguments; their configurations are there."""
+    start = "import runpy, sys; sys.argv = ['cgrpo_jax', *sys.argv[1:]]; runpy.run_module('cgrpo_jax', run_name='__main__'); print('jax' in sys.modules)"
+    done = run_python(start, cwd=tmp_path)
+    assert done.stdout == f"{command_line.COMMANDS}\nFalse\n" and done.returncode == 0, done.stderr
+    named = re.findall(r"--config=(\S+)", command_line.COMMANDS)
+    assert len(named) == 2 and set(named) <= set(config_files.names())
+    done = run_python(start, "--config=quickstart", cwd=tmp_path)
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: '--config=quickstart'")
+        and "cgrpo_jax.main" in done.stderr
+    )
+    monkeypatch.setattr(sys, "argv", ["main"])
+    with pytest.raises(SystemExit) as end:
+        main.main(["main"])
+    assert end.value.code == f"error: --config and --workdir are both needed\n{command_line.COMMANDS}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_reads_like_help(tmp_path):
+    """The docstring, then each option of the command once, with what it takes; nothing of absl, on a page."""
+    done = run_main("--config=quickstart", "--help", cwd=tmp_path)
+    head, _, options = done.stdout.partition("\nOptions:\n")
+    assert done.returncode == 0 and head.startswith("Trains as a configuration file says") and not done.stderr
+    named = re.findall(r"^  (--\S+)", options, re.MULTILINE)
+    assert named == ["--config.KEY=VALUE", "--config=CONFIG", "--debug", "--preflight", "--workdir=WORKDIR"]
+    assert all(name in options for name in config_files.names())
+    assert done.stdout.count("\n") < 30 and max(map(len, done.stdout.splitlines())) <= 120
+    assert "flags:" not in done.stdout and "main.py" not in done.stdout and "None" not in done.stdout
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_run_says_where_it_works(monkeypatch, offline):
+    """Versions, devices, memory, caches, hub, in three lines; never what a token is."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
+    said = startup.lines(build.open_run(small()))
+    assert len(said) == 3 and "hf_secret" not in "".join(said)
+    assert re.search(
+        r"^Python 3\.\d+\.\d+  jax \S+  flax \S+  transformers \S+  on 1 x cpu \(cpu\), \d+\.\d GiB of the host$",
+        said[0],
+    )
+    assert "quickstart" in said[1] and said[1].endswith("computed in float32")
+    assert (
+        said[2].endswith("hub is not asked (HF_HUB_OFFLINE)" if offline else "with a token") and "caches /" in said[2]
+    )
+
+
+def broken(cfg, workdir):
+    workdir.mkdir()
+    raise RuntimeError("something\nhas broken")
+
+
+def given(monkeypatch, workdir, debug):
+    """The command line of a run that breaks."""
+    monkeypatch.setattr(main, "train", broken)
+    values = {"CONFIG": cgrpo_jax.get_config("quickstart"), "DEBUG": debug}
+    for name, value in values.items():
+        monkeypatch.setattr(command_line, name, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
+    monkeypatch.setattr(main, "_PREFLIGHT", types.SimpleNamespace(value=False))
+
+
+def test_an_error_that_nobody_foresaw_is_one_line(tmp_path, monkeypatch):
+    """With its place; the traceback is in the workdir, or shown under --debug."""
+    given(monkeypatch, tmp_path / "w", debug=False)
+    with pytest.raises(SystemExit) as end:
+        main.main(["main"])
+    line = str(end.value)
+    assert "\n" not in line and line.startswith("error: RuntimeError: something has broken (main.py, line ")
+    assert line.endswith(f"the traceback is in {tmp_path}/w/traceback.txt")
+    kept = (tmp_path / "w/traceback.txt").read_text()
+    assert kept.startswith("Traceback") and "in broken" in kept and "RuntimeError: something\nhas broken" in kept
+    given(monkeypatch, tmp_path / "v", debug=True)
+    with pytest.raises(RuntimeError, match="has broken"):
+        main.main(["main"])
+    assert not list((tmp_path / "v").iterdir())
+
+
+def raised(error, workdir):
+    try:
+        raise error
+    except Exception as caught:
+        return unforeseen(caught, workdir)
+
+
+def test_want_of_memory_has_its_mend(tmp_path):
+    said = raised(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes"), "")
+    assert "lower sampler.kv_cache_mb or train.micro_batch" in said and said.endswith("--debug shows the traceback")
+    assert "memory" in raised(MemoryError("no memory"), str(tmp_path / "none"))
