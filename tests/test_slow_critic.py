@@ -106,7 +106,9 @@ def test_a_slow_critic_slows_no_other_problem(run, serve, tmp_path):  # noqa: F8
 
     own = {("asked", name) for _, name in events if name.problem == 0 and name.kind == Kind.REFINEMENT}
     first = min(i for i, event in enumerate(events) if event in own)
-    last_response = max(i for i, (what, name) in enumerate(events) if what == "ended" and name[:2] == (Kind.RESPONSE, 0))
+    last_response = max(
+        i for i, (what, name) in enumerate(events) if what == "ended" and name[:2] == (Kind.RESPONSE, 0)
+    )
     meanwhile = [name for what, name in events[last_response + 1 : first] if what == "ended"]
     assert len(own) == SAMPLES and len(events[:first]) == 2 * (2 * PROBLEMS - 1) * SAMPLES
     assert len(meanwhile) > 2 * SAMPLES and all(name.problem for name in meanwhile)
