@@ -1,0 +1,118 @@
+"""A critic that is slow to answer keeps nobody else waiting: what is decoded meanwhile, and how well rows are used."""
+
+import dataclasses
+import threading
+
+import jax
+import pytest
+from test_served import GOOD, serve  # noqa: F401
+from test_train import small
+
+from cgrpo_jax import build
+from cgrpo_jax.data import arithmetic
+from cgrpo_jax.options import RefineConfig
+from cgrpo_jax.records import Attempt, Critique, Kind
+from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.rollout.critics import TEMPLATES, templated
+from cgrpo_jax.rollout.served import Server, by_server
+from cgrpo_jax.sampling.room import Room
+
+SAMPLES, PROBLEMS, ROWS, SECONDS = 2, 6, 4, 60.0
+
+
+class Watched:
+    """A source that writes down what is asked and what ended, and calls `idle` when nothing is left to decode."""
+
+    def __init__(self, source, idle):
+        self.source, self.idle, self.events = source, idle, []
+
+    def ended(self, done):
+        self.events += [("ended", request.name) for request, _ in done]
+        self.source.ended(done)
+
+    def poll(self, idle):
+        if idle and self.events:
+            self.idle()
+        asked = self.source.poll(idle)
+        self.events += [("asked", request.name) for request in asked]
+        return asked
+
+    def pending(self):
+        return self.source.pending()
+
+
+def wrong(items):
+    return [Attempt(c, text, 0.0, False, None, "ok") for _, c, text in items]
+
+
+def only_first(critic):
+    """`critic` for the first problem; the others are told at once that they are wrong."""
+    at_once = templated(TEMPLATES["indicative"])
+
+    def either(problem, number, attempts):
+        return (critic if number == 0 else at_once)(problem, number, attempts)
+
+    return either
+
+
+def nobody(problem, number, attempts):
+    yield from ()
+    return [Critique(None) for _ in attempts]
+
+
+@pytest.fixture(scope="module")
+def run():
+    return build.open_run(small())
+
+
+def decoded(run, critic, idle):
+    """Events, groups and counts of one rollout of the quickstart model; `idle` is also given the counts by then."""
+    refine = RefineConfig(trigger="always", critique="api", max_prompt_tokens=256)
+    scorer = by_rule(wrong, run.tokenizer)
+    method = Method(SAMPLES, scorer, only_first(critic), run.tokenizer, refine, seed=0, step=0)
+    problems = [arithmetic.problem(0, "train", index) for index in range(PROBLEMS)]
+    setup = dataclasses.replace(run.sampler, room=Room(ROWS, 4096), chunk=8)
+    with jax.numpy_rank_promotion("allow"):
+        sampler = setup.bind(build.initial_params(run), 0, run.cfg.sampling)
+        seen = []
+
+        def sample(source):
+            seen.append(Watched(source, lambda: idle(dataclasses.replace(sampler.stats))))
+            sampler.run(seen[0])
+
+        groups, late = collect_groups(problems, method, sample)
+    return seen[0].events, groups, late
+
+
+def test_a_slow_critic_slows_no_other_problem(run, serve, tmp_path):  # noqa: F811
+    """Its answer comes when there is nothing else to decode, however long that takes; until then each row-step is as
+    without that critic, and the refinements that it allows are decoded after it."""
+    nothing_left, waits, used = threading.Event(), [], []
+    _, cfg = serve(GOOD)
+
+    class Slow(Server):
+        def ask(self, messages, attempt):
+            waits.append(nothing_left.wait(SECONDS))
+            return super().ask(messages, attempt)
+
+    def idle(stats):
+        used.append(stats)
+        nothing_left.set()
+
+    with Slow(cfg, tmp_path) as server:
+        events, groups, late = decoded(run, by_server(server, RefineConfig(critique="api")), idle)
+    assert waits == [True] * SAMPLES and late == 0
+    assert [len(group.refinements) for group in groups] == [SAMPLES] * PROBLEMS
+
+    own = {("asked", name) for _, name in events if name.problem == 0 and name.kind == Kind.REFINEMENT}
+    first = min(i for i, event in enumerate(events) if event in own)
+    last_response = max(
+        i for i, (what, name) in enumerate(events) if what == "ended" and name[:2] == (Kind.RESPONSE, 0)
+    )
+    meanwhile = [name for what, name in events[last_response + 1 : first] if what == "ended"]
+    assert len(own) == SAMPLES and len(events[:first]) == 2 * (2 * PROBLEMS - 1) * SAMPLES
+    assert len(meanwhile) > 2 * SAMPLES and all(name.problem for name in meanwhile)
+
+    plain = []
+    decoded(run, nobody, plain.append)
+    assert used[0] == plain[0] and used[0].slot_use > 0.7 and used[0].tokens > 100
