@@ -116,13 +116,16 @@ def evaluate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> 
     return dict(tables.read(folder))
 
 
-def make_plan(config: Config | Mapping[str, Any], topology: str, largest: bool = False) -> dict[str, Any]:
+def make_plan(
+    config: Config | Mapping[str, Any], topology: str, only: Sequence[str] = (), largest: bool = False
+) -> dict[str, Any]:
     """Whether a run fits a TPU that need not be here (or "local", the machine at hand), and how long it may take.
 
     What `python -m cgrpo_jax.plan --json` writes: `fits`, `programs.NAME.peak_bytes`, `steps`, ...; and `text`, as it
     prints.
 
     Args:
+      only: kinds of programs, as in ["update", "decode"]; none: all.
       largest: also looks for the most rows that fit, which compiles several programs more.
 
     Raises: ConfigError, CheckpointError, MeshError.
@@ -132,7 +135,7 @@ def make_plan(config: Config | Mapping[str, Any], topology: str, largest: bool =
     from cgrpo_jax.workdir.progress import Progress
 
     with Progress(0, 1, "program") as progress:
-        plan = making.make(cfg, chips.topology(topology), making.Wanted((), largest), progress)
+        plan = making.make(cfg, chips.topology(topology), making.Wanted(tuple(only), largest), progress)
     return report.as_json(plan) | {"text": report.text(plan)}
 
 
