@@ -9,6 +9,9 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+# What a hub raises that refuses, or cannot be reached: its client is requests, httpx or httpx2, by version.
+FAULTS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError)  # type: ignore[assignment]
+
 
 class HubError(ValueError):
     """What the hub, or this machine's access to it, does not allow."""
@@ -42,7 +45,7 @@ def check_access(repo: str, public: bool) -> None:
         private = api.repo_info(repo).private
     except RepositoryNotFoundError:
         return
-    except (HfHubHTTPError, OSError) as error:
+    except FAULTS as error:
         raise HubError(f"--push={repo}: {_line(error)}") from None
     if private is False and not public:
         raise HubError(f"--push={repo}: this repository is public; --public says that everyone may see the model")
@@ -59,12 +62,13 @@ def push(folder: pathlib.Path, repo: str, public: bool, message: str) -> str:
     try:
         address = api.create_repo(repo, private=not public, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, delete_patterns="*.safetensors*")
-    except (HfHubHTTPError, OSError) as error:
+    except FAULTS as error:
         mend = f"the model is in {folder}; `hf upload {repo} {folder}` tries again"
         raise HubError(f"--push={repo}: {_line(error)}; {mend}") from None
     return str(address)
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error of the hub, without the request's number."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" (Request ID")[0]
+    """The first line of what the hub says, without the request's number; or that it cannot be reached."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" (Request ID")[0]
+    return line if isinstance(error, HfHubHTTPError) else f"the hub cannot be reached ({line})"

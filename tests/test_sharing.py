@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import unittest.mock
 
@@ -271,3 +273,15 @@ def test_flags_of_a_push_are_not_read_without_one(tmp_path, monkeypatch, capsys)
     for flag in ("--public", "--dry-run", "--license=mit", "--evaluated=x"):
         assert call(monkeypatch, capsys, "--from=a", "--to=hf", f"--out={tmp_path}/out", flag)[0] == 2
     assert hub.check_name("me/mine") is None
+
+
+def test_a_hub_out_of_reach_is_one_line():
+    """By the real client, whose errors differ between its versions."""
+    code = (
+        "from cgrpo_jax import hub\ntry: hub.check_access('me/mine', False)\nexcept hub.HubError as error: print(error)"
+    )
+    given = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    given |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=120)
+    assert done.stdout.startswith("--push=me/mine: the hub cannot be reached (") and done.stdout.count("\n") == 1, done
+    assert TOKEN not in done.stdout + done.stderr
