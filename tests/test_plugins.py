@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 
 import jax
 import pytest
@@ -296,3 +297,14 @@ def test_rewards_that_are_missing_are_counted(tmp_path, tokenizer, own):
     assert group_metrics([group])["verifier/no_reward"] == 2
     assert json.dumps(group.responses[0].parts) == "{}"
     assert RefineConfig().critique_fn == RewardConfig().fn == ""
+
+
+def test_the_example_in_the_readme_works(tmp_path, tokenizer, monkeypatch):
+    page = (pathlib.Path(__file__).parent.parent / "configs/README.md").read_text()
+    (tmp_path / "own_example.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    example = open_rewards(small(**{"reward.fn": "own_example:length_and_format"}), print)
+    for row in (TEXT, CHAT):
+        problem = problems_of(tmp_path, [row | {"target_length": 10}]).get(0)
+        made = scored(tokenizer, example, problem, ["\\boxed{69}", "x" * 30])
+        assert [attempt.reward for attempt in made] == [1.0, -0.02]
