@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 from ml_collections import config_dict
 
 from cgrpo_jax.options import (
+    WRITERS,
     ApiConfig,
     CheckpointConfig,
     DataConfig,
@@ -189,13 +190,10 @@ def samples_refinements(cfg: Config) -> bool:
 
 def shows_truth(cfg: Config) -> bool:
     """Whether a critique may need the ground truth of a problem."""
-    falls_back = cfg.refine.critique in ("self_gt", "no_verdict", "api", "function")
-    by_api = cfg.refine.critique == "api" and cfg.api.reference != "none"
-    return samples_refinements(cfg) and (
-        cfg.refine.critique in ("indicative_gt", "self_gt")
-        or by_api
-        or (falls_back and cfg.refine.critique_fallback == "indicative_gt")
-    )
+    critique, references = cfg.refine.critique, {"api": cfg.api.reference, "local": cfg.local.reference}
+    falls_back = critique in (*WRITERS, "function") and cfg.refine.critique_fallback == "indicative_gt"
+    shown = critique in ("indicative_gt", "self_gt") or references.get(critique, "none") != "none"
+    return samples_refinements(cfg) and (shown or falls_back)
 
 
 def longest_prompt(cfg: Config) -> int:

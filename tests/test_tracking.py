@@ -41,7 +41,7 @@ class Fake(types.ModuleType):
 
 
 def written(monkeypatch, workdir, fake, rows=3, first=0, said=None):
-    """Metrics of some steps through a writer with a tracker; the seconds of writing them."""
+    """Metrics of some steps through a writer with a tracker; the seconds that it took."""
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     log = (said if said is not None else []).append
     workdir.mkdir(exist_ok=True)
@@ -49,8 +49,8 @@ def written(monkeypatch, workdir, fake, rows=3, first=0, said=None):
     writer, began = Writer(workdir, first, log, tracker=tracker), time.monotonic()
     for step in range(first + 1, first + rows + 1):
         writer.scalars(step, {"reward/responses": step / 4, "policy/entropy": float("nan")})
-    taken = time.monotonic() - began
     writer.close()
+    taken = time.monotonic() - began
     assert writer.path.read_text().count("\n") == first + rows
     return taken
 
@@ -126,4 +126,3 @@ def test_a_tracker_that_is_not_installed_is_refused_at_once(tmp_path, monkeypatc
         ConfigError, match=r"train\.tracker = 'trackio' needs its package: pip install 'cgrpo_jax\[trackio\]'"
     ):
         sft(cfg, tmp_path / "w")
-    assert not (tmp_path / "w").exists()

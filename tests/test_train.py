@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.options import VerifierConfig
-from cgrpo_jax.records import Attempt, Kind, Name, Problem
+from cgrpo_jax.plugins import open_rewards
+from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem
+from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.rollout.served import Server, _criticised
 from cgrpo_jax.rollout.written import Writer
 from cgrpo_jax.text.prompts import question_messages
@@ -143,6 +146,10 @@ def ask_critics(folder):
             chat=SimpleNamespace(completions=SimpleNamespace(create=lambda **_: said)), close=lambda: None
         )
         assert _criticised(server, refine, problem, attempt).fallback
+    empty = Completion(np.zeros(0, np.int32), *[np.zeros(0, np.float32)] * 2, True)
+    fails = OwnCritic(math.sqrt, refine, print)
+    assert fails.criticise(problem, [dataclasses.replace(attempt, completion=empty)])[0].fallback
+    assert open_rewards(small(**{"reward.fn": "math:sqrt"}), print).seconds == 60
 
 
 def asked_problem():
