@@ -20,7 +20,6 @@ from cgrpo_jax.config import (
     Config,
     ConfigError,
     asks_local,
-    local_sampling,
     longest_prompt,
     rows_per_group,
     samples_refinements,
@@ -33,7 +32,7 @@ from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.model.splash import attend_by_splash, attend_own_heads
-from cgrpo_jax.options import MeshConfig
+from cgrpo_jax.options import MeshConfig, SamplingConfig
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.room import room_for, row_devices, unfit
 from cgrpo_jax.sampling.sampler import Sampler, SamplerSetup
@@ -277,6 +276,11 @@ def local_sampler(run: Run) -> Sampler | None:
     if run.local is None or run.second is None:
         return None
     return run.local.bind(_loaded(run.second.folder, run.local.model, run.mesh), 0, local_sampling(run.cfg))
+
+
+def local_sampling(cfg: Config) -> SamplingConfig:
+    """How the second model's tokens are drawn."""
+    return SamplingConfig(cfg.local.temperature, 0, cfg.local.top_p, cfg.sampling.max_new_tokens)
 
 
 def initial_params(run: Run) -> Params:

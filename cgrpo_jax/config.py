@@ -207,11 +207,6 @@ def asks_local(cfg: Config) -> bool:
     return asked and samples_refinements(cfg) and cfg.method in ("rl", "generate")
 
 
-def local_sampling(cfg: Config) -> SamplingConfig:
-    """How the second model's tokens are drawn."""
-    return SamplingConfig(cfg.local.temperature, 0, cfg.local.top_p, cfg.sampling.max_new_tokens)
-
-
 def rows_per_group(cfg: Config) -> int:
     """G: rows trained on per problem where refinement is triggered; in method=sft a problem is a row."""
     if cfg.method == "sft":

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax import build
 from cgrpo_jax.build import Outline
-from cgrpo_jax.config import local_sampling, longest_prompt
+from cgrpo_jax.config import longest_prompt
 from cgrpo_jax.learning.packing import BinSize, empty_bins
 from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
 from cgrpo_jax.model import hf, sharding
@@ -216,7 +216,7 @@ def local_outline(run: Outline) -> Outline:
     """The second model in the place of the policy, as far as it is sampled from."""
     assert run.local is not None
     never = dataclasses.replace(run.cfg.eval, every=0)
-    cfg = dataclasses.replace(run.cfg, sampling=local_sampling(run.cfg), eval=never)
+    cfg = dataclasses.replace(run.cfg, sampling=build.local_sampling(run.cfg), eval=never)
     return dataclasses.replace(run, cfg=cfg, model=run.local.model, sampler=run.local, local=None)
 
 

@@ -15,6 +15,7 @@ from conftest import QUICKSTART
 
 from cgrpo_jax import build, config, convert, options
 from cgrpo_jax.data import sources
+from cgrpo_jax.generating import generate
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.leading import load_data
 from cgrpo_jax.learning.finite import TrainingError
@@ -166,6 +167,9 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
     corrected = Tokens(yes, yes, one, sampler_logp_BT=one, segment_BT=yes.astype(np.int32))
     token_loss(one, one, corrected, options.ObjectiveConfig(correction="token"))
     ask_critics(tmp_path)
+    second = {"refine.critique": "local", "refine.trigger": "always", "local.path": str(QUICKSTART)}
+    rows = {"method": "generate", "generate.rows": "refinements", "train.steps": 1, "train.prompts": 1}
+    generate(small(**second | rows | {"refine.critique_tokens": 8}), tmp_path / "rows")
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n{}\n')
     source = sources.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
     sources.load_problems(source, 0, lambda golds: [Reading(True, "ok")] * len(golds), lambda problem: 1)
