@@ -66,6 +66,19 @@ def test_a_loop_is_multiplied_by_its_turns():
     assert cost.times == {("all-gather", "bf16", 4): 5}
 
 
+def test_chains_of_calls_are_followed_once():
+    """40 fusions in a row, each with the last one as both of its operands: 2^40 paths, a step of 80."""
+    chain = ["  %next.0 = s32[] fusion(%i.2, %i.2), kind=kLoop, calls=%stepped"]
+    chain += [
+        f"  %next.{n} = s32[] fusion(%next.{n - 1}, %next.{n - 1}), kind=kLoop, calls=%stepped" for n in range(1, 40)
+    ]
+    (line,) = [line for line in LOOP.splitlines() if line.startswith("  %next = ")]
+    text = LOOP.replace(line, "\n".join(chain)).replace("tuple(%next,", "tuple(%next.39,")
+    module = parse(HEAD + text.replace("constant(9)", "constant(800)").replace("LIMIT", "%nine"))
+    main = module.computations[module.entry]
+    assert trip_count(module, main, main.of_name["loop"]) == 10
+
+
 def test_a_loop_that_data_decide_is_counted_once_and_told_apart():
     cost = cost_of(HEAD + LOOP.replace("LIMIT", "%k"))
     assert (cost.cycles, cost.wire_bytes) == (103, GATHER)

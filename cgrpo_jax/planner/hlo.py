@@ -58,6 +58,7 @@ class Module:
     computations: dict[str, Computation]
     entry: str
     partitions: int  # devices that run it together
+    known: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)  # what `Scalars` found before
 
 
 def parameters(module: Module) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -176,6 +177,12 @@ class Scalars:
 
     def value(self, inside: Computation, name: str, arguments: Sequence[Known]) -> Known:
         """Of an instruction, given what the parameters of its computation are."""
+        key = (inside.name, name, tuple(arguments))  # asked for once, or chains of calls would double with each
+        if key not in self.module.known:
+            self.module.known[key] = self._value(inside, name, arguments)
+        return self.module.known[key]
+
+    def _value(self, inside: Computation, name: str, arguments: Sequence[Known]) -> Known:
         made = inside.of_name.get(name)
         if made is None:
             return None
