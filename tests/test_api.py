@@ -141,7 +141,10 @@ def test_configurations_by_name_and_by_path(monkeypatch, tmp_path):
 
 
 REFUSED = [
-    ("quickstrat", r"no configuration 'quickstrat'; known: eval, quickstart, .*; or give the path of a .py file"),
+    (
+        "quickstrat",
+        r"no configuration 'quickstrat'; known: eval, paper, quickstart, .*; or give the path of a .py file",
+    ),
     ("quickstart:drgrpo", "quickstart:drgrpo: unknown method 'drgrpo'; did you mean 'dr_grpo'"),
     ("eval:best", "eval:best: decoding 'best': greedy or pass_at_k"),
     ("quickstart_sft:long", "quickstart_sft:long: get_config of .*quickstart_sft.py: too many"),
@@ -162,7 +165,7 @@ def test_configurations_that_are_not_there(monkeypatch, tmp_path, name, words):
 
 
 MAIN = [
-    (("--config=quickstrat",), "error: no configuration 'quickstrat'; known: eval, quickstart, quickstart_sft"),
+    (("--config=quickstrat",), "error: no configuration 'quickstrat'; known: eval, paper, quickstart, quickstart_sft"),
     (("--config=quickstart:dr_grpo", "--config.mesh.data=3"), "error: mesh.data = 3"),
     (("--config", "quickstart", "--config.mesh.data=3"), "error: mesh.data = 3"),
     ((f"--config={ROOT}/configs/quickstart.py:dr_grpo", "--config.mesh.data=3"), "error: mesh.data = 3"),

@@ -32,7 +32,8 @@ from cgrpo_jax.workdir.progress import Progress
 SHAPES = pathlib.Path(build.__file__).parent / "shapes"
 # Parameters as the model cards and technical reports tell them, in billions.
 PUBLISHED = {
-    "llama_3_2_3b": 3.21, "qwen2_5_0_5b": 0.49, "qwen2_5_7b": 7.61, "qwen3_0_6b": 0.60, "qwen3_32b": 32.8, "qwen3_8b": 8.2,
+    "llama_3_2_3b": 3.21, "qwen2_5_0_5b": 0.49, "qwen2_5_7b": 7.61, "qwen2_5_math_7b": 7.62,
+    "qwen3_0_6b": 0.60, "qwen3_32b": 32.8, "qwen3_8b": 8.2,
 }  # fmt: skip
 
 
