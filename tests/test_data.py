@@ -344,8 +344,8 @@ def test_what_a_fraction_is_worth(monkeypatch):
     items = [(problem, completion, f"\\boxed{{{answer}}}") for answer in given]
     rights = [(1.0, True, "ok"), (1.0, True, "ok"), (0.0, False, "error"), (0.0, False, "error")]
     for cfg, found in (
-        (RewardConfig(), (0.0, False)), (RewardConfig(0.5), (1.0, True)), (RewardConfig(0.6), (1.0, True)),
-        (RewardConfig(partial=True), (0.6, False)), (RewardConfig(0.5, partial=True), (0.6, True)),
+        (RewardConfig(), (0.0, False)), (RewardConfig(correct_at=0.5), (1.0, True)), (RewardConfig(correct_at=0.6), (1.0, True)),
+        (RewardConfig(partial=True), (0.6, False)), (RewardConfig(correct_at=0.5, partial=True), (0.6, True)),
     ):  # fmt: skip
         attempts = score(items, verifier=None, cfg=cfg)
         assert [(a.reward, a.correct, a.status) for a in attempts] == [(*found, "ok"), *rights]
