@@ -34,13 +34,15 @@ def shallow(tmp_path_factory):
 
 
 def greedy(workdir, **changes):
-    """What one step samples without chance: the problems with all texts, and the metrics."""
+    """What one step samples without chance: (text, reward, critique) of each problem, and the metrics."""
     fixed = {"method": "generate", "sampling.temperature": 0.0, "local.temperature": 0.0, "train.steps": 1}
     with jax.numpy_rank_promotion("allow"):
         generate(
             small(**fixed | {"refine.trigger": "always", "train.prompts": 4, "train.samples": 1} | changes), workdir
         )
-    return lines(workdir / "rollouts/000001.jsonl"), lines(workdir / "metrics.jsonl")[0]
+    groups = lines(workdir / "rollouts/000001.jsonl")
+    texts = [[(a["text"], a["reward"], a.get("critique")) for a in g["responses"] + g["refinements"]] for g in groups]
+    return texts, lines(workdir / "metrics.jsonl")[0]
 
 
 def test_a_twin_refines_as_the_policy_does(twin, tmp_path):
@@ -48,7 +50,7 @@ def test_a_twin_refines_as_the_policy_does(twin, tmp_path):
     assert Tokenizer(twin).encode_text("1+2") != Tokenizer(QUICKSTART).encode_text("1+2")
     own, one = greedy(tmp_path / "own")
     others, other = greedy(tmp_path / "twin", **{"refine.refiner": "local", "local.path": str(twin)})
-    assert others == own and any(g["refinements"][0]["reward"] for g in own)
+    assert others == own and [len(group) for group in own] == [2] * 4 and any(group[1][1] for group in own)
     assert other["tokens/refinements"] == one["tokens/refinements"]
 
 
