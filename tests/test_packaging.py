@@ -82,7 +82,7 @@ def test_the_wheel_names_the_accelerators(built):
     with zipfile.ZipFile(built[0]) as wheel:
         (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(wheel.read(name))
-    assert set(metadata.get_all("Provides-Extra")) == {"gym", "tpu", "api", "cuda", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"gym", "tpu", "api", "cuda", "wandb", "trackio", "test"}
     needs = metadata.get_all("Requires-Dist")
     assert 'jax[tpu]==0.10.*; extra == "tpu"' in needs and 'jax[cuda12]; extra == "cuda"' in needs
     from importlib.metadata import metadata as installed
