@@ -70,10 +70,11 @@ def broken(cfg, workdir):
 
 def given(monkeypatch, workdir, debug):
     """The command line of a run that breaks."""
+    monkeypatch.setattr(sys, "argv", ["main", "--config=quickstart"])  # a worker of pytest has none
     monkeypatch.setattr(main, "train", broken)
     values = {"CONFIG": cgrpo_jax.get_config("quickstart"), "DEBUG": debug}
     for name, value in values.items():
-        monkeypatch.setattr(command_line, name, types.SimpleNamespace(value=value))
+        monkeypatch.setattr(main.command_line, name, types.SimpleNamespace(value=value))
     monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
     monkeypatch.setattr(main, "_PREFLIGHT", types.SimpleNamespace(value=False))
 
