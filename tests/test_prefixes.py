@@ -12,6 +12,7 @@ from cgrpo_jax.records import Kind
 from cgrpo_jax.sampling import prefixes, programs
 from cgrpo_jax.sampling.prefixes import common, cut, prefix_sizes, shared_prefixes
 from cgrpo_jax.sampling.room import Room
+from cgrpo_jax.sampling.sampler import _Schedule
 from cgrpo_jax.sampling.sizes import fixed_sizes
 
 
@@ -24,9 +25,10 @@ def test_what_is_common():
     assert common([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2 and common([(1,), (2,)]) == 0 and common([(5, 6)] * 2) == 2
 
 
-def test_a_long_prompt_is_run_in_chunks_behind_what_is_shared():
+def test_a_long_prompt_is_run_in_chunks():
     assert [cut(n, 0) for n in (1, 2048, 2049, 4096, 9216)] == [0, 0, 2048, 2048, 8192]
-    assert [cut(n, 128) for n in (129, 2176, 2177)] == [128, 128, 2176]
+    assert [cut(n, 128) for n in (129, 2176, 2177)] == [128, 128, 2048]
+    assert all(cut(n, s) in (0, *prefix_sizes(n)) for n in range(1, 9217, 7) for s in (0, *prefix_sizes(n)))
 
 
 def siblings(rng, count, start, problem=0, kind=Kind.REFINEMENT):
@@ -67,6 +69,22 @@ def test_little_room_and_few_rows_change_nothing(setup, params, rng):  # noqa: F
     plenty = ask(with_room(setup, 12), params, *asked)
     for one, other in zip(ask(with_room(setup, 2, 384), params, *asked), plenty, strict=True):
         same(one, other)
+
+
+def test_a_prefix_that_is_there_stays_while_another_is_made(setup, params, rng):  # noqa: F811
+    """The oldest of what is held is a part's own prefix, and there is no room for the other one beside the rest."""
+    a, b = (rng.integers(0, CFG.vocab, 128).tolist() for _ in range(2))
+    asked = [r for p, start in enumerate((a, b)) for r in siblings(rng, 2, start, problem=p)]
+    others = [request(rng.integers(0, CFG.vocab, n).tolist(), p, limit=1) for p, n in ((2, 1000), (3, 60))]
+    schedule = _Schedule(with_room(setup, 8, 1280).bind(params, 0, SAMPLING))
+    schedule.ask([*asked, *others])
+    prompts = [tuple(r.prompt_ids) for r in asked]
+    for ids in (schedule._prefix(prompts[0]), *(tuple(r.prompt_ids) for r in others)):
+        schedule._prefill([ids])
+    (part,) = schedule._parts(prompts)
+    schedule._prefill(part)
+    assert set(prompts) <= schedule.prompts.keys()
+    assert sum(prompt.k_BKSH.shape[-2] for prompt in schedule.prompts.values()) <= 1280
 
 
 @pytest.mark.parametrize("chunk", [64, 128])

@@ -57,10 +57,9 @@ def shared_prefixes(requests: Sequence[Request]) -> dict[Ids, int]:
 
 
 def cut(length: int, shared: int) -> int:
-    """How many tokens of a prompt lie before the part that is run last; 0: it is run at once.
+    """How many tokens of a prompt lie before the part that is run last, one of `prefix_sizes`; 0: it is run at once.
 
     Args:
-      shared: with siblings.
+      shared: with siblings, of `shared_prefixes`.
     """
-    rest = length - shared
-    return shared if rest <= CHUNK else shared + (rest - 1) // CHUNK * CHUNK
+    return shared if length - shared <= CHUNK else (length - 1) // CHUNK * CHUNK

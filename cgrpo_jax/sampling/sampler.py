@@ -242,16 +242,19 @@ class _Schedule:
         before, _, whole = sizes
         return self.setup.room.counts(before + whole, self.setup.least_rows)
 
-    def _prefill(self, part: Sequence[tuple[int, ...]]) -> None:
-        """Runs some prompts of like length, each but its last token, through the model; before that, their prefixes."""
+    def _prefill(self, part: Sequence[tuple[int, ...]], kept: Sequence[tuple[int, ...]] = ()) -> None:
+        """Runs some prompts of like length, each but its last token, through the model; before that, their prefixes.
+
+        Args:
+          kept: prompts that must not give way.
+        """
         setup, least = self.setup, self.setup.least_rows
         before, rest, whole = sizes = self._sizes(part[0])
         prefixes = [self._prefix(ids) for ids in part] if before else []
         for missing in self._parts([ids for ids in dict.fromkeys(prefixes) if ids not in self.prompts]):
-            self._make_room(0, prefixes)
-            self._prefill(missing)
+            self._prefill(missing, [*kept, *prefixes])
         count = split_count(-(-len(part) // least), self._counts(sizes))[0]
-        self._make_room(count * least * whole, prefixes)
+        self._make_room(count * least * whole, [*kept, *prefixes])
         tokens_QT = np.zeros((count * least, rest), np.int32)
         for q, ids in enumerate(part):
             tokens_QT[q, : len(ids) - 1 - before] = ids[before:-1]
