@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +15,11 @@ class Curves:
 
     Args:
       names: of metrics, a picture each.
-      seconds: between two drawings, at least; the last rows are drawn by `draw`, or with the next that comes.
     """
 
-    def __init__(self, names: Sequence[str] = SHOWN, seconds: float = 2.0):
-        self.names, self.seconds = tuple(names), seconds
+    def __init__(self, names: Sequence[str] = SHOWN):
+        self.names, self.place = tuple(names), None
         self.points: dict[str, list[tuple[int, float]]] = {name: [] for name in self.names}
-        self.drawn, self.place = float("-inf"), None
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One row of metrics, without drawing."""
@@ -31,10 +28,9 @@ class Curves:
                 self.points[name].append((row["step"], row[name]))
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """One row of metrics, drawn where that is due."""
+        """One row of metrics, and the picture with it."""
         self.add(row)
-        if time.monotonic() - self.drawn >= self.seconds:
-            self.draw()
+        self.draw()
 
     def figure(self) -> Any:
         """The picture, of matplotlib; None where nothing was measured yet."""
@@ -62,7 +58,6 @@ class Curves:
         figure = self.figure()
         if figure is None or get_ipython() is None:
             return
-        self.drawn = time.monotonic()
         if self.place is None:
             self.place = display(figure, display_id=True)
         else:

@@ -26,11 +26,10 @@ def lines(run: Run) -> list[str]:
 
 
 def _devices(run: Run) -> str:
-    devices = list(run.mesh.devices.flat)
-    first = devices[0]
+    first = run.mesh.local_devices[0]  # others are asked of their memory on their own hosts
     limit = (first.memory_stats() or {}).get("bytes_limit") if first.platform != "cpu" else None
     memory = f"{limit / GIB:.1f} GiB each" if limit else f"{_host_memory():.1f} GiB of the host"
-    return f"{len(devices)} x {first.device_kind} ({first.platform}), {memory}"
+    return f"{run.mesh.size} x {first.device_kind} ({first.platform}), {memory}"
 
 
 def _host_memory() -> float:

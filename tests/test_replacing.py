@@ -1,6 +1,7 @@
 """Dynamic sampling: problems without a gradient are replaced by the next ones of the stream."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -18,22 +19,7 @@ from cgrpo_jax.training import make_bins, train
 NEVER = RefineConfig(trigger="never")
 
 
-def first_asked(answer, asked):
-    """As `sampler_of`, the other way round: the first asked ends first."""
-
-    def run(source):
-        queue = []
-        while True:
-            new = source.poll(idle=not queue)
-            asked.extend(new)
-            queue.extend(new)
-            if queue:
-                request = queue.pop(0)
-                source.ended([(request, answer(request))])
-            elif not source.pending():
-                return
-
-    return run
+first_asked = functools.partial(sampler_of, place=0)
 
 
 def replaced(tokenizer, mixed, spare, sampler=sampler_of, cfg=NEVER, problems=2):

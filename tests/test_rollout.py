@@ -37,8 +37,8 @@ def score(items):
     return [Attempt(c, text, float(RIGHT in text), RIGHT in text, None, "ok") for _, c, text in items]
 
 
-def sampler_of(answer, asked):
-    """Ends requests one a chunk, the last asked first, and writes down what it was asked."""
+def sampler_of(answer, asked, place=-1):
+    """Ends requests one a chunk, the last asked first (`place` 0: the first), and writes down what it was asked."""
 
     def run(source):
         queue = []
@@ -47,7 +47,7 @@ def sampler_of(answer, asked):
             asked.extend(new)
             queue.extend(new)
             if queue:
-                request = queue.pop()
+                request = queue.pop(place)
                 source.ended([(request, answer(request))])
             elif not source.pending():
                 return
