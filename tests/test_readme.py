@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import pathlib
 import re
 import shlex
@@ -32,6 +33,29 @@ def commands():
                 arguments = shlex.split(rest.partition(" #")[0].replace("...", ""))
                 found.append(pytest.param(module, arguments, id=f"{page.parent.name}/{page.name} {module}{rest}"[:110]))
     return found
+
+
+def troubles():
+    """What the page on configurations says that a program says."""
+    section = (ROOT / "configs/README.md").read_text().split("## When something fails\n")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| ")]
+    return [text for row in rows[1:] for text in re.findall("`([^`]+)`", row)]
+
+
+def test_each_trouble_is_one_that_the_code_names():
+    """Every text, but for what jax says and what is computed."""
+    source = "\n".join(path.read_text() for path in (ROOT / "cgrpo_jax").rglob("*.py"))
+    known = [text for text in troubles() if text not in ("RESOURCE_EXHAUSTED", "cpu")]
+    assert len(known) > 20 and not [text for text in known if text not in source]
+
+
+def test_each_metric_of_the_page_is_one_that_is_written():
+    section = (ROOT / "configs/README.md").read_text().split("## Reading a run\n")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| ")]
+    named = [name for row in rows[1:] for name in re.findall("`([^`]+)`", row) if re.match(r"\w+/[\w@]+$", name)]
+    written = {name for row in json.loads((ROOT / "tests/golden_run.json").read_text())["metrics"] for name in row}
+    source = "\n".join(path.read_text() for path in (ROOT / "cgrpo_jax").rglob("*.py"))
+    assert len(named) > 15 and not [name for name in named if name not in written and f'"{name}"' not in source]
 
 
 class Parsed(Exception):
