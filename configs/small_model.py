@@ -4,14 +4,14 @@
     ... --config=small_model:Qwen/Qwen3-0.6B                                           # another
     python -m cgrpo_jax.plan --config=small_model --topology=v5litepod-1               # does it fit
 
-What the plan says of it on one v5e chip (libtpu 0.0.42.1, compiled and estimated): 10.1 of 15.75 GiB at the fullest, the
-update, and at most 278 rows of the sampler; a step of answers half as long as they may be takes 7 s, of the longest
-15 s; a checkpoint 5.9 GB. On a T4 (15 GB, no bfloat16), by the same bytes in float32: the decoding of 96 rows would take
-14.6 GiB, so there
+What the plan says of it on one v5e chip (libtpu 0.0.42.1, compiled and estimated): 10.1 of 15.75 GiB at the fullest,
+the update, and at most 278 rows of the sampler; a step of answers half as long as they may be takes 7 s, of the
+longest 15 s; a checkpoint 5.9 GB. On a T4 (15 GB, no bfloat16), by the same bytes in float32: the decoding of 96 rows
+would take 14.6 GiB, so there, with 10.4 GiB at the fullest and XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the environment,
 
-    --config.sampler.rings=896x32,1536x16 --config.sampler.kv_cache_mb=1900     # and XLA_PYTHON_CLIENT_MEM_FRACTION=0.95
+    ... --config.sampler.rings=896x32,1536x16 --config.sampler.kv_cache_mb=1900
 
-with 10.4 GiB at the fullest. Not yet run on hardware.
+Not yet run on hardware.
 """
 
 from cgrpo_jax.config import default_config

@@ -5,9 +5,9 @@
     ... --config=tpu_v5e:dr_grpo                                        # without refinements
 
 Memory is scarce: prompts take at most 1,024 tokens and those of refinements 2,048, so that of a failure of 6,144 about
-1,000 are shown to the model, from its beginning and its end. The plan (libtpu 0.0.42.1, compiled and estimated): 12.6 of
-15.75 GiB a chip at the fullest, the prefill beside all rows; a step of answers half as long as they may be takes 3.4
-minutes, of the longest 8.7; a checkpoint 98 GB, on a disk that all hosts mount. Not yet run on hardware.
+1,000 are shown to the model, from its beginning and its end. The plan (libtpu 0.0.42.1, compiled and estimated): 12.6
+of 15.75 GiB a chip at the fullest, the prefill beside all rows; a step of answers half as long as they may be takes
+3.4 minutes, of the longest 8.7; a checkpoint 98 GB, on a disk that all hosts mount. Not yet run on hardware.
 """
 
 from cgrpo_jax.config import default_config
