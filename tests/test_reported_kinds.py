@@ -48,7 +48,7 @@ def verdicts(rows, verifier):
 
 def test_each_kind_has_pairs_of_both_sorts():
     counts = collections.Counter((row["kind"], row["equal"]) for row in ROWS)
-    assert len(KINDS) == 23 and min(counts[kind, equal] for kind in KINDS for equal in (True, False)) >= 10
+    assert len(KINDS) == 25 and min(counts[kind, equal] for kind in KINDS for equal in (True, False)) >= 10
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,6 +28,12 @@ CHATTER = re.compile(
     r"satisfactory|easy|ready|provided|written|expressed|placed|supposed|expected|your|you|ask|me|please|if|yours)\b",
     re.IGNORECASE,
 )
+_DENIED = re.compile(
+    r"\banswer (?:is|was|can|could|must)(?:n't|not| not) "
+    r"(?!only\b|just\b|[^.\n]{0,80}\bbut (?:rather )?[-$\d])[^.\n]{0,200}[.\n\s]*$"
+    r"|(?:is|are|was)(?:n't| not) (?:the|my) (?:final )?answer\W*$",
+    re.IGNORECASE,
+)
 _COUNTED = re.compile(r"([-−]?\\?\$? ?\d[\d,]*(?:\.\d+)?(?:/\d+)?)((?: [a-z]{2,20}){2,12})")
 _FORMULA = re.compile(r"\$([^$]{1,400})\$ ((?:[a-z]{2,20} ){1,20}[a-z]{2,20})")  # $x^2$ by the power rule
 _HEDGES = frozenset(
@@ -184,6 +190,6 @@ def extract_answer(text: str) -> str | None:
     if answer is None and not cut and thought:
         only = numbers[0] if len(numbers) == 1 and len(after) <= 200 else None
         answer = only or _said_after(thoughts)
-    if answer is None and not cut and "\\boxed" not in text:
+    if answer is None and not cut and "\\boxed" not in text and not _DENIED.search(after[-MAX_ANSWER:]):
         answer = numbers[-1].rstrip(",") if numbers else None
     return answer if answer and len(answer) <= MAX_ANSWER else None

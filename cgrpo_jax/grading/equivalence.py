@@ -31,8 +31,9 @@ NO_GOLDS = frozenset(
 )  # fmt: skip
 
 
-def _infinity(text: Parsed) -> Parsed:
-    if isinstance(text, str) and text.lstrip("+- ") in ("\\infty", "oo", "inf", "infinity", "infty"):
+def _infinity(text: str) -> str:
+    """`oo` and other words for it as LaTeX has it."""
+    if text.lstrip("+- ") in ("\\infty", "oo", "inf", "infinity", "infty"):
         return "-\\infty" if text.startswith("-") else "\\infty"
     return text
 
@@ -41,7 +42,7 @@ def _ordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask) -> bool
     if len(gold) != len(answer):
         return False
     pairs = zip(gold, answer, strict=True)
-    return all(same(_infinity(gold_part), _infinity(answer_part), ask) for gold_part, answer_part in pairs)
+    return all(same(gold_part, answer_part, ask) for gold_part, answer_part in pairs)
 
 
 def _unordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask, distinct: bool) -> bool:
@@ -90,7 +91,7 @@ def same(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         if sets:
             return same(*sets, ask)
         if isinstance(gold, str) and isinstance(answer, str):
-            return same_leaf(gold, answer, ask)
+            return same_leaf(_infinity(gold), _infinity(answer), ask)
         return _one_collection(gold, answer, ask)
     kinds = {gold.kind, answer.kind}
     if kinds == {"union"}:
@@ -105,6 +106,8 @@ def same(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         return False
     if gold.names and answer.names:
         return _by_name(gold, answer, ask)
+    if gold.names and _misnamed(gold, answer):
+        return False
     if gold.kind == answer.kind or kinds == {"bare", "()"} or (len(gold.parts) > 2 and kinds == {"()", "[]"}):
         return _ordered(gold.parts, answer.parts, ask)
     return False
@@ -127,6 +130,13 @@ def _by_name(gold: Collection, answer: Collection, ask: Ask) -> bool:
     if len(values) != len(gold.names) or set(values) != set(gold.names):
         return False
     return _ordered(gold.parts, tuple(values[name] for name in gold.names), ask)
+
+
+def _misnamed(gold: Collection, answer: Collection) -> bool:
+    """Whether parts of the answer have the names of other parts, as in y = 1, y = 2 for x = 1, y = 2."""
+    named = [NAME.match(part) if isinstance(part, str) else None for part in answer.parts]
+    pairs = zip(named, gold.names, strict=False)
+    return any(own and own[0].strip("= ").replace(" ", "") != name for own, name in pairs)
 
 
 def _array(gold: Collection, answer: Collection, ask: Ask) -> bool:

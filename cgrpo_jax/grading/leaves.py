@@ -31,20 +31,32 @@ class Ask(Protocol):
 
 BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_STATED = re.compile(r"\S.*\\text ?\{[^{}]*[A-Za-z]{2,}[^{}]*\} ?[A-Za-z\d\\(<>=+-]")
+_CUT = re.compile(r"\S.*\\text ?\{[^{}]*[A-Za-z][^{}]*\} ?[A-Za-z\d\\(<>=+-]")  # math-verify reads as far as a word
+_SPECIAL = re.compile(r"\\(?:angle|frac)|\(")
 _LABEL = re.compile(r"\\text ?\{ ?(?:\(?[A-H]\)|(?:the )?[a-z ]{1,40}(?<!not )(?:is|are|:)) ?:? ?\} ?", re.IGNORECASE)
 _GAP = re.compile(r"(?<=\d) +(?=[\d.])")
 # "4 0/0" is no number and no product ("\\log_2 8" is fine); a vector in an expression is not understood there.
-_NO_SCALARS = re.compile(r"(?<![_^\d])\d+ +\d|\[[^\[\]]*,|(?:^|[-+\d)\]}] ?)\([^()]*,")
+# Nor are feet and minutes, and what is expected of a variable is no factor of it.
+_NO_SCALARS = re.compile(
+    r"(?<![_^\d])\d+ +\d|\[[^\[\]]*,|(?:^|[-+\d)\]}] ?)\([^()]*,|\d ?'|%|(?<![A-Za-z\\])[EPV] ?[(\[] ?[A-Z]"
+)
+_DRESS = r"\\(?:text|hat|vec|mathbf|boldsymbol)"
+_DRESSED = re.compile(rf"{_DRESS} ?\{{ ?[A-Za-z] ?\}}")
+_PRODUCT = re.compile(r"\\(?:times|cdot)(?![a-z])")
+_PRIMED = re.compile(r"(?<![A-Za-z\\_])([A-Za-z])('{1,4})(?! ?\()")
+_UNIT_VECTOR = re.compile(rf"{_DRESS} ?\{{ ?(?:{_DRESS} ?\{{ ?([ijk]) ?\}}|\\?([ijk])(?:math)?) ?\}}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)")
 _IMAGINARY = re.compile(r"(?<=\d)i(?![A-Za-z])")
+_SHORT = re.compile(r"[A-Za-z]{3}|[Nn]o|NO")
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:(?: ?: ?| to )\d+(?:\.\d+)?)+")
 _COMPARED = re.compile(r"[<>]|\\(?:le|ge|ne|in|notin)(?![a-z])")
 
 
 def squeezed(text: str) -> str:
-    """Without the spaces that say nothing; that of "7 1/3" stays."""
-    return _GAP.sub("~", text.strip()).replace(" ", "")
+    """Without the spaces that say nothing, and matrices with one sort of brackets; the space of "7 1/3" stays."""
+    return _GAP.sub("~", text.strip()).replace(" ", "").replace("{bmatrix}", "{pmatrix}")
 
 
 def said(text: str) -> str:
@@ -54,7 +66,7 @@ def said(text: str) -> str:
 
 def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
     """Two parts that are no collections."""
-    if squeezed(gold) == squeezed(answer):
+    if squeezed(gold) == squeezed(answer) or _same_short_word(gold, answer):
         return True
     if _as_ratio(gold) is not None and _as_ratio(gold) == _as_ratio(answer):
         return True
@@ -64,11 +76,33 @@ def same_leaf(gold: str, answer: str, ask: Ask) -> bool:
         return _same_words(gold, answer)
     if "\\text" in gold + answer and said(gold) == said(answer):
         return True
+    if _STATED.match(gold):
+        return bool(_STATED.match(answer)) and _same_statement(gold, answer, ask)
     if "\\approx" in gold or "\\approx" in answer:
         return _approximate(gold, answer, ask)
     if "=" in gold or "=" in answer:
         return _equations(gold, answer, ask)
     return _same_value(gold, answer, ask)
+
+
+def _same_short_word(gold: str, answer: str) -> bool:
+    """Yes and yes, odd and Odd; of three letters and no product, as ab and AB are."""
+    if gold.casefold() != answer.casefold() or not _SHORT.fullmatch(gold):
+        return False
+    small = gold.casefold() in ("yes", "no") or not (gold.isupper() or answer.isupper())
+    return small and bool(set(gold.casefold()) & set("aeiou")) and bool(set(gold.casefold()) - set("abcxyz"))
+
+
+def _same_statement(gold: str, answer: str, ask: Ask) -> bool:
+    """2n \\text{ for odd } n: the words are the same, and so is what stands between them.
+
+    math-verify reads as far as the words.
+    """
+    of_gold, of_answer = _TEXT.split(gold), _TEXT.split(answer)
+    if [said(word) for word in of_gold[1::2]] != [said(word) for word in of_answer[1::2]]:
+        return False
+    pairs = [(one.strip(), other.strip()) for one, other in zip(of_gold[::2], of_answer[::2], strict=True)]
+    return all(same_leaf(one, other, ask) for one, other in pairs)
 
 
 def _as_ratio(text: str) -> str | None:
@@ -148,14 +182,20 @@ def _equations(gold: str, answer: str, ask: Ask) -> bool:
         return _same_value(gold, answer, ask)
     if len(of_gold) == 1:
         return _chain(gold, of_answer, ask)
+    if not letters(gold) and not letters(answer):
+        return all(same_leaf(of_gold[-1], side, ask) for side in (*of_gold[:-1], *of_answer))
     if len(of_answer) == 1:
         named = is_name(of_gold[0]) or not letters(of_gold[0])
         return named and same_leaf(of_gold[-1], answer, ask)
     if is_name(of_gold[0]) and _head(of_gold[0]) == _head(of_answer[0]):
-        return _chain(of_gold[-1], _renamed(of_answer, of_gold[0]), ask)
+        renamed = _renamed(of_answer, of_gold[0])
+        return renamed is not None and _chain(of_gold[-1], renamed, ask)
     if len(of_gold) != 2 or len(of_answer) != 2 or letters(gold) != letters(answer):
         return False
-    return not _PROSE.search(answer) and ask(_for_math_verify(gold), _for_math_verify(answer))
+    if _other_name(of_gold[0], of_answer[0]):
+        return False
+    gold, answer = _for_math_verify(gold), _for_math_verify(answer)
+    return not _PROSE.search(answer) and not any(_unread(text) for text in (gold, answer)) and ask(gold, answer)
 
 
 def _chain(gold: str, of_answer: list[str], ask: Ask) -> bool:
@@ -179,16 +219,35 @@ def _name_first(of_text: list[str]) -> list[str]:
     return of_text[::-1] if len(of_text) == 2 and is_name(of_text[1]) and not is_name(of_text[0]) else of_text
 
 
-def _renamed(of_answer: list[str], name: str) -> list[str]:
-    """f(t) = 2t as f(x) = 2x, where the gold has x and the answer has not."""
-    wanted, own = (re.search(r"\( ?([A-Za-z]) ?\)$", text) for text in (name, of_answer[0]))
-    if not wanted or not own or wanted[1] in letters(" ".join(of_answer)):
+def _renamed(of_answer: list[str], name: str) -> list[str] | None:
+    """f(t) = 2t as f(x) = 2x, where the gold has x and the answer has not; None where f is taken at other values."""
+    wanted, own = (_arguments(text) for text in (name, of_answer[0]))
+    if not wanted or not own or wanted == own:
         return of_answer
+    if len(wanted) != len(own) or not all(re.fullmatch(r"[A-Za-z]", letter) for letter in wanted + own):
+        return None
+    if not letters(" ".join(of_answer)).isdisjoint(set(wanted) - set(own)):
+        return None
+    new = dict(zip(own, wanted, strict=True))
 
     def other(match: re.Match) -> str:
-        return wanted[1] if match[0] == own[1] else match[0]
+        return new.get(match[0], match[0])
 
     return [re.sub(r"\\[A-Za-z]+|[A-Za-z]", other, side) for side in of_answer]
+
+
+def _other_name(gold: str, answer: str) -> bool:
+    """Whether the answer names another angle, derivative or value; y = x is x = y, and that is for math-verify."""
+    both = [_head(side) for side in (gold, answer)]
+    special = [is_name(side) and bool(_SPECIAL.search(side)) for side in (gold, answer)]
+    turned = re.sub(r"[A-Z]{2,}$", lambda match: match[0][::-1], both[1])
+    return all(special) and both[0] not in (both[1], turned)
+
+
+def _arguments(name: str) -> list[str]:
+    """["x", "t"] of u(x, t)."""
+    match = re.search(r"\(([^()]*)\)$", name.replace(" ", ""))
+    return match[1].split(",") if match else []
 
 
 def _head(name: str) -> str:
@@ -242,9 +301,18 @@ def _in_base(match: re.Match) -> int | None:
 
 
 def _for_math_verify(text: str) -> str:
-    """As it reads best: 7i is seven and a variable there, and \\hbar nothing at all."""
+    """As it reads best: 7i is seven and a variable there, \\hbar nothing at all, x' is x and a unit vector a unit."""
     text = _IMAGINARY.sub(" i", _ZEROS.sub("", text))
+    if not _PRODUCT.search(text):
+        text = _UNIT_VECTOR.sub(lambda match: f" {match[1] or match[2]}_{{97}} ", text)
+    text = _PRIMED.sub(lambda match: f"{match[1]}_{{{90 + len(match[2])}}}", text)
     return text.replace("\\hbar", "h_{99}").replace("\\ell", "l_{99}").strip()
+
+
+def _unread(text: str) -> bool:
+    """Whether math-verify would read only a part of it, or something else: products of vectors as those of numbers."""
+    vectors = _PRODUCT.search(text) and _DRESSED.search(text)
+    return bool(vectors or _NO_SCALARS.search(text) or _CUT.match(text))
 
 
 def _expressions(gold: str, answer: str, ask: Ask) -> bool:
@@ -255,7 +323,7 @@ def _expressions(gold: str, answer: str, ask: Ask) -> bool:
     if squeezed(gold) == squeezed(answer):
         return True
     related = bool(RELATION.search(gold)), bool(RELATION.search(answer))
-    if related[0] != related[1] or any(_NO_SCALARS.search(text) for text in (gold, answer)):
+    if related[0] != related[1] or any(_unread(text) for text in (gold, answer)):
         return False
     if not any(related) and letters(gold) != letters(answer):
         return False

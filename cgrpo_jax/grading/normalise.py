@@ -74,7 +74,7 @@ _BARE_UNIT = re.compile(
     rf"(?<=[\d}}) ]) ?(square|cubic|sq)? ?({'|'.join(map(re.escape, _BARE))})\.?(?: ?\^ ?\{{?([23])\}}?)?$", re.I
 )
 _BRACKETED = re.compile(r"(?<=[\d ])\( ?([a-z]{2,20}) ?\)$")
-_TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{?([23])\}?)?$")
+_TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{? ?(-?\d) ?\}?)?$")
 _LETTER_UNIT = re.compile(r"(?<=[\d}) ])()(m|g|s|h|l|L|K|N|J|W|V|A)(?: ?\^ ?\{?([23])\}?)?$")
 _OTHER_UNIT = re.compile(r"(?<=[\d}]) ((?=[a-z]*[aeiou])[a-z]{3,20}(?: [a-z]{2,20}){0,3})$")
 NO_UNITS = frozenset((*_SCALES, *_COUNTS, *_SHARES)) | frozenset(
@@ -279,7 +279,9 @@ def split_unit(text: str) -> tuple[str, str | None]:
     if match and text[: start + match.start()].strip():
         word = " ".join(match[1].casefold().split()).strip(".() ")
         if word and not re.search(r"\d", word.partition("^")[0]) and NO_UNITS.isdisjoint(re.findall(r"[a-z]+", word)):
-            return text[: start + match.start()].strip(), _unit_name(word, match[2]) or word
+            value, name = text[: start + match.start()].strip(), _unit_name(word, match[2])
+            if name or len(word) > 1 or (word not in "ijk" and number(value)):  # 2\\text{j} may be a vector
+                return value, name or word + (match[2] or "")
     text = _BRACKETED.sub(r" \1", text)
     match = _BARE_UNIT.search(text[-60:])
     start = max(0, len(text) - 60)

@@ -27,6 +27,10 @@ _LOWERED = re.compile(r"[₀-₉]+")
 _TEMPERATURE = re.compile(r"(?:°|\^ ?\{? ?\\circ ?\}?) ?(?:\\(?:text|mathrm|rm) ?\{ ?([CF]) ?\}|([CF])(?![A-Za-z]))")
 _ROMAN = re.compile(r"\\(?:mathrm|text|operatorname) ?\{ ?([ei]) ?\}(?=.)|(?<=.)\\(?:mathrm|text) ?\{ ?([ei]) ?\}")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?[\d.]{1,9} ?[a-z]{2}\]")
+_CUBE_ROOT = re.compile(r"∛ ?(\d+|[A-Za-z]|\([^()]*\))")
+_INVERSE = re.compile(r"(?<![A-Za-z\\])a(sin|cos|tan) ?(?=\()")
+_ABSOLUTE = re.compile(r"(?<![A-Za-z\\])abs ?\(([^()]*)\)")
+_ENDLESS_PERIOD = re.compile(r"(\.\d{0,6}?)(\d{2,6})\2+ ?(?:\.{3}|\\l?dots\b|\\cdots\b)")
 _ENDLESS = re.compile(r"(\.\d{0,20}?)(\d)\2{2,20} ?(?:\.{3}|\\l?dots\b|\\cdots\b)")
 
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname) ?\{[^{}]*\}"
@@ -95,8 +99,9 @@ def _named(match: re.Match) -> str:
 
 
 def _from_python(text: str) -> str:
-    """`2*pi`, `x**2`, `sqrt(3)`, `exp(3)`, `sin(x)`; what is bold stays for others to see."""
+    """`2*pi`, `x**2`, `sqrt(3)`, `exp(3)`, `sin(x)`, `atan(x)`, `abs(x)`; what is bold stays for others to see."""
     text = text.replace("**", " ") if text.lstrip().startswith("**") else _SAME_SPACES.sub("^", text)
+    text = _CUBE_ROOT.sub(r"\\sqrt[3]{\1}", _ABSOLUTE.sub(r"|\1|", _INVERSE.sub(r"arc\1", text)))
     text = _calls(text.replace("**", " "))
     if not _PROSE.fullmatch(text) or text.strip() in ("pi", "theta", "alpha"):
         text = _NAMED.sub(_named, text)
@@ -116,7 +121,7 @@ def _braced(text: str) -> str:
 def as_latex(text: str) -> str:
     """One way of writing for what has several; the text is not read as mathematics yet."""
     text = _ROW_GAP.sub(r"\\\\ ", _from_unicode(text))
-    text = _ENDLESS.sub(r"\1\\overline{\2}", text)
+    text = _ENDLESS_PERIOD.sub(r"\1\\overline{\2}", _ENDLESS.sub(r"\1\\overline{\2}", text))
     text = _ROMAN.sub(lambda match: f" {match[1] or match[2]} ", _TEMPERATURE.sub(_temperature, text))
     text = _from_python(text)
     text = re.sub(r"\+ ?-(?= ?[\d\\(A-Za-z])", "-", text)

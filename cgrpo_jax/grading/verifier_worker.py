@@ -8,6 +8,7 @@ memory as the first one, whatever those before it left: a worker that has grown 
 It ends when its stdin does.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -37,9 +38,20 @@ def held_bytes(*names: str) -> list[int]:
     return [1024 * int(lines[name].split()[0]) for name in names]
 
 
-def in_box(text: str) -> str:
-    """The form in which math-verify takes a whole text for the answer."""
-    return text if "\\boxed" in text else f"\\boxed{{{text}}}"
+def read(text: str, plain: bool = False) -> list:
+    """What math-verify parses, in the form in which it takes a whole text for the answer.
+
+    Unless it is asked for plain, it drops no units: a last letter is one to it, and t^2 + 3t would be t^2 + 3.
+    """
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    latex = LatexExtractionConfig()
+    if not plain:
+        latex = dataclasses.replace(
+            latex, normalization_config=dataclasses.replace(latex.normalization_config, units=False)
+        )
+    boxed = text if "\\boxed" in text else f"\\boxed{{{text}}}"
+    return parse(boxed, extraction_config=[latex, ExprExtractionConfig()], parsing_timeout=None)
 
 
 DIGITS = 120  # of values that are compared
@@ -74,6 +86,25 @@ def nearly_a_multiple(gold, answer) -> bool:
     return close(first, second, 9) and not close(first, second, DIGITS - 20)
 
 
+def same_derivatives(gold, answer) -> bool:
+    """Whether two things are equal, or equations multiples of each other, where a derivative is a number of its own.
+
+    math-verify finds dy/dx and dx/dy equal: y has no x in it.
+    """
+    from sympy import Derivative, Symbol
+    from sympy.core.relational import Equality
+
+    gold, answer = (
+        side.replace(lambda part: isinstance(part, Derivative), lambda part: Symbol(str(part)))
+        for side in (gold, answer)
+    )
+    if not isinstance(gold, Equality) or not isinstance(answer, Equality):
+        return bool((gold - answer).expand() == 0)
+    ratio, symbols = (gold.lhs - gold.rhs) / (answer.lhs - answer.rhs), gold.free_symbols | answer.free_symbols
+    ratios = [ratio.xreplace(somewhere(symbols, step)) for step in (4, 6, 7)]
+    return all(close(ratios[0], ratio, DIGITS - 20) for ratio in ratios)
+
+
 def explicit(value, point: dict):
     """An expression, or the entries of one with matrices, with numbers for its variables."""
     from sympy import MatrixBase, MatrixExpr
@@ -87,13 +118,15 @@ def explicit(value, point: dict):
 
 def doubtful(gold, answer) -> bool:
     """Whether two things that math-verify holds equal differ in value, or have matrices whose values nobody knows."""
-    from sympy import Basic, Expr, Float, Integral, Limit, MatrixBase, MatrixExpr, Product, Sum
+    from sympy import Basic, Derivative, Expr, Float, Integral, Limit, MatrixBase, MatrixExpr, Product, Sum
     from sympy.core.relational import Relational
 
     matrices = isinstance(gold, MatrixExpr) or isinstance(answer, MatrixExpr)
     try:
         if gold.has(Sum, Product, Integral, Limit):  # no value can be had soon
             return matrices
+        if gold.has(Derivative) or answer.has(Derivative):
+            return not same_derivatives(gold, answer)
         decimals = gold.has(Float) or answer.has(Float)
         if isinstance(gold, Relational) and isinstance(answer, Relational):
             return not decimals and nearly_a_multiple(gold, answer)
@@ -137,9 +170,8 @@ def whole(text: str, parsed: list) -> list:
     """
     from sympy import Number, Rational
 
-    rest = re.sub(
-        r"\\(?:text|mathrm) ?\{[^{}]*\}|\\(?!alpha|beta|gamma|delta|theta|lambda|mu|omega)[A-Za-z]+", " ", text
-    )
+    named = r"\\(?:text|mathrm|begin|end) ?\{[^{}]*\}"
+    rest = re.sub(rf"{named}|\\(?!alpha|beta|gamma|delta|theta|lambda|mu|omega)[A-Za-z]+", " ", text)
     written = [abs(Rational(digits)) for digits in re.findall(r"\d+(?:\.\d+)?|\.\d+", rest)]
     variables = re.search(r"[A-Za-df-hj-z]", rest)
 
@@ -149,16 +181,19 @@ def whole(text: str, parsed: list) -> list:
         fraction = isinstance(value, Rational) and value.q > 1
         return bool(variables or (len(written) > 2 if fraction else len(written) > 1 and abs(value) in written))
 
-    return [value for value in parsed if not picked_out(value)]
+    def cut(value) -> bool:
+        return isinstance(value, str) and len(re.findall(r"\w", value)) < len(re.findall(r"\w", text))
+
+    return [value for value in parsed if not picked_out(value) and not cut(value)]
 
 
 def holds(text: str, gold: list, answer: str, how: str) -> bool:
     """The verdict on one answer; `gold` is what its text was parsed to."""
-    from math_verify import parse, verify
+    from math_verify import verify
 
     if how == "rounded":
         return rounds(gold, answer)
-    parsed = parse(in_box(answer), parsing_timeout=None)
+    parsed = read(answer, how == "plain")
     if how == "plain":
         return bool(verify(gold, parsed, timeout_seconds=None))
     return equal(whole(text, gold), whole(answer, parsed))
@@ -166,7 +201,7 @@ def holds(text: str, gold: list, answer: str, how: str) -> bool:
 
 def main(memory_bytes: int) -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    from math_verify import parse
+    import math_verify  # noqa: F401  (what it takes belongs to the start)
 
     watch = MemoryWatch()
     for name in ("math_verify", "latex2sympy2_extended"):
@@ -182,7 +217,7 @@ def main(memory_bytes: int) -> None:
         )
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    golds: dict[str, list] = {}  # the last gold: the answers to one problem come one after another
+    golds: dict[tuple[str, bool], list] = {}  # the last gold: the answers to one problem come one after another
     print("ready", file=replies)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # whatever a library prints must not look like a reply
@@ -195,9 +230,10 @@ def main(memory_bytes: int) -> None:
         began = time.process_time()
         watch.hit = False
         try:
-            if request["gold"] not in golds:
-                golds = {request["gold"]: parse(in_box(request["gold"]), parsing_timeout=None)}
-            gold = golds[request["gold"]]
+            plain = request["how"] == "plain"
+            if (request["gold"], plain) not in golds:
+                golds = {(request["gold"], plain): read(request["gold"], plain)}
+            gold = golds[request["gold"], plain]
             yes = bool(gold)
             if yes and request["answer"] is not None:
                 yes = holds(request["gold"], gold, request["answer"], request["how"])
