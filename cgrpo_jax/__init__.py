@@ -22,12 +22,14 @@ if TYPE_CHECKING:
         grade,
         load_run,
         make_plan,
+        push,
         train,
         write_report,
     )
 
 __all__ = [
-    "Curves", "evaluate", "export", "generate", "get_config", "grade", "load_run", "make_plan", "train", "write_report",
+    "Curves", "evaluate", "export", "generate", "get_config", "grade", "load_run", "make_plan", "push", "train",
+    "write_report",
 ]  # fmt: skip
 
 

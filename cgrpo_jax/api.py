@@ -154,6 +154,34 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "kee
     return expanded(out)
 
 
+def push(
+    workdir: str | os.PathLike,
+    out: str | os.PathLike,
+    repo: str,
+    *,
+    license: str = "unknown",
+    public: bool = False,
+    evaluated: str | os.PathLike | None = None,
+    dry_run: bool = False,
+) -> pathlib.Path:
+    """Exports the newest checkpoint of a run, writes a model card from it and uploads both to the Hugging Face hub.
+
+    Args:
+      out: a new folder, returned; it stays whatever becomes of the upload.
+      repo: OWNER/REPO, made if it is not there, private unless `public`.
+      license: of the weights, an identifier of the hub as apache-2.0.
+      evaluated: workdir of an evaluation, whose table goes into the card.
+      dry_run: nothing is sent, and no token is needed.
+
+    Raises: HubError, CheckpointError, RunError, ReportError, OSError.
+    """
+    from cgrpo_jax.convert import Sharing, share
+
+    table = None if evaluated is None else expanded(evaluated)
+    share(str(workdir), str(out), Sharing(repo, license, public, table, dry_run))
+    return expanded(out)
+
+
 def write_report(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> pathlib.Path:
     """One HTML file on runs, side by side: curves, evaluations, rollouts (`python -m cgrpo_jax.report`). Returns it.
 

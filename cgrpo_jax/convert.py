@@ -12,6 +12,7 @@ a private repository unless --public is said. With --dry-run the folder is writt
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -81,36 +82,56 @@ def convert(
         save_params(folder, cast)
 
 
-def card_of(args: argparse.Namespace) -> Card:
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """Where a model is pushed to, and what its card says beside the run."""
+
+    repo: str  # OWNER/REPO of the hub
+    license: str = model_card.UNKNOWN
+    public: bool = False
+    evaluated: pathlib.Path | None = None  # workdir of an evaluation
+    dry_run: bool = False  # the folder is written as it would go, and nothing is sent
+
+
+def card_of(workdir: pathlib.Path, step: int | None, sharing: Sharing) -> Card:
     """The card of what will be pushed, after all has been asked that can fail before the weights are read.
 
     Raises: HubError, CheckpointError, RunError, ReportError.
     """
-    hub.check_name(args.push)
-    hub.check_license(args.license)
-    workdir = expanded(args.source)
-    if args.to != "hf" or not (workdir / "checkpoints").is_dir():
-        raise hub.HubError("--push: --to=hf is needed, and --from=WORKDIR, the run that the model card is written from")
-    hf.check_vacant(local_folder(args.out, "--out"))
-    step = checkpoint_step(workdir, args.step)
-    card = model_card.of_run(workdir, step, args.push, args.license, args.evaluated)
-    if not args.dry_run:
-        hub.check_access(args.push, args.public)
+    hub.check_name(sharing.repo)
+    hub.check_license(sharing.license)
+    if not (workdir / "checkpoints").is_dir():
+        raise hub.HubError("--push: --from=WORKDIR is needed, the run that the model card is written from")
+    step = checkpoint_step(workdir, step)
+    card = model_card.of_run(workdir, step, sharing.repo, sharing.license, sharing.evaluated)
+    if not sharing.dry_run:
+        hub.check_access(sharing.repo, sharing.public)
     return card
 
 
-def share(args: argparse.Namespace, card: Card) -> None:
-    """Adds the card to the folder that was written, and pushes it; a dry run says what would go."""
-    folder = local_folder(args.out, "--out")
+def share(
+    source: str, out: str, sharing: Sharing, dtype: str = "keep", step: int | None = None, shard_gb: float = 5.0
+) -> None:
+    """Writes the newest checkpoint of a run with its card and pushes it; says what went, or would go.
+
+    Raises: HubError, RunError, ReportError, and what `convert` raises.
+    """
+    folder = local_folder(out, "--out")
+    hf.check_vacant(folder)
+    card = card_of(expanded(source), step, sharing)
+    convert(source, "hf", out, dtype, step, shard_gb)
+    print(f"wrote {out}")
     card.write(folder)
-    if args.license == model_card.UNKNOWN:
+    if sharing.license == model_card.UNKNOWN:
         print("the card says that the licence is unknown; --license=apache-2.0 would name one")
-    if args.dry_run:
+    if sharing.dry_run:
         for path in sorted(folder.iterdir()):
             print(f"{path.stat().st_size:>14,}  {path.name}")
-        print(f"nothing was sent; without --dry-run this is {args.push}, {'public' if args.public else 'private'}")
+        print(
+            f"nothing was sent; without a dry run this is {sharing.repo}, {'public' if sharing.public else 'private'}"
+        )
         return
-    print(f"pushed to {hub.push(folder, args.push, args.public, f'Written by cgrpo_jax from {folder.name}')}")
+    print(f"pushed to {hub.push(folder, sharing.repo, sharing.public, f'Written by cgrpo_jax from {folder.name}')}")
 
 
 def main() -> None:
@@ -135,13 +156,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.push is None and (args.public or args.dry_run or args.evaluated or args.license != model_card.UNKNOWN):
         parser.error("--public, --license, --evaluated and --dry-run are for --push")
+    if args.push is not None and args.to != "hf":
+        parser.error("--push goes with --to=hf")
     absl.logging.set_verbosity(absl.logging.WARNING)
     try:
-        card = None if args.push is None else card_of(args)
-        convert(args.source, args.to, args.out, args.dtype, args.step, args.shard_gb)
-        print(f"wrote {args.out}")
-        if card is not None:
-            share(args, card)
+        if args.push is None:
+            convert(args.source, args.to, args.out, args.dtype, args.step, args.shard_gb)
+            print(f"wrote {args.out}")
+        else:
+            sharing = Sharing(args.push, args.license, args.public, args.evaluated, args.dry_run)
+            share(args.source, args.out, sharing, args.dtype, args.step, args.shard_gb)
     except (CheckpointError, ConfigError, RunError, ReportError, hub.HubError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -15,6 +15,7 @@ from cgrpo_jax import config_files
 from cgrpo_jax.api import ROLLOUT_COLUMNS, Graded, RunError
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.hub import HubError
 from cgrpo_jax.model.hf_config import CheckpointError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -110,6 +111,7 @@ def test_every_call_twice(trained, tmp_path, first):
         "Curves": "cgrpo_jax.Curves().figure()",
         "make_plan": "type(cgrpo_jax.make_plan)",
         "export": "type(cgrpo_jax.export)",
+        "push": "type(cgrpo_jax.push)",
         "write_report": f"cgrpo_jax.write_report([{str(trained[0])!r}], here / 'report.html').stat().st_size > 1e5",
         "generate": f"cgrpo_jax.generate(small_rows(), {str(trained[0].parent / 'rows')!r}).name",
     }
@@ -122,7 +124,7 @@ def test_every_call_twice(trained, tmp_path, first):
     function = "<class 'function'>"  # run by a test of their own
     assert said == [
         value
-        for value in ("50", graded, "3", "2", "2", "None", function, function, "True", "rows.jsonl")
+        for value in ("50", graded, "3", "2", "2", "None", function, function, function, "True", "rows.jsonl")
         for _ in range(2)
     ]
 
@@ -230,6 +232,15 @@ def test_a_plan_and_an_export(trained, tmp_path):
     assert (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
     with pytest.raises(CheckpointError, match="exists"):
         cgrpo_jax.export(trained[0], tmp_path / "hf")
+
+
+def test_what_would_be_pushed(trained, tmp_path, capsys):
+    folder = cgrpo_jax.push(trained[0], tmp_path / "shared", "me/mine", license="mit", dry_run=True)
+    assert "nothing was sent" in capsys.readouterr().out and (folder / "model.safetensors").is_file()
+    assert "license: mit" in (folder / "README.md").read_text()
+    with pytest.raises(HubError, match="OWNER/REPO"):
+        cgrpo_jax.push(trained[0], tmp_path / "other", "mine", dry_run=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_evaluation_returns_the_results(tmp_path):

@@ -208,7 +208,7 @@ def test_a_dry_run_writes_all_and_sends_nothing(trained, tmp_path, monkeypatch, 
     ended, said = call(
         monkeypatch, capsys, f"--from={trained}", "--to=hf", f"--out={out}", "--push=me/mine", "--dry-run"
     )
-    assert ended is None and "nothing was sent; without --dry-run this is me/mine, private" in said
+    assert ended is None and "nothing was sent; without a dry run this is me/mine, private" in said
     names = {path.name for path in out.iterdir()}
     assert names >= {"README.md", "curves.png", "config.json", "model.safetensors", "tokenizer.json"}
     assert all(f"{(out / name).stat().st_size:,}  {name}" in said for name in names)
@@ -237,8 +237,7 @@ BEFORE = [  # how the hub is, token, flags, what is said
     ({"private": False}, TOKEN, [], "--push=me/mine: this repository is public; --public says that"),
     ({"fault": "whoami"}, TOKEN, [], "--push=me/mine: 403 Forbidden: no write"),
     ({"fault": "repo_info"}, TOKEN, [], "--push=me/mine: 403 Forbidden: no write"),
-    ({}, TOKEN, ["--from=package://quickstart"], "--push: --to=hf is needed, and --from=WORKDIR"),
-    ({}, TOKEN, ["--to=orbax"], "--push: --to=hf is needed, and --from=WORKDIR"),
+    ({}, TOKEN, ["--from=package://quickstart"], "--push: --from=WORKDIR is needed, the run"),
     ({}, TOKEN, ["--step=3"], "no checkpoint of step 3; there: [2, 4]"),
     ({}, TOKEN, ["--evaluated=nowhere"], "--evaluated=nowhere: no results.json"),
     ({}, TOKEN, ["--out=."], "exists already"),
@@ -272,6 +271,7 @@ def test_an_upload_that_fails_leaves_the_folder(trained, tmp_path, monkeypatch, 
 def test_flags_of_a_push_are_not_read_without_one(tmp_path, monkeypatch, capsys):
     for flag in ("--public", "--dry-run", "--license=mit", "--evaluated=x"):
         assert call(monkeypatch, capsys, "--from=a", "--to=hf", f"--out={tmp_path}/out", flag)[0] == 2
+    assert call(monkeypatch, capsys, "--from=a", "--to=orbax", f"--out={tmp_path}/out", "--push=me/mine")[0] == 2
     assert hub.check_name("me/mine") is None
 
 
