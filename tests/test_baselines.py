@@ -164,7 +164,7 @@ def test_rows_that_cannot_be_learnt_are_all_named(tokenizer, tmp_path):
     with pytest.raises(DataError) as error:
         words(tokenizer, [good, *bad], tmp_path)
     said = str(error.value).splitlines()
-    assert len(said) == 6 and said[0].startswith("5 bad rows of 6")
+    assert len(said) == 6 and said[0].startswith("bad rows: 5 of 6")
     for line, part in zip(
         said[1:], ("'target': missing", "missing", "text to learn", "no solution", "empty"), strict=True
     ):

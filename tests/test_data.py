@@ -93,7 +93,7 @@ def test_every_bad_row_is_listed_at_once(tmp_path):
     with pytest.raises(DataError) as error:
         load(path, max_prompt_tokens=50)
     text = str(error.value)
-    assert text.startswith("8 bad rows of 9")
+    assert text.startswith("bad rows: 8 of 9")
     for number, column in [
         (2, "question"),
         (3, "question"),
@@ -111,7 +111,7 @@ def test_dropping_bad_rows_says_so(tmp_path):
     logged = []
     problems = load(write_jsonl(tmp_path / "a.jsonl", BAD), log=logged.append, max_prompt_tokens=50, on_bad_row="drop")
     assert problems.size == 1 and problems.get(0).question == "ok?"
-    assert logged[0].startswith("dropped 8 bad rows")
+    assert logged[0].startswith("bad rows left out: 8")
 
 
 def test_nothing_usable_is_an_error(tmp_path):

@@ -66,12 +66,12 @@ def test_a_bad_row_has_a_number_and_can_be_left_out(tmp_path, name, suffix):
     assert len(str(error.value).splitlines()) == 2, str(error.value)
     assert "row 2, " in str(error.value) and words in str(error.value), str(error.value)
     logged = []
-    assert load(path, logged.append, on_bad_row="drop").size == 2 and "dropped 1 bad rows of 3" in logged[0]
+    assert load(path, logged.append, on_bad_row="drop").size == 2 and "bad rows left out: 1 of 3" in logged[0]
 
 
 def test_bytes_that_are_no_utf8_in_a_table_of_text(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"question,answer\nWhy?,5\nWh\xe9?,5\nHow?,6\n")
-    with pytest.raises(DataError, match=r"1 bad rows of 3(.|\n)*row 2, column 'question': byte 0xe9 is no UTF-8"):
+    with pytest.raises(DataError, match=r"bad rows: 1 of 3(.|\n)*row 2, column 'question': byte 0xe9 is no UTF-8"):
         load(tmp_path / "a.csv")
     assert load(tmp_path / "a.csv", on_bad_row="drop").size == 2
 
@@ -86,11 +86,11 @@ def test_a_quotation_mark_that_is_never_closed_swallows_no_row_unsaid(tmp_path):
     path = tmp_path / "a.csv"
     for table in ('question,answer\nWhy?,5\n"How?,6\nWho?,7\n', 'answer,question\n5,Why?\n6,"How?\n7,Who?\n'):
         path.write_text(table)
-        with pytest.raises(DataError, match=r"1 bad rows of 2(.|\n)*row 2, (.|\n)*a quotation mark is never closed"):
+        with pytest.raises(DataError, match=r"bad rows: 1 of 2(.|\n)*row 2, (.|\n)*a quotation mark is never closed"):
             load(path)
         assert load(path, on_bad_row="drop").size == 1
     path.write_text('question,answer\n"a ""word""\n, and more",5\na "word",6\n"a" word,7\nHow?,8\n')
-    with pytest.raises(DataError, match=r"1 bad rows of 4(.|\n)*row 3, "):
+    with pytest.raises(DataError, match=r"bad rows: 1 of 4(.|\n)*row 3, "):
         load(path)
     kept = load(path, on_bad_row="drop")
     assert [kept.get(i).question for i in range(3)] == ['a "word"\n, and more', 'a "word"', "How?"]
@@ -160,7 +160,7 @@ def test_golds_that_are_none_are_bad_rows_everywhere(tmp_path):
             with pytest.raises(DataError) as error:
                 ask()
             text = str(error.value)
-            assert text.startswith("5 bad rows of 6") and all(
+            assert text.startswith("bad rows: 5 of 6") and all(
                 f"row {number}, column 'answer'" in text for number in range(2, 7)
             )
 
@@ -180,7 +180,7 @@ def test_golds_of_an_evaluation_are_asked_once(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "5"}\n{"question": "q", "answer": "x+"}\n')
     for _ in range(2):
         with pytest.raises(
-            DataError, match=r"1 bad rows of 2(.|\n)*row 2, column 'answer': math-verify cannot read 'x\+'"
+            DataError, match=r"bad rows: 1 of 2(.|\n)*row 2, column 'answer': math-verify cannot read 'x\+'"
         ):
             named("gsm8k", tmp_path / "a.jsonl", parsable)
     assert [problem.id for problem in named("gsm8k", tmp_path / "a.jsonl", parsable, on_bad_row="drop")] == ["1"]

@@ -146,10 +146,10 @@ def test_problems_keep_the_other_columns(tmp_path):
 
 def test_bad_rows_are_listed_or_left_out(tmp_path, capsys):
     rows = [{"question": "q", "answer": "1"}, {"question": "", "answer": "1"}, {"answer": "1"}]
-    with pytest.raises(DataError, match=r"2 bad rows of 3(.|\n)*row 2, column 'question': empty(.|\n)*row 3"):
+    with pytest.raises(DataError, match=r"bad rows: 2 of 3(.|\n)*row 2, column 'question': empty(.|\n)*row 3"):
         rows_of("gsm8k", rows, tmp_path)
     kept = rows_of("gsm8k", rows, tmp_path, on_bad_row="drop")
-    assert [named.id for named in kept] == ["1"] and "dropped 2 bad rows" in capsys.readouterr().out
+    assert [named.id for named in kept] == ["1"] and "bad rows left out: 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

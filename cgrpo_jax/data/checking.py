@@ -131,10 +131,10 @@ def report_bad_rows(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, 
     """Refuses, or names, the rows that are left out."""
     lines = [f"  {cfg.source}, row {number}, {message}" for number, message in sorted(bad)]
     if bad and cfg.on_bad_row == "error":
-        total = f"{len(bad)} bad rows of {len(bad) + kept} in {cfg.source}"
+        total = f"bad rows: {len(bad)} of {len(bad) + kept} in {cfg.source}"
         raise DataError("\n".join([f"{total} (data.on_bad_row=drop leaves them out):", *lines]))
     if bad:
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        log("\n".join([f"dropped {len(bad)} bad rows of {len(bad) + kept}:", *lines[:SHOWN], *more]))
+        log("\n".join([f"bad rows left out: {len(bad)} of {len(bad) + kept}", *lines[:SHOWN], *more]))
     if not kept:
         raise DataError(f"{cfg.source}: no usable row")
