@@ -102,7 +102,8 @@ def _write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequen
                 record = {
                     "id": named.id, "sample": g, "gold": named.problem.answer, "answer": attempt.extracted,
                     "correct": attempt.correct, "status": attempt.status, "question": named.problem.question,
-                    "text": attempt.text,
+                    "text": attempt.text, "tokens": len(attempt.completion.ids),
+                    "finished": attempt.completion.finished,
                 }  # fmt: skip
                 file.write(json.dumps(record) + "\n")
 

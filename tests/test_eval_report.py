@@ -101,7 +101,7 @@ def test_runs_that_share_nothing_or_cannot_be_read_are_refused(done, results, tm
     assert "no problem of sums in common" in refused(monkeypatch, done, strange)
     assert "no such file" in refused(monkeypatch, done, tmp_path)
     old = refused(monkeypatch, done, written(tmp_path / "old", results, version=1))
-    assert "old/results.json: version 1, this reads version 2; grade again: the same eval command" in old
+    assert "old/results.json: version 1, this reads version 3; grade again: the same eval command" in old
     assert "version None" in refused(monkeypatch, done, written(tmp_path / "list", {}))
 
 

@@ -1,10 +1,14 @@
 """The page of the report in a browser: what is clicked, typed and seen."""
 
+import json
 import random
 
+import numpy as np
 import pytest
 import report_runs
 from report_runs import attempt, counts, group, wait_until
+
+from cgrpo_jax.evaluation import intervals, tables
 
 
 @pytest.fixture
@@ -44,6 +48,64 @@ def test_a_run_without_rollouts_or_evaluations(opened, tmp_path):
         "These runs left no rollouts.",
         "These runs were not evaluated (eval.every, method=eval).",
     ]
+
+
+def evaluated(folder, answers):
+    """A workdir of an evaluation: {task: rows of (question, whether each answer is right)}."""
+    entries = {}
+    for task, rows in answers.items():
+        (folder / "eval" / task).mkdir(parents=True)
+        lines = [
+            {"id": str(number), "sample": g, "gold": "18", "answer": "4", "correct": right, "status": "ok"}
+            | {"question": question, "text": f"It is {g}.", "tokens": 5, "finished": g > 0}
+            for number, (question, rights) in enumerate(rows)
+            for g, right in enumerate(rights)
+        ]
+        (folder / "eval" / task / "graded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        correct_PG = np.array([rights for _, rights in rows])
+        ids = [str(number) for number in range(len(rows))]
+        shape = correct_PG.shape
+        entries[task] = intervals.summarise(
+            ids, ids, correct_PG, np.zeros(shape, int), np.full(shape, 5), np.ones(shape), np.ones(shape), 0
+        )
+    results = {"version": tables.VERSION, "model": "m", "settings": {"samples": 2}, "notes": [], "tasks": entries}
+    results |= {
+        "sampling": {"seconds": 1.0, "tokens": 5, "tokens_per_s": 5.0},
+        "mean": intervals.mean_of_tasks(entries, 0),
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_answers_of_an_evaluation(opened, tmp_path):
+    """They are browsed as rollouts are; an accuracy of 0 has an interval with a width; steps and rewards are not there."""
+    rows = [("Ducks?", [False, False]), ("Robes?", [False, False])]
+    page = opened(evaluated(tmp_path / "one", {"eggs": rows}))
+    assert page.locator(".strip").inner_text().split("pass@1")[1].split() == [
+        "0.000",
+        "[0.000,",
+        "0.658]",
+        "eggs,",
+        "95",
+        "%",
+        "interval",
+    ]
+    assert questions(page) == ["Ducks?", "Robes?"] and page.locator("#filter-step").count() == 0
+    assert page.locator("#evaluation-body tbody tr").count() == 1
+    detail = page.locator("#detail").inner_text()
+    assert (
+        "wrong" in detail
+        and "cut" in detail
+        and "reward" not in detail
+        and "step" not in detail
+        and "5 tokens" in detail
+    )
+    rows[0] = ("Ducks?", [True, False])
+    page = opened(evaluated(tmp_path / "two", {"eggs": rows, "more": rows[1:]}))
+    assert counts(page) == {"all": 3, "failed": 2, "fixed": 0, "solved": 1}
+    page.locator("#filter-tag").select_option("more")
+    assert counts(page) == {"all": 1, "failed": 1, "fixed": 0, "solved": 0}
+    assert page.locator("#evaluation-body tbody tr").count() == 3
 
 
 # ---- Curves ----

@@ -296,7 +296,7 @@ def scores_by_content(entry: Mapping[str, Any]) -> dict[str, float]:
 def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """Entry `mean` of `results.json`: the plain mean over tasks, whatever their number of problems.
 
-    A k above a task's G is left out; `pass@1/bootstrap` is stratified by task.
+    A k above a task's G is left out; `pass@1/bootstrap` is stratified by task. Its interval beside that is `of_mean`.
     """
     entries = list(tasks.values())
     names = ("pass@1", "maj@G", "length", "truncated", "no_answer")
@@ -308,4 +308,17 @@ def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str
         mean["runs"] = np.mean([entry["runs"] for entry in entries], axis=0).tolist()
     values_TD = [np.array(list(scores_by_content(entry).values())) for entry in entries]
     mean["pass@1/bootstrap"] = list(bootstrap_tasks(values_TD, seed))
+    mean["pass@1/low"], mean["pass@1/high"] = of_mean(
+        *([entry[key] for entry in entries] for key in ("pass@1", "pass@1/low", "pass@1/high"))
+    )
     return mean
+
+
+def of_mean(values_T: Sequence[float], low_T: Sequence[float], high_T: Sequence[float]) -> tuple[float, float]:
+    """Interval of the mean of independent accuracies from their own intervals (MOVER, Zou and Donner 2008).
+
+    That of one task is its own. A bootstrap has no width where all answers are right, or all wrong; this has.
+    """
+    below, above = np.subtract(values_T, low_T), np.subtract(high_T, values_T)
+    mean, tasks = float(np.mean(values_T)), len(values_T)
+    return mean - float(np.linalg.norm(below)) / tasks, mean + float(np.linalg.norm(above)) / tasks

@@ -15,7 +15,7 @@ from cgrpo_jax.evaluation.intervals import paired, scores_by_content
 
 Results = Mapping[str, Any]  # of results.json
 
-VERSION = 2  # of results.json
+VERSION = 3  # of results.json
 COLUMNS = ("task", "n", "pass@1 [95 %]", "avg@r", "maj@r", "pass@k", "tokens", "cut", "no answer")
 DIGESTS = ("weights", "files", "prompt")  # settings that are digests
 # Settings that two runs should share where their models are to be compared.
@@ -87,7 +87,7 @@ class Table(NamedTuple):
 
 
 def table(results: Results) -> Table:
-    """A row per task, and the plain mean over the tasks (in percent where nothing else is said)."""
+    """A row per task, and the plain mean over several tasks (in percent where nothing else is said)."""
     rows = []
     for name, of in results["tasks"].items():
         k = max(of["pass@k"], key=int)
@@ -96,13 +96,13 @@ def table(results: Results) -> Table:
         several = several if of["samples"] > 1 else ["", "", ""]
         rows.append([name, _count(of), interval, *several, *_tail(of)])
     mean = results["mean"]
-    low, high = mean["pass@1/bootstrap"]
-    of_mean = f"{_share(mean['pass@1'])} [{_share(low)}, {_share(high)}]"
-    rows.append(["mean", str(len(results["tasks"])), of_mean, "", "", "", *_tail(mean)])
+    if len(rows) > 1:
+        of_mean = f"{_share(mean['pass@1'])} [{_share(mean['pass@1/low'])}, {_share(mean['pass@1/high'])}]"
+        rows.append(["mean", str(len(results["tasks"])), of_mean, "", "", "", *_tail(mean)])
     meaning = (
         "n: distinct problems, copies where a problem stands in several rows, samples a row. Accuracies are means over "
-        "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, bootstrap "
-        "over distinct problems within each task."
+        "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, from those "
+        "of the tasks."
     )
     return Table(COLUMNS, rows, [meaning, _sampling(results["sampling"]), *results["notes"]])
 

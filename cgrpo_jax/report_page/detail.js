@@ -28,11 +28,13 @@ function bodyOf(card, query) {
 
 function facts(attempt, trained) {
   const nodes = [
-    pill(`reward ${number(attempt.reward)}`, attempt.correct ? "good" : "bad", attempt.correct ? "correct" : "not correct"),
+    "reward" in attempt
+      ? pill(`reward ${number(attempt.reward)}`, attempt.correct ? "good" : "bad", attempt.correct ? "correct" : "not correct")
+      : pill(attempt.correct ? "right" : "wrong", attempt.correct ? "good" : "bad"),
     "advantage" in attempt ? el("span", { title: "advantage, before weights and normaliser" }, `A ${signed(attempt.advantage)}`) : null,
     "own_advantage" in attempt ? el("span", { title: "advantage among the refinements, under their own prompt" }, `A ${signed(attempt.own_advantage)} among refinements`) : null,
     el("span", { class: "answer", title: "the answer that was found" }, attempt.answer === null ? "no answer" : attempt.answer),
-    el("span", {}, plural(attempt.tokens, "token")),
+    "tokens" in attempt ? el("span", {}, plural(attempt.tokens, "token")) : null,
     attempt.finished === false ? pill("cut", "warn", "ended by the limit of tokens") : null,
     attempt.status ? pill(attempt.status, "warn", "of the verdict") : null,
     trained ? null : pill("not trained on", "plain"),
@@ -81,7 +83,7 @@ function attemptMap(cards) {
       card.button.focus({ preventScroll: true });
     };
     const kind = `${card.attempt.correct ? "right" : "wrong"}${card.source ? " refined" : ""}`;
-    return el("button", { type: "button", class: `square ${kind}`, title: `${card.label}, reward ${number(card.attempt.reward)}`, "aria-label": card.label, on: { click } });
+    return el("button", { type: "button", class: `square ${kind}`, title: `${card.label}, ${card.attempt.correct ? "right" : "wrong"}`, "aria-label": card.label, on: { click } });
   });
   return el("div", { class: "map" }, ...squares);
 }
@@ -158,7 +160,7 @@ function moveAttempt(by) {
 function elsewhereNode(item, others, go) {
   if (!others.length) return null;
   const links = others.slice(0, 12).map((other) =>
-    el("button", { type: "button", class: "link", on: { click: () => go(other) } }, `${other.runName ? `${other.runName}, ` : ""}step ${other.step}: ${STATUS[other.status].label.toLowerCase()}`));
+    el("button", { type: "button", class: "link", on: { click: () => go(other) } }, `${[other.runName, stepOf(other)].filter(Boolean).join(", ") || "elsewhere"}: ${STATUS[other.status].label.toLowerCase()}`));
   const more = others.length > 12 ? ` and ${others.length - 12} more` : "";
   return el("p", { class: "elsewhere" }, "The same question: ", ...links.flatMap((link, index) => (index ? [", ", link] : [link])), more);
 }
@@ -175,7 +177,7 @@ function showDetail(item, query, others, go) {
   const { cards, nodes } = cardsOf(group, query);
   present = { item, query, cards, control: viewControl(), legend: shadeLegend() };
   present.legend.hidden = view !== "tokens";
-  const place = [item.runName, `step ${item.step}`, `problem ${item.index + 1}`, group.tag].filter(Boolean).join(" · ");
+  const place = [item.runName, stepOf(item), `problem ${item.index + 1}`, group.tag].filter(Boolean).join(" · ");
   const all = (open) => () => cards.forEach((card) => toggleCard(card, open));
   detail.replaceChildren(
     el("div", { class: "place" }, el("span", {}, place), pill(STATUS[item.status].label, STATUS[item.status].kind)),

@@ -73,7 +73,8 @@ def evaluation_of(workdir: pathlib.Path) -> dict[str, Any] | None:
         return None
     results = tables.read(workdir)
     table = tables.table(results)._asdict()
-    return table | {"model": results["model"], "asked": tables.asked(results), "mean": results["mean"]}
+    of = {"model": results["model"], "asked": tables.asked(results), "mean": results["mean"]}
+    return table | of | {"tasks": list(results["tasks"])}
 
 
 def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:

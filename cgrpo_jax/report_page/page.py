@@ -39,7 +39,7 @@ def inert(text: str) -> str:
 
 def _rollouts_json(found: Mapping[str, Any]) -> str:
     """The records are JSON already."""
-    steps = [f'{{"step":{step["step"]},"groups":[{",".join(step["groups"])}]}}' for step in found["steps"]]
+    steps = [f'{{"step":{json.dumps(step["step"])},"groups":[{",".join(step["groups"])}]}}' for step in found["steps"]]
     return f'{{"said":{json.dumps(found["said"])},"steps":[{",".join(steps)}]}}'
 
 
@@ -83,7 +83,9 @@ def write(
     data = {"runs": gathered, "compared": gather.compared(runs)}
     room = int(megabytes * 1e6 / len(runs))
     found = [
-        rollouts.rollouts_of(path, run["config"], room, characters)
+        rollouts.answers_of(path, room, characters)
+        if run["results"] and not run["training"]["steps"]
+        else rollouts.rollouts_of(path, run["config"], room, characters)
         for run, path in zip(gathered, runs.values(), strict=True)
     ]
     partial = out.with_name(out.name + ".partial")

@@ -23,9 +23,14 @@ function itemOf(group, step, index, run, runName, number) {
   for (const attempt of [...group.responses, ...group.refinements]) attempt.correct = isRight(attempt);
   const right = group.responses.filter((attempt) => attempt.correct).length;
   const fixed = group.refinements.filter((attempt) => attempt.correct).length;
-  const longest = Math.max(0, ...group.responses.map((attempt) => attempt.tokens));
+  const longest = Math.max(0, ...group.responses.map((attempt) => attempt.tokens ?? attempt.text.length));
   const status = right ? "solved" : fixed ? "fixed" : "failed";
   return { group, step, index, run, runName, number, status, right: right / (group.responses.length || 1), solved: right, fixed, longest };
+}
+
+/** "step 3", or nothing of an evaluation. */
+function stepOf(item) {
+  return item.step === null ? "" : `step ${item.step}`;
 }
 
 /** All texts of a problem in lower case, made when the first search needs them. */
@@ -64,16 +69,17 @@ function drawFilters(data) {
     el("button", { type: "button", class: "chip", "data-status": name, "aria-pressed": "false", title, on: { click: () => setStatus(name) } },
       label, " ", el("span", { class: "count" })));
   const found = (values) => [...new Set(values)];
-  const steps = found(list.items.map((item) => item.step)).sort((a, b) => a - b);
+  const steps = found(list.items.map((item) => item.step)).filter((step) => step !== null).sort((a, b) => a - b);
   const tags = found(list.items.map((item) => item.group.tag || "")).filter(Boolean).sort();
   const all = ["", "all"];
+  const orders = Object.entries(ORDERS).map(([name, order]) => [name, order.label]);
   const nodes = [
     ...chips,
     el("input", { type: "search", id: "search", placeholder: "Search all texts", "aria-label": "Search", autocomplete: "off", spellcheck: "false", on: { input: searchSoon } }),
     data.runs.length > 1 ? select("filter-run", "Run", [all, ...data.runs.map((run, index) => [index, run.name])]) : null,
-    select("filter-step", "Step", [all, ...steps.map((step) => [step, step])]),
-    tags.length > 1 ? select("filter-tag", "Tag", [all, ...tags.map((tag) => [tag, tag])]) : null,
-    select("filter-order", "Order", Object.entries(ORDERS).map(([name, order]) => [name, order.label])),
+    steps.length ? select("filter-step", "Step", [all, ...steps.map((step) => [step, step])]) : null,
+    tags.length > 1 ? select("filter-tag", steps.length ? "Tag" : "Task", [all, ...tags.map((tag) => [tag, tag])]) : null,
+    select("filter-order", "Order", steps.length ? orders : [["oldest", "as in the task"], ...orders.slice(2)]),
   ];
   byId("filters").replaceChildren(...nodes.filter(Boolean));
 }
@@ -117,7 +123,7 @@ function applyFilters() {
 function rowNode(item, at) {
   const { group } = item;
   const refined = group.refinements.length ? ` · refined ${item.fixed}/${group.refinements.length}` : "";
-  const place = `${item.runName ? `${item.runName} · ` : ""}step ${item.step}${group.tag ? ` · ${group.tag}` : ""}`;
+  const place = [item.runName, stepOf(item), group.tag].filter(Boolean).join(" · ");
   const node = el("div", { class: "row", role: "option", id: `row${at}`, "aria-selected": String(at === list.at), "aria-setsize": list.shown.length, "aria-posinset": at + 1, on: { click: () => choose(at) } },
     el("span", { class: `dot ${STATUS[item.status].kind}`, title: STATUS[item.status].label }),
     el("span", { class: "what" }, group.question.slice(0, 160)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ def _advantages(
 ) -> None:
     """Of rows that share a baseline; nothing where a reward is not known, or how advantages are made."""
     rows = first + refined
-    if not rows or any(row["reward"] is None for row in rows) or "objective.baseline" not in config:
+    if "objective.baseline" not in config or not rows or any(row["reward"] is None for row in rows):
         return
     refined_G = np.arange(len(rows)) >= len(first)
     reward_G = np.array([row["reward"] for row in rows], np.float64)
@@ -93,6 +94,33 @@ def _record(line: str, config: Mapping[str, Any], characters: int) -> str:
                 attempt["critique"] = critique[:characters] + left
     group = {key: value for key, value in group.items() if key not in USUAL or value != USUAL[key]}
     return json.dumps(group, allow_nan=False, separators=(",", ":"))
+
+
+def answers_of(workdir: pathlib.Path, room: int, characters: int) -> dict[str, Any]:
+    """As `rollouts_of`, of an evaluation: a problem of a task with all its answers; the step is None."""
+    groups, of, left = list[str](), 0, room
+    for path in sorted((workdir / "eval").glob("*/graded.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        for _, answers in itertools.groupby(rows, lambda row: row["id"]):
+            record = _record(json.dumps(_answered(path.parent.name, list(answers))), {}, characters)
+            of += 1
+            left -= len(record)
+            if left > 0:
+                groups.append(record)
+    said = ""
+    if len(groups) < of:
+        said = (
+            f"{len(groups)} of {of} problems are in this file. All are in eval/ of the workdir; --megabytes makes room."
+        )
+    return {"steps": [{"step": None, "groups": groups}] if groups else [], "said": said}
+
+
+def _answered(task: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Graded answers to one problem in the form of a group."""
+    shown = ("text", "correct", "answer", "status", "tokens", "finished")
+    responses = [{key: answer[key] for key in shown if key in answer} for answer in answers]
+    first = {"question": answers[0]["question"], "answer": answers[0]["gold"], "tag": task}
+    return first | {"responses": responses, "refinements": [], "kept": list(range(len(answers))), "selected": []}
 
 
 def rollouts_of(workdir: pathlib.Path, config: Mapping[str, Any], room: int, characters: int) -> dict[str, Any]:

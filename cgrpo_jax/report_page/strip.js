@@ -26,9 +26,9 @@ function interval(low, high) {
 function accuracyFact(run) {
   if (run.results) {
     const mean = run.results.mean;
-    const [low, high] = mean["pass@1/bootstrap"];
-    const tasks = plural(run.results.rows.length - 1, "task");
-    return { value: share(mean["pass@1"]), beside: interval(low, high), note: `mean of ${tasks}, 95 % interval` };
+    const names = run.results.tasks;
+    const what = names.length === 1 ? names[0] : `mean of ${plural(names.length, "task")}`;
+    return { value: share(mean["pass@1"]), beside: interval(mean["pass@1/low"], mean["pass@1/high"]), note: `${what}, 95 % interval` };
   }
   const name = accuracyNames(run)[0];
   const found = name && ends(run.evaluations, name);

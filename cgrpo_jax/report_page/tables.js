@@ -71,7 +71,7 @@ function drawConfig(runs) {
       .filter((row) => !differing || new Set(row.slice(1)).size > 1);
     const groups = [...new Set(rows.map(([key]) => groupOf(key)))];
     const tables = groups.map((group) => configTable(group, rows.filter(([key]) => groupOf(key) === group), runs));
-    byId("config-body").replaceChildren(...(rows.length ? tables : [el("p", { class: "empty" }, "No key is like this.")]));
+    byId("config-body").replaceChildren(...(rows.length ? tables : [el("p", { class: "empty" }, keys.length ? "No key is like this." : "What was asked for stands with the evaluation.")]));
   };
   byId("config-differing-label").hidden = runs.length < 2;
   byId("config-body").style.setProperty("--runs", runs.length);
