@@ -4,8 +4,8 @@
 
     config = cgrpo_jax.get_config("quickstart")
     config.train.steps = 12
-    metrics = cgrpo_jax.train(config, "runs/quickstart")
-    tables = cgrpo_jax.load_run("runs/quickstart")
+    metrics = cgrpo_jax.train(config, "runs/twelve")
+    tables = cgrpo_jax.load_run("runs/twelve")
 
 The functions load when they are asked for, and jax with those that compute: importing the package is cheap.
 """

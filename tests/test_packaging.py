@@ -35,6 +35,25 @@ def build(source, out):
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 
+def test_the_visible_top_level():
+    """As the project wants it, of what is under version control."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("no checkout of git")
+    names = {name.partition("/")[0] for name in listed.stdout.splitlines()}
+    visible = {name for name in names if not name.startswith(".")}
+    assert visible == {
+        "LICENSE",
+        "README.md",
+        "cgrpo_jax",
+        "configs",
+        "launch_tpu",
+        "notebooks",
+        "pyproject.toml",
+        "tests",
+    }
+
+
 def is_source(path):
     return path.is_file() and "__pycache__" not in path.parts
 

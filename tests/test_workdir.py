@@ -461,6 +461,8 @@ COMPARED = [  # changes, accepted, refused with these words (None: logged)
     ({"method": "sft"}, "", "another method has other updates"),
     ({"objective.gamma": 0.2}, "", "objective.gamma = 0.2"),
     ({"sampling.temperature": 0.9}, "", "sampling.temperature = 0.9"),
+    ({"api.temperature": 0.1, "api.top_p": 0.9, "api.tokens": 7}, "", "accept_changes=api.temperature,api.tokens,api.top_p$"),
+    ({"api.base_url": "http://elsewhere", "api.retries": 1}, "", None),
     ({"optimizer.learning_rate": 0.5}, "", "optimizer.learning_rate = 0.5"),
     ({"train.steps": 12}, "", None),
     ({"train.steps": 12, "optimizer.schedule": "cosine"}, "optimizer.schedule", "train.steps = 12"),
