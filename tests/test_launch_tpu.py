@@ -48,9 +48,12 @@ PYTHON = """case $1 in
     mkdir -p "$workdir/checkpoints/7.orbax-checkpoint-tmp"
     echo "$HF_TOKEN+$WANDB_API_KEY+$OPENAI_API_KEY" >seen
     step=$(ls "$workdir/checkpoints" | grep -v tmp | sort -n | tail -n 1)
+    touch "$workdir/metrics.jsonl"
+    head -n "${step:-0}" "$workdir/metrics.jsonl" >kept && mv kept "$workdir/metrics.jsonl"
     for step in $(seq $((${step:-0} + 1)) "$steps"); do
+        echo "step $step" >>"$workdir/metrics.jsonl"
+        echo "step $step"
         mkdir "$workdir/checkpoints/$step"
-        echo "step $step" | tee -a "$workdir/metrics.jsonl"
         sleep 0.01
     done ;;
 esac"""
