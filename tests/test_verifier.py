@@ -305,3 +305,16 @@ def test_a_worker_that_cannot_be_restarted_is_an_error_that_says_so(monkeypatch)
     working = False
     with pytest.raises(VerifierError, match=r"worker cannot be started: .*temporarily unavailable"):
         Verifier(VerifierConfig(workers=2))
+
+
+def test_derivatives_that_cannot_be_compared_are_not_held_equal():
+    """An equation against an expression: their difference is none."""
+    import sympy
+
+    from cgrpo_jax.grading.verifier_worker import doubtful
+
+    x, y = sympy.symbols("x y")
+    slope = sympy.Derivative(y, x)
+    assert doubtful(sympy.Eq(slope, 2 * x, evaluate=False), 2 * x)
+    assert not doubtful(slope + x, x + slope)
+    assert doubtful(slope, sympy.Derivative(x, y))

@@ -122,10 +122,12 @@ def doubtful(gold, answer) -> bool:
     from sympy.core.relational import Relational
 
     matrices = isinstance(gold, MatrixExpr) or isinstance(answer, MatrixExpr)
+    unknown = matrices  # what is said where nobody can tell
     try:
         if gold.has(Sum, Product, Integral, Limit):  # no value can be had soon
             return matrices
         if gold.has(Derivative) or answer.has(Derivative):
+            unknown = True
             return not same_derivatives(gold, answer)
         decimals = gold.has(Float) or answer.has(Float)
         if isinstance(gold, Relational) and isinstance(answer, Relational):
@@ -140,7 +142,7 @@ def doubtful(gold, answer) -> bool:
     except MemoryError:
         raise
     except Exception:  # a sum without a value here, say: math-verify has looked at it as a whole
-        return matrices
+        return unknown
 
 
 def equal(golds: list, answers: list) -> bool:

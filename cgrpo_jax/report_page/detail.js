@@ -83,7 +83,7 @@ function attemptMap(cards) {
       card.button.focus({ preventScroll: true });
     };
     const kind = `${card.attempt.correct ? "right" : "wrong"}${card.source ? " refined" : ""}`;
-    return el("button", { type: "button", class: `square ${kind}`, title: `${card.label}, ${card.attempt.correct ? "right" : "wrong"}`, "aria-label": card.label, on: { click } });
+    return el("button", { type: "button", class: `square ${kind}`, title: `${card.label}, ${"reward" in card.attempt ? `reward ${number(card.attempt.reward)}` : card.attempt.correct ? "right" : "wrong"}`, "aria-label": card.label, on: { click } });
   });
   return el("div", { class: "map" }, ...squares);
 }

@@ -83,7 +83,7 @@ def write(
     data = {"runs": gathered, "compared": gather.compared(runs)}
     room = int(megabytes * 1e6 / len(runs))
     found = [
-        rollouts.answers_of(path, room, characters)
+        rollouts.answers_of(path, run["results"]["tasks"], room, characters)
         if run["results"] and not run["training"]["steps"]
         else rollouts.rollouts_of(path, run["config"], room, characters)
         for run, path in zip(gathered, runs.values(), strict=True)

@@ -67,7 +67,7 @@ def _advantages(
 ) -> None:
     """Of rows that share a baseline; nothing where a reward is not known, or how advantages are made."""
     rows = first + refined
-    if "objective.baseline" not in config or not rows or any(row["reward"] is None for row in rows):
+    if not rows or any(row["reward"] is None for row in rows) or "objective.baseline" not in config:
         return
     refined_G = np.arange(len(rows)) >= len(first)
     reward_G = np.array([row["reward"] for row in rows], np.float64)
@@ -77,10 +77,8 @@ def _advantages(
         row[name] = round(float(advantage), 4)
 
 
-def _record(line: str, config: Mapping[str, Any], characters: int) -> str:
-    """JSON of a problem of a step, as the page reads it."""
-    group = json.loads(line, parse_constant=null)
-    with_advantages(group, config)
+def _record(group: dict[str, Any], characters: int) -> str:
+    """JSON of a problem, as the page reads it; the group is changed."""
     for kind in ("responses", "refinements"):
         attempts = [shortened(attempt, characters) for attempt in group[kind]]
         group[kind] = [
@@ -96,13 +94,13 @@ def _record(line: str, config: Mapping[str, Any], characters: int) -> str:
     return json.dumps(group, allow_nan=False, separators=(",", ":"))
 
 
-def answers_of(workdir: pathlib.Path, room: int, characters: int) -> dict[str, Any]:
-    """As `rollouts_of`, of an evaluation: a problem of a task with all its answers; the step is None."""
+def answers_of(workdir: pathlib.Path, tasks: Sequence[str], room: int, characters: int) -> dict[str, Any]:
+    """As `rollouts_of`, of an evaluation: the problems of its tasks with all their answers; the step is None."""
     groups, of, left = list[str](), 0, room
-    for path in sorted((workdir / "eval").glob("*/graded.jsonl")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    for task in tasks:
+        rows = reading.rows(workdir / "eval" / task / "graded.jsonl")
         for _, answers in itertools.groupby(rows, lambda row: row["id"]):
-            record = _record(json.dumps(_answered(path.parent.name, list(answers))), {}, characters)
+            record = _record(_answered(task, list(answers)), characters)
             of += 1
             left -= len(record)
             if left > 0:
@@ -138,7 +136,9 @@ def rollouts_of(workdir: pathlib.Path, config: Mapping[str, Any], room: int, cha
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         budget = min(share, left)
         for line in lines:
-            record = _record(line, config, characters)
+            group = json.loads(line, parse_constant=null)
+            with_advantages(group, config)
+            record = _record(group, characters)
             if len(record) > budget:
                 break
             budget -= len(record)
