@@ -21,7 +21,7 @@ from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.leading import learnt_ids, open_desk
 from cgrpo_jax.learning import credit
-from cgrpo_jax.learning.finite import check_last, nonfinite_counts, nonfinite_steps
+from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
 from cgrpo_jax.options import SamplingConfig
@@ -96,6 +96,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
             values |= {f"seconds/{name}": value for name, value in progress.take_seconds().items()}
             desk.writer.scalars(done, values)
             progress.step_done(done, {"loss": values["loss/total"], "s": values["seconds/update"]})
+            check_parameters(done, [scalars])
             nonfinite = nonfinite_steps(nonfinite, done, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
             if cfg.eval.every and (done % cfg.eval.every == 0 or done == steps):
                 evaluated = evaluate(done)

@@ -15,7 +15,7 @@ from cgrpo_jax import build, report, resuming, startup
 from cgrpo_jax.config import Config
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
-from cgrpo_jax.learning.finite import check_last, nonfinite_counts, nonfinite_steps
+from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
 from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
@@ -139,6 +139,7 @@ def train(
                     progress.log(told)
             if desk is not None and groups is not None:
                 desk.log_step(done, groups, sums_of_updates, stats)
+            check_parameters(done, sums_of_updates)
             found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)
             nonfinite = nonfinite_steps(nonfinite, done, found, cfg.train.max_nonfinite)
             if cfg.eval.every and (done % cfg.eval.every == 0 or done == steps):

@@ -317,6 +317,15 @@ def test_non_finite_gradients_stop_the_run(tmp_path, monkeypatch):
     assert all(one[name].tobytes() == start[name].tobytes() for name in one)
 
 
+def test_parameters_that_overflow_are_never_saved(tmp_path):
+    """Every gradient is finite; weight decay alone multiplies each weight by -1e30 a step."""
+    changes = {"train.steps": 4, "optimizer.learning_rate": 1e20, "optimizer.weight_decay": 1e10}
+    with jax.numpy_rank_promotion("allow"), pytest.raises(TrainingError, match=r"step 2: \d+ parameters are no finite"):
+        train(small(**changes), tmp_path / "w")
+    assert [path.name for path in (tmp_path / "w/checkpoints").iterdir()] == ["1"]
+    assert all(np.isfinite(leaf).all() for leaf in weights(tmp_path / "w", tmp_path, "a").values())
+
+
 def run_main(*arguments):
     command = [sys.executable, "-m", "cgrpo_jax.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))

@@ -223,15 +223,18 @@ def test_what_is_frozen_is_neither_changed_nor_donated(mesh, params, rng):
         np.testing.assert_allclose(a, b, atol=1e-7 + 1e-5 * np.abs(b).max())
 
 
-def test_a_non_finite_gradient_changes_nothing_and_is_counted(mesh, params, rng):
+@pytest.mark.parametrize("value", [np.nan, 1e26])
+def test_a_non_finite_gradient_changes_nothing_and_is_counted(mesh, params, rng, value):
+    """Not a number, and finite but so large that its norm overflows: clipping by that would make zeros of it."""
     bins = to_bins(segments(rng))
-    bad = bins._replace(pg_ABT=np.full_like(bins.pg_ABT, np.nan))
+    bad = bins._replace(pg_ABT=np.full_like(bins.pg_ABT, value))
     state = learning.init_state(CFG, mesh, jax.tree.map(jnp.copy, params))
     update = make_update(CFG, mesh, params)
     state, scalars = update(state, {}, put_bins(mesh, bad))
     state, scalars = update(state, {}, put_bins(mesh, bad))
     assert scalars["notfinite_in_a_row"] == 2 and not np.isfinite(scalars["grad_norm"])
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    assert all(np.isfinite(leaf).all() and not leaf.any() for leaf in jax.tree.leaves(state.opt_state.inner_state))
     state, scalars = update(state, {}, put_bins(mesh, bins))
     assert scalars["notfinite_in_a_row"] == 0 and scalars["notfinite_total"] == 2
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True))

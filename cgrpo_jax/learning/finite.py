@@ -18,6 +18,16 @@ def check_last(nonfinite: int, steps: int) -> None:
         )
 
 
+def check_parameters(step: int, updates: Sequence[Mapping[str, float]]) -> None:
+    """Raises TrainingError where the updates of a step left parameters that are no finite numbers."""
+    if count := updates[-1]["nonfinite_parameters"]:
+        raise TrainingError(
+            f"step {step}: {count:.0f} parameters are no finite numbers after this update, and are not saved: "
+            "optimizer.learning_rate (with optimizer.weight_decay) is too large; a smaller one goes on from the newest "
+            "checkpoint with --config.train.accept_changes=optimizer.learning_rate"
+        )
+
+
 def nonfinite_counts(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of the metric sums of a step's updates."""
     return {
@@ -44,5 +54,5 @@ def nonfinite_steps(before: int, step: int, found: Mapping[str, float], most: in
     named = ", ".join(f"{count:.0f} {what}" for what, count in bad.items())
     raise TrainingError(
         f"step {step}: {most} steps in a row were not finite (train.max_nonfinite), in this one {named}; "
-        "such gradients changed nothing, the last checkpoint is sound"
+        "such gradients changed nothing, and parameters are saved only where all of them are finite"
     )

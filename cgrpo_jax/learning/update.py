@@ -55,7 +55,7 @@ def joined(trained: Params, frozen: Params) -> Params:
 
 
 def make_optimizer(cfg: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
-    """Global-norm clip, AdamW, schedule; a non-finite gradient changes nothing and is counted in the state."""
+    """Global-norm clip, AdamW, schedule; a gradient of non-finite norm changes nothing and is counted in the state."""
     peak = cfg.learning_rate
     if cfg.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, total_updates - cfg.warmup_updates), cfg.final_fraction)
@@ -73,8 +73,28 @@ def make_optimizer(cfg: OptimizerConfig, total_updates: int) -> optax.GradientTr
     schedule = optax.join_schedules([ramp, after], [cfg.warmup_updates])
     moment = jnp.dtype(cfg.first_moment)
     adamw = optax.adamw(schedule, cfg.b1, cfg.b2, mu_dtype=moment, weight_decay=cfg.weight_decay, mask=decays)
-    never = jnp.iinfo(jnp.int32).max  # the training loop stops long before
-    return optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adamw), never)
+    return _where_finite(optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adamw))
+
+
+def _where_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """As optax.apply_if_finite, but by the global norm: entries whose squares overflow would be clipped to zeros."""
+
+    def init(params: Params) -> optax.ApplyIfFiniteState:
+        zero = jnp.zeros([], jnp.int32)
+        return optax.ApplyIfFiniteState(zero, jnp.array(True), zero, inner.init(params))
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, optax.ApplyIfFiniteState]:
+        finite = jnp.isfinite(optax.tree.norm(grads))
+        updates, changed = jax.lax.cond(
+            finite,
+            lambda: inner.update(grads, state.inner_state, params),
+            lambda: (optax.tree.zeros_like(grads), state.inner_state),
+        )
+        in_a_row = jnp.where(finite, 0, state.notfinite_count + 1)
+        total = jnp.where(finite, state.total_notfinite, state.total_notfinite + 1)
+        return updates, optax.ApplyIfFiniteState(in_a_row, finite, total, changed)
+
+    return optax.GradientTransformation(init, update)
 
 
 def state_shardings(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
@@ -183,12 +203,15 @@ def _update(
     grads, sums = _gradients(state.params, frozen, bins, cfg, mesh)
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    broken = [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.float32) for leaf in jax.tree.leaves(params)]
     scalars = sums | {
         "grad_norm": optax.tree.norm(grads),
+        "nonfinite_parameters": jnp.sum(jnp.stack(broken)),
         "notfinite_in_a_row": opt_state.notfinite_count,
         "notfinite_total": opt_state.total_notfinite,
     }
-    return TrainState(optax.apply_updates(state.params, updates), opt_state), scalars
+    return TrainState(params, opt_state), scalars
 
 
 def make_update(cfg: Learner, mesh: Mesh, params: Params) -> Callable:

@@ -139,9 +139,11 @@ class Checkpointer:
           metrics: of the evaluation of this very state, if there was one; they decide which checkpoint is best.
 
         Raises:
-          CheckpointError: this save cannot begin, or the one before it failed.
+          CheckpointError: this save cannot begin, the one before it failed, or an array holds a NaN or an infinity.
         """
         self.wait()
+        if bad := nonfinite_leaves(state._asdict()):
+            raise self._lost(step, f"{bad[0]} holds a NaN or an infinity")
         items = {name: ocp.args.StandardSave(tree) for name, tree in state._asdict().items()}
         meta = meta | {"digests": leaf_digests(state._asdict())}
         self.saving = step
