@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cgrpo_jax.data.rows import parse_row
+from cgrpo_jax.data.theoremqa_rows import theoremqa_problem
 from cgrpo_jax.grading import answers, choices, equivalence, release, rewards
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.options import DataConfig, VerifierConfig
@@ -63,14 +64,55 @@ def test_words_of_despair_are_no_golds(verifier):
     assert equivalence.readable(golds, verifier) == [Reading(yes, "ok") for yes in (False, False, False, True, True)]
 
 
-def test_a_percent_sign_may_be_added_where_a_percentage_is_asked_for(verifier):
-    asked = "What percentage of the cars is red?"
-    items = [
-        (problem("28", asked), "\\boxed{28\\%}"), (problem("28", asked), "\\boxed{28}"),
-        (problem("28"), "\\boxed{28\\%}"), (problem("28", asked), "\\boxed{29\\%}"),
-        (problem("0.28", asked), "\\boxed{0.28\\%}"), (problem("0.28", asked), "\\boxed{28\\%}"),
+ASKED = [
+    "What percentage of the cars is red?", "By what percent does it grow?", "Give the share as a percentage.",
+    "What is the new win percentage?", "What is the probability, expressed as a percent, of two heads?",
+    "Find the percent increase.", "How many more birds, in percent, did she see?", "What % of 8 is 4?",
+    "What is the growth to the nearest tenth of a percent?", "If x percent of 60 is 15, what is x?",
+    "Sides grow by $n \\%$. Determine the value of $n$.", "What's the percent likelihood of rain?",
+]  # fmt: skip
+SPOKEN_OF = [
+    "Find n if 25 percent of n is 12.", "How many, after twenty percent left?", "What is 30% of 160?",
+    "What is the price after a 20 percent discount?", "What is thirty-five percent of 200?", "p% of n is 12 and p = 25. Find n.",
+    "How many must they win so that their percentage of wins is 64%?", "How many?", "Find the number of which 10\\% is 4.",
+]  # fmt: skip
+
+
+def test_a_percent_sign_may_be_missing_only_where_the_answer_is_a_percentage(verifier):
+    """And a hundredth never stands for it. Below 1 a gold may be a share, so it is what it says."""
+    cases = [(q, "48", a, a != "0.48\\%") for q in ASKED for a in ("48", "48\\%", "48 percent", "0.48\\%")]
+    cases += [(q, "48", a, False) for q in ASKED + SPOKEN_OF for a in ("0.48", "\\frac{12}{25}", "49\\%")]
+    cases += [(q, "48", "4800\\%", q in SPOKEN_OF) for q in ASKED + SPOKEN_OF]
+    cases += [(q, "48", a, a == "48") for q in SPOKEN_OF for a in ("48", "48\\%", "48 per cent")]
+    cases += [
+        (ASKED[0], gold, answer, equal)
+        for gold, answer, equal in [
+            ("62.5", "62.5\\%", True), ("62.5", "0.625", False), ("-20", "-20%", True), ("33\\frac13", "33 \\frac{1}{3}\\%", True),
+            ("1", "1\\%", True), ("1", "100\\%", False), ("0.28", "0.28\\%", False), ("0.28", "28\\%", True),
+            ("50", "0.5 = 50\\%", True), ("10", "10 percentage points", True), ("50\\%", "50", True), ("50\\%", "0.5", True),
+        ]
     ]  # fmt: skip
-    assert scored(verifier, *items) == [True, True, False, False, False, True]
+    found = scored(verifier, *((problem(gold, q), f"\\boxed{{{answer}}}") for q, gold, answer, _ in cases))
+    assert not [case for case, correct in zip(cases, found, strict=True) if correct != case[3]]
+
+
+def test_no_hundredth_of_a_gold_of_gsm8k_is_right(verifier, shared_data):
+    """Of any question that speaks of percentages; the gold itself is."""
+    rows = [json.loads(line) for line in (shared_data / "gsm8k/train.jsonl").read_text().splitlines()]
+    asked = [parse_row(row, DataConfig()).problem for row in rows if "percent" in row["question"]]
+    hundredths = [f"{float(one.answer.replace(',', '')) / 100:g}" for one in asked]
+    assert len(asked) > 150 and not any(
+        scored(verifier, *zip(asked, (f"\\boxed{{{h}}}" for h in hundredths), strict=True))
+    )
+    assert all(scored(verifier, *((one, f"\\boxed{{{one.answer}}}") for one in asked)))
+
+
+def test_theoremqa_reads_a_percentage_that_is_asked_for(verifier):
+    row = {"question": "What percentage of the light comes out?", "answer": "54.8", "answer_type": "float"}
+    asked = theoremqa_problem(row)
+    told = theoremqa_problem(row | {"question": "How many are 20 percent?"})
+    items = [(one, f"\\boxed{{{a}}}") for one in (asked, told) for a in ("54.8\\%", "54.8", "0.548", "5480\\%")]
+    assert scored(verifier, *items) == [True, True, False, False, False, True, False, True]
 
 
 def test_the_reward_of_the_release_differs(verifier):

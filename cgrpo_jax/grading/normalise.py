@@ -38,16 +38,16 @@ _JOINED = re.compile(
 )
 _COMPARISON = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
 
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 )
-_COUNTS = {word: value for value, word in enumerate(re.findall(r"\w+", _ONES))}
+COUNTS = {word: value for value, word in enumerate(re.findall(r"\w+", _ONES))}
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_COUNTS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
-_SHARES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "tenth": 10}
+COUNTS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+SHARES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "tenth": 10}
 
 # Unit words -> one name each, so that spellings agree and different units do not.
 _UNIT_WORDS = {
@@ -56,7 +56,8 @@ _UNIT_WORDS = {
     "g": "g gram", "kg": "kg kilogram", "mg": "mg milligram", "lb": "lb lbs", "oz": "oz ounce",
     "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
     "year": "yr year", "degree": "degree deg", "radian": "rad radian", "dollar": "dollar usd buck", "cent": "cent",
-    "euro": "euro", "pound": "pound", "percent": "percent", "unit": "unit", "l": "liter litre", "ml": "ml milliliter",
+    "euro": "euro", "pound": "pound", "percent": "percent per~cent percentage~point",
+    "unit": "unit", "l": "liter litre", "ml": "ml milliliter",
     "mph": "mph mile~per~hour miles~per~hour", "K": "kelvin", "N": "newton", "J": "joule", "W": "watt", "V": "volt",
     "Hz": "hz hertz",
     "person": "person people", "student": "student", "way": "way", "square unit": "square~unit",
@@ -77,7 +78,7 @@ _BRACKETED = re.compile(r"(?<=[\d ])\( ?([a-z]{2,20}) ?\)$")
 _TEXT_UNIT = re.compile(r"\\text ?\{([^{}]{0,60})\}(?: ?\^ ?\{? ?(-?\d) ?\}?)?$")
 _LETTER_UNIT = re.compile(r"(?<=[\d}) ])()(m|g|s|h|l|L|K|N|J|W|V|A)(?: ?\^ ?\{?([23])\}?)?$")
 _OTHER_UNIT = re.compile(r"(?<=[\d}]) ((?=[a-z]*[aeiou])[a-z]{3,20}(?: [a-z]{2,20}){0,3})$")
-NO_UNITS = frozenset((*_SCALES, *_COUNTS, *_SHARES)) | frozenset(
+NO_UNITS = frozenset((*SCALES, *COUNTS, *SHARES)) | frozenset(
     re.findall(
         r"\w+",
         "if or and not nor when unless maybe perhaps otherwise than more less most least about mod modulo times plus "
@@ -108,7 +109,7 @@ MAX_EXPONENT = 400
 _REPEATING = re.compile(
     r"([-+]?) ?(\d{0,30})\.(\d{0,30})(?:\\(?:overline|bar|dot) ?(?:\{ ?(\d{1,30}) ?\}|(\d))|\((\d{1,30})\))"
 )
-_SCALED = re.compile(rf"(.{{1,80}}?) ?(?:\\text ?\{{ ?)?({'|'.join(_SCALES)})(?: ?\}})?")
+_SCALED = re.compile(rf"(.{{1,80}}?) ?(?:\\text ?\{{ ?)?({'|'.join(SCALES)})(?: ?\}})?")
 
 
 class Number(NamedTuple):
@@ -163,7 +164,7 @@ def _scaled(text: str) -> Number | None:
     """5 million"""
     match = _SCALED.fullmatch(text) if len(text) < 120 else None
     base = number(match[1].strip()) if match and match[1][-1:] in "0123456789} " else None
-    return Number(base.value * _SCALES[match[2]], None) if match and base else None
+    return Number(base.value * SCALES[match[2]], None) if match and base else None
 
 
 def number_in_words(text: str) -> Number | None:
@@ -173,14 +174,14 @@ def number_in_words(text: str) -> Number | None:
         return None
     total = current = 0
     for position, part in enumerate(parts):
-        if part in _COUNTS and (current % 10 == 0 if part not in _TENS else current % 100 == 0):
-            current += _COUNTS[part]
-        elif part in _SCALES and current:
-            total, current = (total, current * 100) if part == "hundred" else (total + current * _SCALES[part], 0)
+        if part in COUNTS and (current % 10 == 0 if part not in _TENS else current % 100 == 0):
+            current += COUNTS[part]
+        elif part in SCALES and current:
+            total, current = (total, current * 100) if part == "hundred" else (total + current * SCALES[part], 0)
         elif part in ("and", "a") and position in range(1, len(parts) - 1):
             continue
-        elif position == len(parts) - 1 and part.removesuffix("s") in _SHARES and current and not total:
-            return Number(Fraction(current, _SHARES[part.removesuffix("s")]), None)
+        elif position == len(parts) - 1 and part.removesuffix("s") in SHARES and current and not total:
+            return Number(Fraction(current, SHARES[part.removesuffix("s")]), None)
         else:
             return None
     return Number(Fraction(total + current), None) if parts else None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax.grading import choices, equivalence, functions, release, theoremqa
+from cgrpo_jax.grading import choices, equivalence, functions, percentages, release, theoremqa
 from cgrpo_jax.grading.answers import extract_answer
-from cgrpo_jax.grading.normalise import number
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.options import RewardConfig
 from cgrpo_jax.records import Attempt, Completion, Problem, Verdict
@@ -39,14 +37,13 @@ def exact(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verd
 
 def math(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
     """Mathematical equivalence: part by part, what is no plain number by `math-verify` in the worker processes."""
-    return equivalence.compare([(_gold(problem), answer) for problem, answer in pairs], verifier)
+    return equivalence.compare([(_gold(problem, answer), answer) for problem, answer in pairs], verifier)
 
 
-def _gold(problem: Problem) -> str:
-    """The gold, with the sign that a whole number above 1 was given without where a percentage is asked for."""
-    read = number(problem.answer)
-    asked = re.search(r"percent|\\%", problem.question) is not None
-    return f"{problem.answer}\\%" if asked and read and read.value > 1 and read.places == 0 else problem.answer
+def _gold(problem: Problem, answer: str) -> str:
+    """The gold, with the percent sign that it was given without where only the answer has it."""
+    missing = percentages.missing_sign(problem.question, problem.answer, answer)
+    return f"{problem.answer}\\%" if missing else problem.answer
 
 
 def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:

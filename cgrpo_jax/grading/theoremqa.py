@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from cgrpo_jax.grading import equivalence
+from cgrpo_jax.grading import equivalence, percentages
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.normalise import clean, number, split_commas, split_unit
 from cgrpo_jax.grading.verifier import Verifier
@@ -97,6 +97,8 @@ def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verd
     for index, (problem, answer) in enumerate(pairs):
         assert problem.entry is not None
         gold = problem.entry["answer"]
+        if percentages.missing_sign(problem.question, str(gold), answer):
+            gold /= 100
         correct = judge(problem.entry["answer_type"], gold, answer)
         if correct is None:
             spelt = f"({', '.join(map(str, gold))})" if isinstance(gold, list) else str(gold)
