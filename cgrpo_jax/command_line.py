@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
 from cgrpo_jax import config_files, options
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.config import ConfigError, keys
+from cgrpo_jax.option_names import suggested, unknown
 
 COMMANDS = """Train the embedded model, in about two minutes on two cores:
     python -m cgrpo_jax.main --config=quickstart --workdir=runs/quickstart
@@ -50,23 +50,6 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 KEY = f"Sets any leaf of the configuration, as --config.train.steps=12; all are in {options.__file__}."
 
 
-def _leaves(config: Mapping, prefix: str = "") -> list[str]:
-    """Dotted names of all leaves."""
-    found = []
-    for name, value in config.items():
-        inner = isinstance(value, (Mapping, config_dict.ConfigDict))
-        found += _leaves(value, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
-    return found
-
-
-def nearest_key(key: str, known: Sequence[str]) -> str:
-    """Of dotted names the most similar: the same leaf elsewhere, else a leaf of the same part, else any."""
-    part, _, leaf = key.rpartition(".")
-    same = [name for name in known if name.rpartition(".")[2] == leaf]
-    inside = [name for name in known if part and name.rpartition(".")[0] == part]
-    return difflib.get_close_matches(key, same or inside or known, n=1, cutoff=0.0)[0]
-
-
 def _bad_value(error: flags.IllegalFlagValueError) -> str:
     """What to say of an option that is there, and whose value cannot be read."""
     match = re.fullmatch(r"flag --(config\.)?([\w.]+)=(.*?): .*", str(error), re.DOTALL)
@@ -82,15 +65,23 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
     """What to say of the first `--config.KEY` that the configuration does not have."""
     if _PARSER.parsed is None:
         return None
-    known = _leaves(_PARSER.parsed)
+    known = keys()
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0]
         key = name.removeprefix("config.")
-        if argument.startswith("--") and name in known:
-            return f"unknown option --{name}; did you mean --config.{name}?"
+        if name == key and argument.startswith("--") and name not in flags.FLAGS:
+            if name in known:
+                return f"unknown option --{name}; did you mean --config.{name}?"
+            if meant := _flags_of(suggested(name, known)):
+                return f"unknown option --{name}; did you mean {meant}?"
         if argument.startswith("-") and name != key and not any(f"{leaf}.".startswith(f"{key}.") for leaf in known):
-            return f"unknown key config.{key}; did you mean config.{nearest_key(key, known)}?"
+            return f"unknown key config.{key}; {unknown(key, known)}"
     return None
+
+
+def _flags_of(names: Sequence[str]) -> str:
+    """Keys of the configuration as options of a command, and those as they are."""
+    return " or ".join(name if name.startswith("--") else f"--config.{name}" for name in names)
 
 
 def help_text(program: str) -> str:

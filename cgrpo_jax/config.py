@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from ml_collections import config_dict
 
+from cgrpo_jax.option_names import unknown
 from cgrpo_jax.options import (
     WRITERS,
     ApiConfig,
@@ -158,6 +159,14 @@ def default_config(method: str = "critique_grpo") -> config_dict.ConfigDict:
     return config
 
 
+def keys(cls: type = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all options."""
+    found: list[str] = []
+    for name, kind in get_type_hints(cls).items():
+        found += keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
+    return found
+
+
 T = TypeVar("T")
 
 
@@ -166,7 +175,7 @@ def _build(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     values = {}
     for key, value in raw.items():
         if key not in hints:
-            raise ConfigError(f"unknown key config.{where}{key}{nearest(key, hints)}")
+            raise ConfigError(f"unknown key config.{where}{key}; {unknown(f'{where}{key}', keys())}")
         if dataclasses.is_dataclass(hints[key]):
             values[key] = _build(hints[key], value, f"{where}{key}.")  # type: ignore[arg-type]
         elif isinstance(value, bool) != (hints[key] is bool) or not isinstance(

@@ -306,7 +306,7 @@ class MeshConfig:
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to say after an unknown name."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 

@@ -1,4 +1,7 @@
-"""The reference of all options, from their dataclasses. To renew it: `python tests/config_reference.py`."""
+"""The reference of all options, from their dataclasses, and the table of the names that other frameworks give them.
+
+To renew both: `python tests/config_reference.py`.
+"""
 
 import ast
 import dataclasses
@@ -9,9 +12,15 @@ import re
 import tokenize
 import typing
 
-from cgrpo_jax import config
+from cgrpo_jax import config, option_names
 
 FILE = pathlib.Path(__file__).parent.parent / "configs" / "REFERENCE.md"
+PAGE = FILE.parent / "README.md"
+COMING = "## Coming from TRL or verl\n"
+COMING_HEAD = """Typed as an option, each of these names (with its prefix or without, `--num_generations=8` as
+`--config.actor_rollout_ref.rollout.n=8`) is answered with ours. Written by `python tests/config_reference.py` from
+`cgrpo_jax/option_names.py`; names as read in TRL, verl and OpenRLHF in 2026, some of them of older versions.
+"""
 HEAD = """# Every option
 
 `--config.KEY=VALUE` sets one, `config.KEY = VALUE` in a configuration file. Written by `python tests/config_reference.py`
@@ -69,5 +78,21 @@ def reference():
     return "\n\n".join(parts) + "\n"
 
 
+def coming():
+    """The section of configs/README.md, from its heading to the next."""
+    lines = ["| here | TRL | verl | OpenRLHF | |", "|---|---|---|---|---|"]
+    for row in option_names.TABLE:
+        names = [" ".join(f"`{name}`" for name in part.split()) for part in row[:4]]
+        lines.append("| " + " | ".join([*names, row.differs]) + " |")
+    return "\n".join([COMING, COMING_HEAD, *lines, "\n"])
+
+
+def page_with(section):
+    """configs/README.md with the section in its place."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(COMING)
+    return before + section + rest[rest.index("## ") :]
+
+
 if __name__ == "__main__":
     FILE.write_text(reference(), encoding="utf-8")
+    PAGE.write_text(page_with(coming()), encoding="utf-8")

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 import pytest
-from config_reference import FILE, reference
+from config_reference import FILE, PAGE, coming, page_with, reference
 from conftest import tiny_config
 
 import cgrpo_jax
@@ -47,7 +47,7 @@ def test_defaults_are_the_newest_paper():
 def test_unknown_keys_suggest_the_nearest():
     raw = config.default_config().to_dict()
     raw["refine"]["triger"] = "always"
-    with pytest.raises(ConfigError, match=r"config\.refine\.triger; did you mean 'trigger'"):
+    with pytest.raises(ConfigError, match=r"config\.refine\.triger; did you mean config\.refine\.trigger\?"):
         from_config_dict(raw)
     with pytest.raises(ConfigError, match="did you mean 'dr_grpo'"):
         config.default_config("drgrpo")
@@ -129,7 +129,7 @@ FLOORS = [
     {"text"},
     {"model"},
     {"config", "grading"},
-    {"options", "records", "trusted"},
+    {"option_names", "options", "records", "trusted"},
 ]
 LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
 NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")
@@ -206,6 +206,11 @@ def test_the_reference_is_of_these_options():
     assert FILE.read_text() == reference()
     keys = re.findall(r"^\| `([\w.]+)` \|", reference(), re.MULTILINE)
     assert sorted(keys) == sorted(_flat(config.default_config()))
+
+
+def test_the_names_of_other_frameworks_on_the_page_are_those_of_the_table():
+    """Else: `python tests/config_reference.py`."""
+    assert PAGE.read_text() == page_with(coming())
 
 
 def _flat(config, prefix=""):

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 import cgrpo_jax
-from cgrpo_jax import command_line, config, config_files
+from cgrpo_jax import command_line, config, config_files, option_names
 from cgrpo_jax.api import RunError
 from cgrpo_jax.build import model_folder
 from cgrpo_jax.checks import check
@@ -212,20 +212,43 @@ def test_debug_shows_where_a_configuration_file_fails(tmp_path):
         assert ("Traceback" in done.stderr) == debug and (debug or len(done.stderr.splitlines()) == 1), done.stderr
 
 
-KEYS = [
-    ("foo", "config."), ("sed", "config.seed?"), ("train.foo", "config.train."), ("steps", "config.train.steps?"),
-    ("train.stepz", "config.train.steps?"), ("trian.steps", "config.train.steps?"), ("samling.top_p", "config.sampling.top_p?"),
-    ("data.source.x", "config.data.source?"), ("lr", "config."), ("learning_rate", "config.optimizer.learning_rate?"),
-]  # fmt: skip
+KEYS = {  # what is typed -> what is meant, or what is said where nothing is near
+    "sed": "config.seed", "steps": "config.train.steps", "train.stepz": "config.train.steps", "trian.steps": "config.train.steps",
+    "samling.top_p": "config.sampling.top_p", "evl.temperature": "config.eval.temperature", "data.source.x": "config.data.source",
+    "mesh.dat": "config.mesh.data", "sampling.temp": "config.sampling.temperature", "temprature": "config.sampling.temperature",
+    "learning_rate": "config.optimizer.learning_rate", "optimizer.lr": "config.optimizer.learning_rate",
+    "train.lr": "config.optimizer.learning_rate", "beta": "config.objective.kl_coef", "temperature": "config.sampling.temperature",
+    "num_generations": "config.train.samples", "max_completion_length": "config.sampling.max_new_tokens",
+    "per_device_train_batch_size": "config.train.micro_batch", "eval.steps": "config.eval.every", "output_dir": "--workdir",
+    "actor_rollout_ref.rollout.n": "config.train.samples", "actor_rollout_ref.rollout.val_kwargs.n": "config.eval.samples",
+    "train_batch_size": "config.train.prompts or config.train.updates_per_rollout", "foo": None, "train.foo": None, "sampling.tmp": None,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "words"), KEYS)
-def test_an_unknown_key_names_the_nearest(key, words):
-    leaves = command_line._leaves(config.default_config())
-    assert "train.steps" in leaves and "train" not in leaves
+@pytest.mark.parametrize("key", KEYS)
+def test_an_unknown_key_names_what_is_near_and_nothing_else(key):
     command_line._PARSER.parsed = config.default_config()
     said = command_line._unknown_key(["main", "--config=quickstart", "--config.train.steps=3", f"--config.{key}=3"])
-    assert said.startswith(f"unknown key config.{key}; did you mean {words}") and said.endswith("?")
+    if KEYS[key] is None:
+        part = f"config.{key.partition('.')[0]}" if "." in key else "config"
+        assert said.startswith(f"unknown key config.{key}; {part} holds ") and "did you mean" not in said
+    else:
+        assert said == f"unknown key config.{key}; did you mean {KEYS[key]}?"
+
+
+def test_names_of_other_frameworks_lead_to_options_that_are_there():
+    """Each of the table's names, with `config.` and as an option of the command."""
+    known = config.keys()
+    assert "train.steps" in known and "train" not in known
+    assert {row.ours for row in option_names.TABLE} <= {*known, "--workdir"} and len(option_names.elsewhere()) > 120
+    command_line._PARSER.parsed = config.default_config()
+    for name, ours in option_names.elsewhere().items():
+        if name not in known:
+            said = command_line._unknown_key(["main", f"--config.{name}=3"])
+            assert all(key in said.partition("; did you mean ")[2] for key in ours), said
+        if name not in known and name not in flags.FLAGS:
+            said = command_line._unknown_key(["main", f"--{name}=3"])
+            assert said.startswith(f"unknown option --{name}; did you mean --"), said
 
 
 VALUES = [
@@ -250,7 +273,8 @@ def test_a_key_without_its_prefix():
 
 
 COMMANDS = [
-    (("--config.foo=3",), "unknown key config.foo; did you mean config."),
+    (("--config.foo=3",), "unknown key config.foo; config holds method, seed, model, "),
+    (("--num_generations=8",), "unknown option --num_generations; did you mean --config.train.samples?"),
     (("--config.mesh.dat", "3"), "unknown key config.mesh.dat; did you mean config.mesh.data?"),
     (("--config.seed=1099511627776",), "seed = 1099511627776: must be at most"),
     (("--config.seed", "abc"), "config.seed = 'abc': int is needed"),
