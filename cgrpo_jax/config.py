@@ -159,7 +159,7 @@ def default_config(method: str = "critique_grpo") -> config_dict.ConfigDict:
     return config
 
 
-def keys(cls: type = Config, prefix: str = "") -> list[str]:
+def keys(cls: Any = Config, prefix: str = "") -> list[str]:
     """Dotted names of all options."""
     found: list[str] = []
     for name, kind in get_type_hints(cls).items():

@@ -128,7 +128,7 @@ def opened(browser, tmp_path):
     pages = []
 
     def open_report(*workdirs, **options):
-        page = browser.new_page(viewport={"width": 1300, "height": 900}, **options)
+        page = browser.new_page(**{"viewport": {"width": 1300, "height": 900}} | options)
         seen = Seen(page)
         page.add_init_script(WATCH)
         report_page.write(workdirs, tmp_path / "report.html")

@@ -37,6 +37,14 @@ def test_the_strip_says_which_run_and_how_good(one):
     assert "0.250 at step 0" in one.locator(".strip").inner_text()
 
 
+@pytest.mark.parametrize("width", [1400, 800, 400])
+def test_it_opens_at_its_summary(opened, tmp_path, width):
+    """The first pixel that is seen is the page's first, however many runs and however narrow."""
+    page = opened(*(report_runs.write(tmp_path / name) for name in "abc"), viewport={"width": width, "height": 700})
+    assert page.evaluate("document.documentElement.scrollHeight") > 1000
+    assert page.evaluate("scrollY") == 0 and page.locator(".strip").is_visible()
+
+
 def test_a_run_without_rollouts_or_evaluations(opened, tmp_path):
     rows = [
         {"step": 1, "loss/total": 2.0, "seconds/update": 1.0},
@@ -233,6 +241,19 @@ def test_keys_move_through_problems_and_attempts(one):
     assert one.locator(".segments [aria-pressed=true]").inner_text() == "As written"
     one.keyboard.press("ArrowUp")
     assert "primes" in one.locator(".question").inner_text()
+
+
+def test_the_view_changes_from_a_filter_too(one):
+    """What was clicked last has the focus."""
+    views = [one.locator(".segments [aria-pressed=true]").inner_text()]
+    for clicked in (".chip[data-status=all]", "#filter-order"):
+        one.focus(clicked)
+        one.keyboard.press("v")
+        views.append(one.locator(".segments [aria-pressed=true]").inner_text())
+    assert len(set(views)) == 3
+    one.fill("#search", "v")
+    one.press("#search", "v")
+    assert one.input_value("#search") == "vv" and one.locator(".segments [aria-pressed=true]").inner_text() == views[-1]
 
 
 def test_a_problem_from_question_to_refinement(one):

@@ -234,12 +234,13 @@ function addChooser(runs) {
     }
     const panel = { title: "Any metric", unit: "value", names: { [choose.value]: choose.value } };
     present = addPanel(panel, runs, null, choose);
-    choose.focus();
   };
   choose.value = training.includes("loss/total") ? "loss/total" : training[0];
-  choose.addEventListener("change", show);
+  choose.addEventListener("change", () => {
+    show();
+    choose.focus({ preventScroll: true }); // it moved, with its panel
+  });
   show();
-  choose.blur();
 }
 
 function drawCurves(runs) {

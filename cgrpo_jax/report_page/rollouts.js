@@ -174,8 +174,8 @@ function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const target = event.target;
   const search = byId("search");
-  const typing = target.matches("input, select, textarea");
-  if (event.key === "/" && !typing) {
+  const typing = target.matches("input, textarea");
+  if (event.key === "/" && !typing && !target.matches("select")) {
     search.focus();
     search.select();
     byId("rollouts").scrollIntoView();
@@ -185,6 +185,8 @@ function pressed(event) {
     byId("list").focus();
   } else if (target === search && (event.key === "ArrowDown" || event.key === "Enter")) {
     byId("list").focus({ preventScroll: true });
+  } else if (event.key === "v" && !typing && (target === document.body || byId("rollouts").contains(target))) {
+    nextView(); // also from a filter, which a click has left with the focus
   } else if (!typing && byId("browser").contains(target)) {
     const page = Math.max(1, Math.floor(byId("list").clientHeight / ROW) - 1);
     const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
@@ -192,7 +194,6 @@ function pressed(event) {
     if (event.key in moves && (inList || event.key.startsWith("Arrow"))) choose(list.at + moves[event.key]);
     else if (event.key === "ArrowRight") moveAttempt(1);
     else if (event.key === "ArrowLeft") moveAttempt(-1);
-    else if (event.key === "v") nextView();
     else return;
     if (event.key === "ArrowDown" || event.key === "ArrowUp") byId("list").focus({ preventScroll: true });
   } else return;
