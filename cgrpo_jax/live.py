@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHOWN = ("reward/responses", "eval/pass@1", "refine/success", "policy/entropy")
+DPI = 80
 
 
 class Curves:
@@ -52,13 +54,16 @@ class Curves:
         """Shows the picture now, in the place of the last one."""
         try:
             from IPython import get_ipython
-            from IPython.display import display
+            from IPython.display import Image, display
         except ModuleNotFoundError:  # no notebook
             return
-        figure = self.figure()
-        if figure is None or get_ipython() is None:
+        figure = None if get_ipython() is None else self.figure()
+        if figure is None:
             return
+        png = io.BytesIO()  # a bare figure is text to a notebook in which %matplotlib was never said
+        figure.savefig(png, format="png", dpi=DPI)
+        picture = Image(png.getvalue(), format="png", alt=", ".join(name for name in self.names if self.points[name]))
         if self.place is None:
-            self.place = display(figure, display_id=True)
+            self.place = display(picture, display_id=True)
         else:
-            self.place.update(figure)
+            self.place.update(picture)

@@ -1,11 +1,13 @@
 """The calls of the package: what they return, what they refuse, what they load."""
 
+import base64
 import json
 import os
 import pathlib
 import pkgutil
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -223,6 +225,22 @@ def test_curves_of_what_was_measured():
     axes = curves.figure().axes
     assert [one.get_title() for one in axes] == ["reward/responses", "eval/pass@1"]
     assert axes[0].lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
+
+
+def test_a_notebook_is_shown_a_png_in_one_place(monkeypatch):
+    """Not a Figure, which is text where %matplotlib was never said; each row is drawn over the last."""
+    IPython = pytest.importorskip("IPython", reason="IPython is not installed")
+    shown, updated = [], []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    place = types.SimpleNamespace(update=updated.append)
+    monkeypatch.setattr(IPython.display, "display", lambda picture, display_id: (shown.append(picture), place)[1])
+    curves = cgrpo_jax.Curves()
+    for step in (1, 2):
+        curves({"step": step, "reward/responses": 0.5})
+    assert [len(shown), len(updated)] == [1, 1]
+    for picture in shown + updated:
+        data, _ = IPython.core.formatters.DisplayFormatter().format(picture)
+        assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
 
 
 def test_a_plan_and_an_export(trained, tmp_path):
