@@ -51,7 +51,10 @@ def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     folder = expanded(source)
     if (folder / "checkpoints").is_dir():
         chosen = checkpoint_step(folder, step)
-        return restore_params(folder / "checkpoints" / str(chosen), sharding_of), folder / "hf"
+        try:
+            return restore_params(folder / "checkpoints" / str(chosen), sharding_of), folder / "hf"
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; --step=STEP takes another checkpoint of this run") from error
     if (folder / "params").is_dir():
         return restore_params(folder, sharding_of), folder / "hf"
     folder = model_folder(source)

@@ -59,7 +59,7 @@ def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
     """What the newest checkpoint says; changes since then are logged.
 
     Raises:
-      CheckpointError: the checkpoint cannot be read.
+      CheckpointError: the checkpoint cannot be read, or is not what was saved; names the newest that is whole.
       ConfigError: a change that has to be asked for by name (`workdir/changes.py`).
     """
     step, contents, accept = checkpointer.newest(), contents_of(run), run.cfg.train.accept_changes
@@ -67,7 +67,10 @@ def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
     if step is None:
         check_changes(new, new, accept, 0, log)
         return Past(0, 0, contents, "")
-    meta = checkpointer.meta(step)
+    try:
+        meta = checkpointer.meta(step)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_mend(run, checkpointer, step)}") from error
     check_changes(flat(meta["config"]) | meta["contents"], new, accept, step, log)
     return Past(step, meta["problems_seen"], contents, meta["initial"])
 
@@ -86,8 +89,20 @@ def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[Tra
         initial = build.initial_params(run)
         past = dataclasses.replace(past, initial=tree_digest(initial))
         return init_state(run.learner, run.mesh, initial), past
-    parts = checkpointer.restore(past.step, **build.abstract_state(run)._asdict())
+    try:
+        parts = checkpointer.restore(past.step, **build.abstract_state(run)._asdict())
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_mend(run, checkpointer, past.step)}") from error
     return TrainState(**parts), past
+
+
+def _mend(run: Run, checkpointer: Checkpointer, step: int) -> str:
+    """What to do where the checkpoint of `step`, the newest, is of no use."""
+    whole = checkpointer.newest_whole(step, **build.abstract_state(run)._asdict())
+    if whole is None:
+        return "no older checkpoint here is whole: take another workdir"
+    away = ", ".join(str(checkpointer.folder / str(other)) for other in checkpointer.steps() if other > whole)
+    return f"the newest whole checkpoint is step {whole}: to go on from it, move away {away}"
 
 
 def reference_params(run: Run, past: Past) -> Params:

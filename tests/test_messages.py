@@ -357,7 +357,6 @@ def test_damage_in_a_checkpoint_is_one_line(tmp_path):
     assert done.returncode == 0 and not done.stderr, done.stderr[:2000]
     lines = done.stdout.splitlines()
     assert len(lines) == 6 and all("checkpoints/1" in line and "cannot be read (" in line for line in lines), lines
-    assert all("remove the folder" in line for line in lines[0::2]), lines
     assert all(len(line) < 500 and "TensorStore" not in line and '"a' in line for line in lines), lines
 
 

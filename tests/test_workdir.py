@@ -27,7 +27,7 @@ from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.options import CheckpointConfig
 from cgrpo_jax.supervised import sft
 from cgrpo_jax.training import train
-from cgrpo_jax.workdir import changes, checkpoints, digests
+from cgrpo_jax.workdir import changes, checkpoints, digests, metadata
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import BusyError, exclusive
 from cgrpo_jax.workdir.metrics import Writer
@@ -176,7 +176,7 @@ def edit_meta(step_folder, change):
     path = step_folder / "meta/metadata"
     meta = json.loads(path.read_text())
     change(meta)
-    path.write_text(json.dumps(meta))
+    path.write_text(json.dumps(metadata.sealed(meta)))
 
 
 def test_a_checkpoint_that_is_not_what_was_saved_is_refused(tmp_path):
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_is_not_what_was_saved_is_refused(tmp_path):
     folder = tmp_path / "checkpoints"
     other = digests.leaf_digests({"params": {"a": jnp.full((300,), 1.0).at[7].set(-1.0)}})["params/a"]
     edit_meta(folder / "2", lambda meta: meta["digests"].update({"params/a": other}))
-    edit_meta(folder / "4", lambda meta: meta.pop("digests"))
+    edit_meta(folder / "4", lambda meta: meta.pop("digests"))  # as a version that wrote none
 
     def place(path, shape):
         return jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -198,17 +198,70 @@ def test_a_checkpoint_that_is_not_what_was_saved_is_refused(tmp_path):
         same = jax.tree.map(np.array_equal, checkpointer.restore(1, **whole), small_state()._asdict())
         assert jax.tree.all(same)
         for step, words in (
-            (2, "params/a is not what was saved"),
-            (4, "no digests in it"),
+            (2, ": params/a is not what was saved"),
+            (4, "/meta/metadata: no digests in it"),
         ):
-            with pytest.raises(CheckpointError, match=f"checkpoints/{step}: {words}") as refused:
+            with pytest.raises(CheckpointError, match=f"checkpoints/{step}{words}") as refused:
                 checkpointer.restore(step, **whole)
             assert "\n" not in str(refused.value)
-            with pytest.raises(CheckpointError, match=f"checkpoints/{step}: {words}"):
+            with pytest.raises(CheckpointError, match=f"checkpoints/{step}{words}"):
                 checkpoints.restore_params(folder / str(step), place)
     edit_meta(folder / "1", lambda meta: meta["digests"].pop("opt_state/mu"))
     with opened(tmp_path) as checkpointer, pytest.raises(CheckpointError, match="opt_state/mu is not what was saved"):
         checkpointer.restore(1, **whole)
+
+
+@pytest.mark.parametrize("name", ["runs [old]", "a*", "is it?"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """By training before anything is written, by an export; what was moved there is still read."""
+    with pytest.raises(CheckpointError, match="checkpoints cannot be kept under a path with") as refused:
+        train(small(), tmp_path / name / "w")
+    assert name in str(refused.value) and not list((tmp_path / name / "w").glob("[!.]*"))
+    with pytest.raises(CheckpointError, match="cannot be kept under a path with"):
+        convert.convert(str(QUICKSTART), "orbax", str(tmp_path / name / "out"))
+    convert.convert(str(QUICKSTART), "orbax", str(tmp_path / "out"))
+    shutil.move(tmp_path / "out", tmp_path / name / "moved")
+    convert.convert(str(tmp_path / name / "moved"), "hf", str(tmp_path / name / "hf"))
+    again = load_file(tmp_path / name / "hf/model.safetensors")
+    assert all(np.array_equal(again[key], value) for key, value in load_file(QUICKSTART / "model.safetensors").items())
+
+
+def test_a_save_counts_when_it_was_read_back(tmp_path, monkeypatch):
+    """Orbax says nothing where its own pattern finds no arrays to merge; older checkpoints stay until then."""
+    monkeypatch.setattr(checkpoints, "check_path", lambda path: None)
+    with opened(tmp_path / "w", keep=1) as checkpointer:
+        checkpointer.save(1, small_state(), {})
+    shutil.move(tmp_path / "w", tmp_path / "w[x]")
+    with (
+        opened(tmp_path / "w[x]", keep=1) as checkpointer,
+        pytest.raises(CheckpointError, match=r"2: the save is lost .NOT_FOUND: .*older checkpoints are untouched"),
+    ):
+        checkpointer.save(2, small_state(), {})
+        checkpointer.wait()
+    shutil.rmtree(tmp_path / "w[x]/checkpoints/2")
+    with opened(tmp_path / "w[x]") as checkpointer:
+        assert checkpointer.restore(1, **abstract(small_state()))["opt_state"]["count"] == 3
+
+
+def test_an_older_step_that_nobody_needs_stops_nothing(tmp_path):
+    """Whichever of its files is empty: the newest is read, and the next save lets the older go."""
+    with opened(tmp_path / "w", keep=3, best="a") as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, small_state(float(step)), {}, {"a": 1 / step})
+    files = [path.relative_to(tmp_path / "w") for path in (tmp_path / "w/checkpoints/1").rglob("*") if path.is_file()]
+    kinds = {(file.name if file.parent.name != "d" else "d"): file for file in files}
+    assert {"metadata", "_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "d"} <= kinds.keys()
+    for file in kinds.values():
+        workdir, said = shutil.copytree(tmp_path / "w", tmp_path / "copy"), []
+        (workdir / file).write_bytes(b"")
+        with opened(workdir, said.append, keep=1, best="a") as checkpointer:
+            assert checkpointer.newest() == 2, file
+            assert checkpointer.restore(2, **abstract(small_state()))["params"]["a"][0] == 2
+            checkpointer.save(3, small_state(), {}, {"a": 0.9})
+        kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+        assert kept == (["3"] if file.name == "metadata" else ["1", "3"]), (file, kept)
+        assert any("checkpoints/1/meta/metadata: cannot be read" in line for line in said) == (file.name == "metadata")
+        shutil.rmtree(workdir)
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path):
@@ -600,6 +653,45 @@ def test_one_flipped_bit_on_disk_is_refused(copied, item):
         edit_meta(copied / "out", lambda meta: meta["digests"].update({"params/norm/scale": "0"}))
         with pytest.raises(CheckpointError, match="out: params/norm/scale is not what was saved"):
             convert.convert(str(copied / "out"), "hf", str(copied / "again"))
+
+
+def flipped(folder):
+    """A bit of the place in the stream of problems: 4 -> 5, which is as good a number."""
+    path = folder / "meta/metadata"
+    changed = path.read_bytes().replace(b'"problems_seen": 4', b'"problems_seen": 5')
+    assert changed != path.read_bytes()
+    path.write_bytes(changed)
+
+
+def swapped(folder):
+    for name, other in (("2", "other"), ("1", "2"), ("other", "1")):
+        (folder.parent / name).rename(folder.parent / other)
+
+
+def emptied(folder):
+    (folder / "meta/metadata").write_bytes(b"")
+
+
+METADATA = [
+    (flipped, "checkpoints/2/meta/metadata: not what was saved", "the newest whole checkpoint is step 1: "),
+    (emptied, "checkpoints/2/meta/metadata: cannot be read", "the newest whole checkpoint is step 1: "),
+    (swapped, "checkpoints/2: holds step 1", "no older checkpoint here is whole"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words", "mend"), METADATA)
+def test_metadata_is_vouched_for(copied, damage, words, mend):
+    """What the arrays go with, too; and the mend that is offered works."""
+    damage(copied / "w/checkpoints/2")
+    refused(copied, f"{words}.*{mend}", CheckpointError, **{"train.steps": 3})
+    with pytest.raises(CheckpointError, match=f"{words}.*--step=STEP"):
+        convert.convert(str(copied / "w"), "hf", str(copied / "out"))
+    if damage is flipped:
+        shutil.move(copied / "w/checkpoints/2", copied / "away")
+        with jax.numpy_rank_promotion("allow"):
+            train(of_file(copied, **{"train.steps": 2}), copied / "w")
+        again = metadata.read_meta(copied / "w/checkpoints/2")
+        assert again["digests"] == json.loads((copied / "away/meta/metadata").read_text())["digests"]
 
 
 def test_initial_weights_that_are_not_finite_are_refused(copied):

@@ -1,12 +1,13 @@
 """Orbax checkpoints of a run: parameters, optimizer, and where the run stood. Asynchronous; resume is the default.
 
-The metadata of a step holds a digest of each array, taken before it was written; what is read is compared with it.
+The metadata of a step holds a digest of each array, taken before it was written; what is read is compared with it. A
+save counts when it has been read back; only then do older ones go.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import glob
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import pathlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import absl.logging
@@ -27,10 +28,10 @@ from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.options import CheckpointConfig
 from cgrpo_jax.workdir.digests import leaf_digests, nonfinite_leaves
+from cgrpo_jax.workdir.metadata import read_meta, sealed, write_meta
 
 _OF_AN_ARRAY = "Encountered error while reading array"
 _DETAILS = re.compile(r"\. See full TensorStore details| \[(?:source locations|tensorstore_spec)(?:\[\d+\])?=")
-_MEND = "remove the folder to go on from an older checkpoint"
 
 
 @functools.cache
@@ -64,46 +65,31 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in pathlib.PurePath(record.pathname).parts
 
 
-def best_step(metrics: Mapping[int, Mapping[str, float] | None], name: str) -> int | None:
+def best_step(metrics: Mapping[int, Mapping[str, float]], name: str) -> int | None:
     """The step with the highest `name` (the newest of equals); None where none has it."""
-    known = [(values[name], step) for step, values in metrics.items() if values is not None and name in values]
+    known = [(values[name], step) for step, values in metrics.items() if name in values]
     return max(known)[1] if known else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """Orbax's preservation policy of a run: the newest checkpoints, and the best one by a metric ("": none)."""
-
-    newest: int
-    best: str
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        del context
-        best = best_step({info.step: info.metrics for info in checkpoints}, self.best)
-        first = len(checkpoints) - self.newest
-        return [number >= first or info.step == best for number, info in enumerate(checkpoints)]
-
-
-def _no_rank(metrics: Any) -> float:
-    """Orbax keeps metrics only where it is given a rank; `Kept` decides."""
-    del metrics
-    return 0.0
+def check_path(path: pathlib.Path) -> None:
+    """Raises CheckpointError for a path that Orbax would take for a pattern; what it saves there cannot be read."""
+    if glob.escape(str(path)) != str(path):
+        raise CheckpointError(f"{path}: checkpoints cannot be kept under a path with *, ? or [; take another folder")
 
 
 class Checkpointer:
     """Checkpoints under `WORKDIR/checkpoints/STEP`. Use as a context manager: leaving waits for the last save."""
 
     def __init__(self, workdir: str | os.PathLike, cfg: CheckpointConfig, log: Callable[[str], None]):
-        """Raises CheckpointError where `WORKDIR/checkpoints` is no folder."""
+        """Raises CheckpointError where `WORKDIR/checkpoints` is no folder, or cannot be one that is read again."""
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        check_path(self.folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: a file stands where checkpoints are to be kept; move it away")
-        self.metric, self.log = cfg.best, log
+        self.metric, self.keep, self.log = cfg.best, cfg.keep, log
         self.saving: int | None = None  # the step of a save that nobody has waited for yet
         absl.logging.get_absl_logger().addFilter(_not_of_orbax)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=Kept(cfg.keep, cfg.best),
-            best_fn=_no_rank,
             create=True,
             cleanup_tmp_directories=True,  # of saves that a kill or a full disk cut short
         )
@@ -145,11 +131,10 @@ class Checkpointer:
         if bad := nonfinite_leaves(state._asdict()):
             raise self._lost(step, f"{bad[0]} holds a NaN or an infinity")
         items = {name: ocp.args.StandardSave(tree) for name, tree in state._asdict().items()}
-        meta = meta | {"digests": leaf_digests(state._asdict())}
+        meta = meta | {"step": step, "metrics": dict(metrics or {}), "digests": leaf_digests(state._asdict())}
         self.saving = step
         try:
-            args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
-            self.manager.save(step, args=args, metrics=dict(metrics or {}))
+            self.manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed(meta))))
         except Exception as error:
             self.saving = None
             raise self._lost(step, _one_line(error)) from error
@@ -170,40 +155,73 @@ class Checkpointer:
             self.saving = None
             raise self._lost(step, _one_line(error)) from error
         self.saving = None  # not before: a Ctrl-C while this waits leaves it to `__exit__`
-        if not (self.folder / str(step)).is_dir():  # Orbax only logs some failures
-            raise self._lost(step, "it is not on disk")
-        self._note_best()
+        try:
+            self._read_back(step)
+        except Exception as error:
+            raise self._lost(step, _one_line(error)) from error
+        kept = {*self.steps()[-self.keep :], self._note_best()}
+        for older in [older for older in self.steps() if older not in kept]:
+            self.manager.delete(older)
+
+    def _read_back(self, step: int) -> None:
+        """Opens the metadata and every array, as the next start would. Orbax only logs some failures, or none."""
+        folder = self.folder / str(step)
+        for item in {path.partition("/")[0] for path in read_meta(folder)["digests"]}:
+            ocp.StandardCheckpointHandler().metadata(folder / item)
 
     def _lost(self, step: int, why: str) -> CheckpointError:
         return CheckpointError(f"{self.folder / str(step)}: the save is lost ({why}); older checkpoints are untouched")
 
+    def steps(self) -> list[int]:
+        """On disk, the newest last."""
+        return sorted(self.manager.all_steps())
+
     def newest(self) -> int | None:
         return self.manager.latest_step()
 
+    def newest_whole(self, before: int, **abstract: Any) -> int | None:
+        """The newest step before this one that `restore` can read; each that is tried is read whole."""
+        for step in reversed([step for step in self.steps() if step < before]):
+            try:
+                self.restore(step, **abstract)
+            except CheckpointError:
+                continue
+            return step
+        return None
+
     def best(self) -> int | None:
         """The best step on disk by `checkpoint.best`; None where none was evaluated."""
-        return best_step({step: self.manager.metrics(step) for step in self.manager.all_steps()}, self.metric)
+        return best_step({step: self._metrics(step) for step in self.steps()} if self.metric else {}, self.metric)
 
-    def _note_best(self) -> None:
-        """Says in the log and in `WORKDIR/best.json` which checkpoint is best, where that has changed."""
-        step = self.best() if self.metric and jax.process_index() == 0 else None
-        if step is None:
-            return
-        note = {"step": step, "metric": self.metric, "value": self.manager.metrics(step)[self.metric]}
+    def _metrics(self, step: int) -> dict[str, float]:
+        """Of the evaluation of a step; none, which is said, where its metadata cannot be read."""
+        try:
+            return dict(self.meta(step)["metrics"])
+        except CheckpointError as error:
+            self.log(f"{error}; this step is never the best one")
+            return {}
+
+    def _note_best(self) -> int | None:
+        """`best`. Where that has changed, the log and `WORKDIR/best.json` say so."""
+        step = self.best()
+        if step is None or jax.process_index():
+            return step
+        note = {"step": step, "metric": self.metric, "value": self.meta(step)["metrics"][self.metric]}
         path = self.folder.with_name("best.json")
         text = json.dumps(note) + "\n"
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            return
+        if path.exists() and path.read_bytes() == text.encode():
+            return step
         partial = path.with_name("best.json.partial")
         partial.write_text(text, encoding="utf-8")
         partial.rename(path)
         self.log(f"best so far: step {step}, {self.metric} {note['value']:.4f}")
+        return step
 
     def meta(self, step: int) -> dict[str, Any]:
         """What stands beside the arrays of a step.
 
         Raises:
-          CheckpointError: it cannot be read, or is of a version that wrote no digests.
+          CheckpointError: see `read_meta`.
         """
         return read_meta(self.folder / str(step))
 
@@ -221,24 +239,11 @@ class Checkpointer:
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise CheckpointError(f"{folder}: cannot be read ({_one_line(error)}); {_MEND}") from error
+            raise CheckpointError(f"{folder}: cannot be read ({_one_line(error)})") from error
         parts = {name: restored[name] for name in abstract}
         check_digests(folder, parts, digests)
         check_finite(str(folder), parts)
         return parts
-
-
-def read_meta(folder: pathlib.Path) -> dict[str, Any]:
-    """The metadata of a checkpoint folder. Raises CheckpointError where it cannot be read or has no digests."""
-    try:
-        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: cannot be read (metadata: {_one_line(error)}); {_MEND}") from error
-    if not isinstance(meta, dict) or not isinstance(meta.get("digests"), dict):
-        raise CheckpointError(
-            f"{folder}: no digests in it, an older version wrote it; nothing can vouch for its arrays"
-        )
-    return meta
 
 
 def check_digests(folder: pathlib.Path, parts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
@@ -247,7 +252,7 @@ def check_digests(folder: pathlib.Path, parts: Mapping[str, Any], digests: Mappi
     saved = {path: digest for path, digest in digests.items() if path.split("/")[0] in parts}
     for path in sorted(found.keys() | saved.keys()):
         if found.get(path) != saved.get(path):
-            raise CheckpointError(f"{folder}: {path} is not what was saved (its digest differs); {_MEND}")
+            raise CheckpointError(f"{folder}: {path} is not what was saved (its digest differs)")
 
 
 def check_finite(where: str, tree: Any) -> None:
@@ -266,12 +271,14 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
 
 
 def save_params(folder: pathlib.Path, params: Params) -> None:
-    """Parameters alone, for `convert --to=orbax`: `params` and `meta`, laid out as in a step of a run."""
+    """Parameters alone, for `convert --to=orbax`: `params` and `meta`, laid out as in a step of a run.
+
+    Raises CheckpointError for a path of which nothing could be read again.
+    """
+    check_path(folder.absolute())
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "params", params)
-    (folder / "meta").mkdir()
-    digests = {"digests": leaf_digests({"params": params})}
-    (folder / "meta" / "metadata").write_text(json.dumps(digests), encoding="utf-8")
+    write_meta(folder, {"digests": leaf_digests({"params": params})})
 
 
 def restore_params(
