@@ -60,6 +60,10 @@ def _refine_faults(cfg: Config) -> list[str]:
         wrong.append("objective.refined_shape=ratio_to_sampler: refine.refiner=local is not sampled from the policy")
     if cfg.refine.own_group and cfg.refine.context != "together":
         wrong.append("refine.own_group needs refine.context=together: refinements of one prompt are a group")
+    if cfg.refine.inverted and cfg.refine.critique == "no_verdict":
+        wrong.append("refine.inverted turns a verdict round: refine.critique=no_verdict has none")
+    if cfg.refine.critique_accept == "any" and cfg.refine.critique in ("self_eval", "no_verdict"):
+        wrong.append(f"refine.critique_accept=any: refine.critique={cfg.refine.critique} has a rule of its own")
     written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict", "local")
     if (cfg.refine.critique == "function") != bool(cfg.refine.critique_fn):
         wrong.append("refine.critique=function and refine.critique_fn=package.module:function need each other")
@@ -81,6 +85,8 @@ def _generate_faults(cfg: Config) -> list[str]:
     rows = cfg.generate.rows
     if rows != "responses" and not samples_refinements(cfg):
         return [f"generate.rows = {rows!r} needs what a model refines: refine.trigger not never, refiner not target"]
+    if rows == "critiques" and cfg.refine.inverted:
+        return ["generate.rows=critiques keeps those whose verdict is the rule's: refine.inverted leaves none"]
     if rows == "critiques" and cfg.refine.critique not in CONCLUDING:
         return [
             f"generate.rows=critiques needs critiques that end in a verdict: refine.critique of {', '.join(CONCLUDING)}"

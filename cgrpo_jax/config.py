@@ -35,6 +35,7 @@ from cgrpo_jax.options import (
     nearest,
     option,
 )
+from cgrpo_jax.secrecy import public_url, secrets_of, without
 
 
 class ConfigError(ValueError):
@@ -68,6 +69,18 @@ class Config:
 
 
 UNCLIPPED = {"objective.clip_responses": False, "objective.clip_refinements": False}
+RELEASE = UNCLIPPED | {
+    "refine.trigger": "always",
+    "refine.group": "replace",
+    "refine.select": "correct_first",
+    "train.samples": 8,
+    "train.updates_per_rollout": 2,
+    "objective.weights": "sum",
+    "objective.divide_by_std": True,
+    "objective.entropy_coef": 0.001,
+    "objective.entropy_mean": "token_mean",
+    "objective.kl_limit": 10.0,
+}
 GENERATE = {"method": "generate", "train.samples": 8}
 # What a method changes. The dataclass defaults are Critique-GRPO as in the newest paper. What a paper leaves open is
 # said in configs/README.md.
@@ -76,19 +89,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # arXiv 2506.03106 v1 to v5: every response is refined, nothing is clipped
     "critique_grpo_v1": {"refine.trigger": "always"} | UNCLIPPED,
     # The authors' release with its defects mended: its group of 8, selection, scale, entropy and k3
-    "critique_grpo_code": UNCLIPPED
-    | {
-        "refine.trigger": "always",
-        "refine.group": "replace",
-        "refine.select": "correct_first",
-        "train.samples": 8,
-        "train.updates_per_rollout": 2,
-        "objective.weights": "sum",
-        "objective.divide_by_std": True,
-        "objective.entropy_coef": 0.001,
-        "objective.entropy_mean": "token_mean",
-        "objective.kl_limit": 10.0,
-    },
+    "critique_grpo_code": RELEASE,
     # R1-GRPO: advantages over the standard deviation, each response's own mean, a KL penalty
     "grpo": {
         "refine.trigger": "never",
@@ -101,6 +102,18 @@ METHODS: dict[str, dict[str, Any]] = {
     # Appendix H: the policy criticises itself, and is shown the ground truth
     "self_critique": {"refine.critique": "self_gt"},
     "dr_grpo": {"refine.trigger": "never", "train.samples": 8},
+    # The release's critic `text`: gpt-4o is shown the data's solution, of wrong attempts only, and whatever it writes
+    # counts; api.base_url and api.model say where it is
+    "critique_grpo_text": RELEASE
+    | {
+        "refine.critique": "api",
+        "refine.critique_accept": "any",
+        "refine.critique_fallback": "indicative_gt",
+        "texts.critique": "cgrpo_jax.text.prompts:release_critique_messages",
+        "api.reference": "solution",
+        "api.tokens": 4096,
+        "api.seconds": 30.0,
+    },
     # arXiv 2504.14945: 7 responses and a trace of the data in each group, p/(p+0.1), union mean, no std, no clip
     "luffy": UNCLIPPED
     | {
@@ -197,12 +210,23 @@ def samples_refinements(cfg: Config) -> bool:
     return cfg.refine.trigger != "never" and cfg.refine.refiner != "target"
 
 
+def reference_of(cfg: Config) -> str:
+    """What the critic is shown beside question and attempt where it is a model or a function, of options.REFERENCES."""
+    return {"self_gt": "gt", "api": cfg.api.reference, "local": cfg.local.reference}.get(cfg.refine.critique, "none")
+
+
 def shows_truth(cfg: Config) -> bool:
     """Whether a critique may need the ground truth of a problem."""
-    critique, references = cfg.refine.critique, {"api": cfg.api.reference, "local": cfg.local.reference}
-    falls_back = critique in (*WRITERS, "function") and cfg.refine.critique_fallback == "indicative_gt"
-    shown = critique in ("indicative_gt", "self_gt") or references.get(critique, "none") != "none"
-    return samples_refinements(cfg) and (shown or falls_back)
+    critique, reference = cfg.refine.critique, reference_of(cfg)
+    falls_back = critique in (*WRITERS, "function") and cfg.refine.fallback(reference) == "indicative_gt"
+    return samples_refinements(cfg) and (critique == "indicative_gt" or reference != "none" or falls_back)
+
+
+def public(cfg: Config) -> dict[str, Any]:
+    """The configuration as nested dicts for files, logs and trackers: without keys and passwords."""
+    tree = dataclasses.asdict(cfg)
+    tree["api"]["base_url"] = public_url(cfg.api.base_url)
+    return without(secrets_of(cfg.api.base_url, cfg.api.key_variable), tree)
 
 
 def longest_prompt(cfg: Config) -> int:

@@ -17,7 +17,6 @@ there whole or not at all: the same command goes on behind the last one, and `ro
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cgrpo_jax import build, resuming
-from cgrpo_jax.config import Config
+from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.leading import Desk, open_desk
 from cgrpo_jax.learning.finite import TrainingError
@@ -64,7 +63,7 @@ def kept_rows(
             critique = attempt.critique
             if critique is None or critique.text is None or critique.fallback:
                 continue
-            if verdict_of(critique.text) == attempt.correct:
+            if verdict_of(critique.text, finished=True) == attempt.correct:
                 text = critique.text if critique.text.endswith(END) else f"{critique.text} {END}"
                 yield "critique", asked(group.problem.question, attempt.text, None, True), text
 
@@ -89,7 +88,7 @@ def _check_begun(run: build.Run, workdir: pathlib.Path, step: int, progress: Pro
     """Writes what is generated from what; raises ConfigError where the rows on file come from something else."""
     path, now = (
         workdir / "generated.json",
-        {"config": dataclasses.asdict(run.cfg), "contents": resuming.contents_of(run)},
+        {"config": public(run.cfg), "contents": resuming.contents_of(run)},
     )
     if step:
         if not path.exists():

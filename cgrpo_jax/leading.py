@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from cgrpo_jax.asking import introduce
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import samples_refinements, shows_truth
+from cgrpo_jax.config import reference_of, samples_refinements, shows_truth
 from cgrpo_jax.data.checking import DataError, prompt_fault
 from cgrpo_jax.data.sources import Problems, load_problems
 from cgrpo_jax.data.targets import load_targets
@@ -27,6 +28,7 @@ from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.written import LocalCritic, critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
+from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.prompts import Task, Texts, question_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
@@ -222,16 +224,25 @@ class Desk:
 
     def _server_totals(self, step: int, server: Server) -> dict[str, float]:
         """What a step asked of the critic's server."""
-        totals = server.take_totals()
+        totals, cfg = server.take_totals(), self.run.cfg
+        where, fallback = public_url(cfg.api.base_url), cfg.refine.fallback(reference_of(cfg))
         if totals.faults:
             self.progress.log(
-                f"step {step}: {totals.faults} of {totals.requests} requests to {self.run.cfg.api.base_url} failed "
-                f"({totals.last_fault}); refine.critique_fallback = {self.run.cfg.refine.critique_fallback} stood in"
+                f"step {step}: {totals.faults} of {totals.requests} requests to {where} failed "
+                f"({totals.last_fault}); refine.critique_fallback = {fallback} stood in"
+            )
+        if totals.damaged:
+            self.progress.log(f"step {step}: {totals.damaged} critiques on file were damaged and were asked for anew")
+        if totals.guessed:
+            self.progress.log(
+                f"step {step}: {totals.guessed} replies of {where} report no number of tokens that can be; they count "
+                "as the most that they can be, also for api.spend_cap"
             )
         return {
             "api/requests": float(totals.requests),
             "api/cached": float(totals.cached),
             "api/faults": float(totals.faults),
+            "api/guessed": float(totals.guessed),
             "api/tokens": float(totals.tokens),
             "api/cost": totals.cost,
             "api/cost_total": server.spent,
@@ -250,6 +261,8 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
         own, own_critic = open_rewards(run.cfg, progress.log), open_critic(run.cfg, progress.log)
         loaded = load_data(run, verifier, progress.log, texts.task)
         try_on_rows(own, own_critic, loaded[0], run.tokenizer)
+        if run.cfg.method in ("rl", "generate"):
+            introduce(run.cfg, loaded[0], texts.critique, server, progress.log)
         desk = Desk(run, progress, verifier, *loaded, Pieces(run.tokenizer), texts, server, own, own_critic)
         yield desk
         if desk.writer is not None:

@@ -15,10 +15,10 @@ from typing import Any
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
 WRITERS = ("self_gt", "self_eval", "no_verdict", "api", "local")  # critics that are models
-CRITICS = ("indicative", "indicative_gt", "inverted", "worked", "offline", *WRITERS, "function")
+CRITICS = ("indicative", "indicative_gt", "worked", "offline", *WRITERS, "function")
 REFINERS = ("policy", "target", "local")
 REFERENCES = ("none", "gt", "solution")
-FALLBACKS = ("drop", "indicative", "indicative_gt")
+FALLBACKS = ("auto", "drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability", "ratio_to_sampler")
 REMATS = ("dots", "full", "attention", "wide")
 AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
@@ -124,18 +124,24 @@ class RefineConfig:
     # Who writes them. policy: sampled under critiques | target: the data's column of that name, one trace of a stronger
     # model for each problem (LUFFY); nobody is asked for critiques then | local: a second model, under critiques
     refiner: str = option("policy", choices=REFINERS)
-    # indicative: right or wrong | indicative_gt: and the ground truth | inverted: the wrong verdict (a control) |
-    # worked: of generated tasks | offline: the data's column `critique` | written by the policy: self_gt (which sees
-    # the ground truth), self_eval (which does not, and its verdict is the reward), no_verdict (what, never whether) |
-    # api: a server's, see api.* | local: a second model's, see local.* | function: yours, see critique_fn
+    # indicative: right or wrong | indicative_gt: and the ground truth | worked: of generated tasks |
+    # offline: the data's column `critique` | written by the policy: self_gt (which sees the ground truth), self_eval
+    # (which does not, and its verdict is the reward), no_verdict (what, never whether) | api: a server's, see api.* |
+    # local: a second model's, see local.* | function: yours, see critique_fn
     critique: str = option("indicative_gt", choices=CRITICS)
     # Of critique=function: package.module:function, given what reward.fn is given, and `rewards` and `correct`; a list
     # of texts, or None where there is nothing to say (then the fallback)
     critique_fn: str = ""
     critique_seconds: float = option(60.0, above=0)  # of a call of critique_fn
     critique_tokens: int = option(0, at_least=0)  # of a critique that the policy writes; 0: sampling.max_new_tokens
-    critique_tries: int = option(3, at_least=1)  # until its verdict is that of the rule; then the fallback
-    critique_fallback: str = option("indicative_gt", choices=FALLBACKS)
+    # Of self_gt, api and local. agreeing: a critique counts if its verdict is that of the rule | any: whatever is
+    # written counts; only wrong attempts are shown to the critic, right ones are told by the fallback (the release)
+    critique_accept: str = option("agreeing", choices=("agreeing", "any"))
+    critique_tries: int = option(3, at_least=1)  # until a critique counts; then the fallback
+    # What stands in where no critique counts; drop: the attempt is not refined. auto: indicative_gt where the critic is
+    # shown the ground truth, indicative where it is not, drop for no_verdict
+    critique_fallback: str = option("auto", choices=FALLBACKS)
+    inverted: bool = False  # every critique is given the opposite verdict: a control (the paper's appendix C)
     k: int = 1  # refinements in the group; 0, with generate.rows=critiques only: none is sampled
     select: str = option("correct_then_random", choices=SELECTIONS)  # correct_first: lowest index (the release)
     # append: n + k rows | replace: the first k responses make room, right or wrong (the release, n = 8)
@@ -144,6 +150,14 @@ class RefineConfig:
     context: str = option("each", choices=("each", "together"))
     own_group: bool = False  # all refinements are trained on under their own prompt, too: a second group (GOLF)
     max_prompt_tokens: int = option(1024, at_least=1)  # the previous solution is cut in the middle to fit
+
+    def fallback(self, reference: str) -> str:
+        """What `critique_fallback` is for a critic that is shown `reference`."""
+        if self.critique_fallback != "auto":
+            return self.critique_fallback
+        if self.critique == "no_verdict":
+            return "drop"
+        return "indicative" if reference == "none" else "indicative_gt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +176,11 @@ class ApiConfig:
     base_url: str = ""  # http://HOST:PORT/v1; of Azure with ?api-version=...
     model: str = ""
     key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; "": the server wants none
-    # What the critic is shown: none | gt: the ground truth | solution: the data's column `solution`, else as gt
+    # What the critic is shown: none | gt: the ground truth | solution: the data's column `solution`, `target` or
+    # `answer`, the first that holds a worked solution; of a row without one as gt
     reference: str = option("none", choices=REFERENCES)
     concurrent: int = option(32, at_least=1)  # requests at once, at most
-    seconds: float = option(60.0, above=0)  # until a silent server counts as failed
+    seconds: float = option(60.0, above=0)  # for one request, from its first byte to the last of the reply
     retries: int = option(2, at_least=0)  # of a failed request, by the client
     tokens: int = option(1024, at_least=1)
     temperature: float = option(0.7, at_least=0)

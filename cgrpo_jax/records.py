@@ -109,11 +109,12 @@ class Critique(NamedTuple):
     """What a critic made of an attempt; no text: nothing usable, and the attempt is not refined."""
 
     text: str | None
-    verdict: bool | None = None  # what it concludes itself; None: nothing that can be read, or it never says
+    verdict: bool | None = None  # what the last one concludes; None: nothing that can be read, or it never says
     agrees: bool | None = None  # whether that is what the rule says; None without a verdict
     tries: int = 0  # how many were written for it by a model
-    tokens: int = 0  # of all of them
+    tokens: int = 0  # written, of all of them
     fallback: bool = False  # none of them was usable, so a template stands in
+    first_agrees: bool | None = None  # as `agrees`, of the first one
 
 
 class Segment(NamedTuple):

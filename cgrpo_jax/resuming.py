@@ -11,6 +11,7 @@ from typing import Any
 
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
+from cgrpo_jax.config import public
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
@@ -63,7 +64,7 @@ def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
       ConfigError: a change that has to be asked for by name (`workdir/changes.py`).
     """
     step, contents, accept = checkpointer.newest(), contents_of(run), run.cfg.train.accept_changes
-    new = flat(dataclasses.asdict(run.cfg)) | contents
+    new = flat(public(run.cfg)) | contents
     if step is None:
         check_changes(new, new, accept, 0, log)
         return Past(0, 0, contents, "")
@@ -121,7 +122,7 @@ def checkpoint_meta(run: Run, past: Past, step: int, problems_seen: int) -> dict
     return {
         "step": step,
         "problems_seen": problems_seen,
-        "config": dataclasses.asdict(run.cfg),
+        "config": public(run.cfg),
         "contents": past.contents,
         "initial": past.initial,
     }
@@ -151,5 +152,5 @@ def start_workdir(run: Run, past: Past, workdir: pathlib.Path, log: Log) -> None
             raise CheckpointError(f"{side}: files of another model than {run.folder}; take another workdir")
         log(f"{side} keeps the files the run began with")
     partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(run.cfg), indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(public(run.cfg), indent=2) + "\n", encoding="utf-8")
     partial.rename(workdir / "config.json")

@@ -7,7 +7,6 @@ start of the embedded model.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 
 from cgrpo_jax import build, report, resuming, startup
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import Config
+from cgrpo_jax.config import Config, public
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.leading import learnt_ids, open_desk
@@ -73,7 +72,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         progress.log("\n".join(startup.lines(run)))
         state, past = resuming.initial_state(run, checkpointer, past)
         resuming.start_workdir(run, past, workdir, progress.log)
-        tracker = open_tracker(cfg.train.tracker, workdir, dataclasses.asdict(cfg), progress.log)
+        tracker = open_tracker(cfg.train.tracker, workdir, public(cfg), progress.log)
         desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 
 from cgrpo_jax import build, report, resuming, startup
-from cgrpo_jax.config import Config
+from cgrpo_jax.config import Config, public
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
@@ -94,7 +93,7 @@ def train(
         reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
         if desk is not None:
             resuming.start_workdir(run, past, workdir, progress.log)
-            tracker = open_tracker(cfg.train.tracker, workdir, dataclasses.asdict(cfg), progress.log)
+            tracker = open_tracker(cfg.train.tracker, workdir, public(cfg), progress.log)
             desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)

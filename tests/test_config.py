@@ -118,7 +118,7 @@ FLOORS = [
     {"planner"},
     {"leading", "model_card", "planning", "report", "resuming", "startup"},
     {"build"},
-    {"checks", "command_line", "plugins", "widening"},
+    {"asking", "checks", "command_line", "plugins", "widening"},
     {"config_files"},
     {"report_page"},
     {"evaluation", "hub", "live"},
@@ -129,7 +129,7 @@ FLOORS = [
     {"text"},
     {"model"},
     {"config", "grading"},
-    {"option_names", "options", "records", "trusted"},
+    {"option_names", "options", "records", "secrecy", "trusted"},
 ]
 LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
 NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")

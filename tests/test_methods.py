@@ -15,8 +15,10 @@ from cgrpo_jax.config_files import get_config
 from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.training import train
 
-# run at length by other tests: the first two by those of the loop, the rest by test_baselines.py
-ELSEWHERE = ["critique_grpo", "dr_grpo"] + [name for name, changes in METHODS.items() if "method" in changes]
+# run at length by other tests: the first ones by those of the loop and of its critic, the rest by test_baselines.py
+ELSEWHERE = ["critique_grpo", "critique_grpo_text", "dr_grpo"] + [
+    name for name, changes in METHODS.items() if "method" in changes
+]
 
 
 def run(workdir, **changes):
@@ -68,13 +70,13 @@ def test_each_method_runs_two_steps(tmp_path, name):
 
 
 def test_a_server_criticises_a_run(tmp_path, serve, monkeypatch):  # noqa: F811
-    """Refinements stand under its critiques; what it said is on file; a second run pays nothing."""
+    """Refinements stand under its critiques; what it said is on file; a second run pays for the first try alone."""
     server, api = serve("The tens are wrong. Conclusion: incorrect [END]")
     changes = {f"api.{name}": value for name, value in dataclasses.asdict(api).items()}
     changes |= {"refine.critique": "api", "refine.trigger": "any_wrong", "data.source": "arithmetic", "train.steps": 1}
     metrics, groups = run(tmp_path / "a", **changes)
     criticised = [a for group in groups for a in group["responses"] if "critique" in a]
-    assert criticised and metrics[0]["api/requests"] == len(server.asked) == len(criticised)
+    assert criticised and metrics[0]["api/requests"] == len(server.asked) == len(criticised) + 1  # it is tried first
     assert {a["critique"] for a in criticised} == {"The tens are wrong. Conclusion: incorrect"}
     assert metrics[0]["critique/agreement"] == 1 and metrics[0]["api/faults"] == 0
     for path in tmp_path.rglob("*"):
@@ -82,8 +84,8 @@ def test_a_server_criticises_a_run(tmp_path, serve, monkeypatch):  # noqa: F811
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "critiques").rename(tmp_path / "b" / "critiques")
     again, _ = run(tmp_path / "b", **changes)
-    assert again[0]["api/cached"] == len(criticised) and again[0]["api/requests"] == 0
-    assert len(server.asked) == len(criticised) and again[0]["loss/total"] == metrics[0]["loss/total"]
+    assert again[0]["api/cached"] == len(criticised) and again[0]["api/requests"] == 1
+    assert len(server.asked) == len(criticised) + 2 and again[0]["loss/total"] == metrics[0]["loss/total"]
 
 
 def test_an_unknown_method_is_named():

@@ -19,7 +19,8 @@ from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
 from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
 from cgrpo_jax.rollout.stories import Sample, Stories, Work
-from cgrpo_jax.rollout.written import critic_and_scorer, usable, verdict_of
+from cgrpo_jax.rollout.verdicts import inverted, usable, verdict_of
+from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.text import prompts
 
 QUESTION = "What is 23+46?"
@@ -411,13 +412,39 @@ def test_an_attempt_without_a_usable_critique_is_not_refined(tokenizer):
     ("text", "verdict"),
     [
         ("Step 2 is wrong.\nConclusion: incorrect [END]", False), ("**Conclusion:** right [END]", True),
-        ("conclusion - WRONG", False), ("Conclusion: correct", True), ("It is correct.", None), ("", None),
-        ("Conclusion: correct [END] no: Conclusion: wrong [END]", False), ("Conclusion: incorrectly put", None),
-        ("Conclusion: perhaps correct", None),
+        ("Conclusion: correct", True), ("It is correct.", None), ("", None), ("Conclusion: incorrectly put", None),
+        ("Conclusion: perhaps correct", None), ("Add again. Conclusion: incorrect [END] and more", False),
+        ("Conclusion: The solution is incorrect", False), ("**Conclusion: The student's solution is correct.** [END]", True),
+        ("### Conclusion:\n\n'wrong' [END].", False), ("Conclusion: correct\nNo. Conclusion: wrong [END]", False),
+        ("<think>Conclusion: correct [END]</think>The tens.\nConclusion: incorrect [END]", False),
+        # what is no conclusion in the form that was asked for
+        ("In conclusion, right angles were assumed in step 2.", None), ("Conclusion: right angles were assumed", None),
+        ("Conclusion: correct/incorrect [END]", None), ("Conclusion: correct or incorrect [END]", None),
+        ('conclude your judgment with: "Conclusion: correct/incorrect [END]."', None),
+        ("End with `Conclusion: correct [END]` or `Conclusion: incorrect [END]`.", None),
+        ("`Conclusion: correct [END]` or `Conclusion: incorrect [END]`", None),
+        ("Conclusion: The solution is not correct [END]", None), ("Conclusion: partially correct [END]", None),
+        ("Conclusion: correct\nBut look at step 2: 3+4 is 8.", None),
+        ("Conclusion: correct [END]\nNo.\nConclusion: wrong [END]", None), ("The student's conclusion: correct", None),
+        ("<think>Conclusion: correct [END]", None),
     ],
 )  # fmt: skip
-def test_verdicts_are_read_from_the_last_conclusion(text, verdict):
-    assert verdict_of(text) is verdict
+def test_a_verdict_is_the_conclusion_that_a_critique_ends_in(text, verdict):
+    assert verdict_of(text, finished=True) is verdict
+
+
+def test_a_critique_that_a_limit_cut_has_no_verdict():
+    """Its last words may be anything; the end mark says that they are its last ones."""
+    assert verdict_of("Step 1 is fine.\nConclusion: correct", finished=False) is None
+    assert verdict_of("Step 1 is fine.\nConclusion: correct [END]\n\nNext", finished=False) is True
+
+
+@pytest.mark.parametrize("part", [".", " ", "\n", "conclusion:", ". Conclusion: ", "Conclusion: correct\n\n\n"])
+def test_a_verdict_is_found_in_linear_time(part):
+    """A critique is at most this long, and its writer may be hostile."""
+    began = time.monotonic()
+    verdict_of(part * (65536 // len(part)), finished=True)
+    assert time.monotonic() - began < 1.0
 
 
 def test_a_critique_has_no_reasoning_block_and_ends_at_its_mark():
@@ -427,13 +454,13 @@ def test_a_critique_has_no_reasoning_block_and_ends_at_its_mark():
     assert usable("<think>never closed") == "" and usable("  ") == ""
 
 
-def written_run(tokenizer, said, **cfg):
-    """All responses wrong, all refinements right; `said(sample, round)` is what the policy writes as a critique."""
+def written_run(tokenizer, said, responses=(WRONG,) * 3, **cfg):
+    """All refinements right; `said(sample, round)` is what the policy writes as a critique."""
     asked = []
 
     def answer(request):
         kind, _, sample, round_, _ = request.name
-        texts = {Kind.RESPONSE: WRONG, Kind.REFINEMENT: RIGHT}
+        texts = {Kind.RESPONSE: responses[sample % 3], Kind.REFINEMENT: RIGHT}
         return completion(tokenizer, texts[kind] if kind in texts else said(sample, round_))
 
     cfg = RefineConfig(**{"max_prompt_tokens": 4000} | cfg)
@@ -460,6 +487,7 @@ def test_a_critique_that_contradicts_the_rule_is_written_anew_then_replaced(toke
 
     values = group_metrics([group])
     assert values["critique/valid"] == 1 and values["critique/agreement"] == pytest.approx(2 / 3)
+    assert values["critique/first_valid"] == 1 and values["critique/first_agreement"] == pytest.approx(1 / 3)
     assert values["critique/fallback"] == pytest.approx(1 / 3) and values["critique/tries"] == 2
     dropped, _ = written_run(tokenizer, said, critique="self_gt", critique_fallback="drop")
     assert [a.source for a in dropped.refinements] == [0, 1] and dropped.responses[2].critique.text is None
@@ -470,8 +498,47 @@ def test_who_is_shown_the_ground_truth(tokenizer):
     for critique, shown in (("self_gt", True), ("self_eval", False), ("no_verdict", False)):
         _, asked = written_run(tokenizer, lambda *_: "Step 1 is doubtful. Conclusion: wrong [END]", critique=critique)
         prompt = tokenizer.hf.decode(next(r.prompt_ids for r in asked if r.name.kind == Kind.CRITIQUE))
-        assert ("Ground truth:** 69" in prompt) is shown and WRONG in prompt and QUESTION in prompt
+        assert ("Ground truth: 69" in prompt) is shown and WRONG in prompt and QUESTION in prompt
         assert ("Do not say whether" in prompt) is (critique == "no_verdict")
+
+
+@pytest.mark.parametrize(
+    ("cfg", "stands_in"),
+    [
+        ({"critique": "self_gt"}, "The generated solution is incorrect, the ground truth is 69."),
+        ({"critique": "self_gt", "critique_fallback": "indicative"}, "The generated solution is incorrect."),
+        ({"critique": "no_verdict"}, None),
+    ],
+)
+def test_what_stands_in_says_no_more_than_the_critic_might(tokenizer, cfg, stands_in):
+    group, _ = written_run(tokenizer, lambda *_: "", **cfg)
+    assert {a.critique.text for a in group.responses} == {stands_in}
+
+
+def test_first_tries_are_told_from_last_ones(tokenizer):
+    """All first critiques are wrong or unreadable, and all second ones right: only the last try looks perfect."""
+    from cgrpo_jax.workdir.metrics import group_metrics
+
+    first = ["Conclusion: correct [END]", "Who knows.", "Conclusion: correct [END]"]
+    group, _ = written_run(
+        tokenizer, lambda g, round_: "Conclusion: wrong [END]" if round_ else first[g], critique="self_gt"
+    )
+    values = group_metrics([group])
+    assert values["critique/valid"] == values["critique/agreement"] == 1
+    assert values["critique/first_valid"] == pytest.approx(2 / 3) and values["critique/first_agreement"] == 0
+
+
+def test_any_critique_of_wrong_attempts_alone(tokenizer):
+    """As the release does it: right ones are told by a sentence, and nobody looks for a verdict."""
+    group, asked = written_run(
+        tokenizer, lambda *_: "Add the tens again.", critique="self_gt", critique_accept="any", trigger="always",
+        responses=[WRONG, RIGHT, WRONG],
+    )  # fmt: skip
+    assert {r.name.sample for r in asked if r.name.kind == Kind.CRITIQUE} == {0, 2}
+    assert [a.critique.text for a in group.responses] == [
+        "Add the tens again.", "The generated solution is correct, the ground truth is 69.", "Add the tens again.",
+    ]  # fmt: skip
+    assert [a.critique.tries for a in group.responses] == [1, 0, 1] and len(group.refinements) == 3
 
 
 def test_self_evaluation_is_the_reward_and_agreement_is_measured(tokenizer):
@@ -500,6 +567,31 @@ def test_critics_without_a_model(tokenizer):
             next(story)
         return [found.text for found in end.value.value]
 
-    assert texts("inverted", PROBLEM) == ["The generated solution is incorrect.", "The generated solution is correct."]
     noted = dataclasses.replace(PROBLEM, columns={"critique": "Carry the one."})
     assert texts("offline", noted) == ["Carry the one."] * 2 and texts("offline", PROBLEM) == [None, None]
+    halved = dataclasses.replace(PROBLEM, columns={"critique": "\ud800"})  # no tokenizer takes it
+    assert texts("offline", halved) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("The generated solution is incorrect.", "The generated solution is correct."),
+        ("The generated solution is correct, the ground truth is 4.", "The generated solution is incorrect, the ground truth is 4."),
+        ("Step 2 is wrong.\nConclusion: incorrect", "Step 2 is wrong.\nConclusion: correct"),
+        ("**Conclusion:** Right [END]", "**Conclusion:** Wrong [END]"), ("Look at step 2.", None),
+    ],
+)  # fmt: skip
+def test_an_inverted_critique_differs_in_its_verdict_alone(text, other):
+    assert inverted(text) == other and (other is None or inverted(other) == text)
+
+
+def test_the_control_inverts_what_a_model_wrote(tokenizer):
+    """Appendix C inverts written critiques; what is measured of them is still what the critic said."""
+    group, _ = written_run(
+        tokenizer, lambda *_: "The tens are wrong. Conclusion: incorrect [END]", critique="self_gt", inverted=True
+    )
+    assert {a.critique.text for a in group.responses} == {"The tens are wrong. Conclusion: correct"}
+    assert all(a.critique.agrees and not a.critique.fallback for a in group.responses)
+    plain, _ = written_run(tokenizer, lambda *_: "", critique="indicative", inverted=True)
+    assert {a.critique.text for a in plain.responses} == {"The generated solution is correct."}

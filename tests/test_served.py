@@ -1,16 +1,22 @@
 """A critic behind a URL, against a server that behaves, and one that does not."""
 
+import base64
 import dataclasses
+import gzip
 import http.server
 import json
+import math
 import threading
 import time
+import tracemalloc
 
 import pytest
 
+from cgrpo_jax.config import Config, public
 from cgrpo_jax.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Problem
 from cgrpo_jax.rollout.served import CriticError, Server, by_server
+from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text import prompts
 
 PROBLEM = Problem(
@@ -42,7 +48,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.now -= 1
         status, headers, text = 200, {}, None
-        if isinstance(what, int):
+        if isinstance(what, tuple):  # refused, in these words
+            status, text = what[0], json.dumps({"error": {"message": what[1]}})
+        elif isinstance(what, bytes):
+            text = what.decode()
+        elif isinstance(what, int):
             status, headers, text = (
                 what,
                 {"Retry-After": "0.3"},
@@ -50,6 +60,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             )
         elif what == "hang":
             time.sleep(1.5)
+            return
+        elif callable(what):  # writes what it likes
+            what(self)
             return
         elif what == "cut":
             self.send_response(200)
@@ -79,8 +92,9 @@ def serve(monkeypatch):
 
     def start(*script, **changes):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.handle_error = lambda *_: None  # a client that hangs up
         server.script, server.asked, server.lock, server.now, server.most = list(script), [], threading.Lock(), 0, 0
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         running.append(server)
         url = f"http://127.0.0.1:{server.server_port}/v1"
         defaults = {"base_url": url, "model": "m", "key_variable": "CRITIC_KEY", "seconds": 20.0, "retries": 0}
@@ -133,7 +147,7 @@ def test_whatever_the_server_does_the_run_goes_on(serve, tmp_path, trouble, capf
     """By the fallback, and it is counted; nothing that failed is kept, and the key is in no message."""
     _, cfg = serve(trouble, seconds=0.5 if trouble == "hang" else 20.0)
     (critique,), totals, _ = criticise(cfg, tmp_path)
-    assert critique.fallback and critique.text == "The generated solution is incorrect, the ground truth is 69."
+    assert critique.fallback and critique.text == "The generated solution is incorrect."
     assert totals.faults == totals.requests == 1 and totals.last_fault and KEY not in totals.last_fault
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
     assert KEY not in "".join(capfd.readouterr())
@@ -151,7 +165,8 @@ def test_a_busy_server_is_asked_again_when_it_says(serve, tmp_path):
 def test_a_verdict_against_the_rule_is_asked_for_anew(serve, tmp_path):
     server, cfg = serve("Fine. Conclusion: correct [END]", GOOD)
     (critique,), totals, _ = criticise(cfg, tmp_path)
-    assert critique.agrees and critique.tries == 2 and totals.requests == 2 and critique.tokens == 240
+    assert critique.agrees and critique.tries == 2 and totals.requests == 2 and not critique.first_agrees
+    assert critique.tokens == 40 and totals.tokens == 240  # written, as of every critic; and what was read beside
     assert server.asked[0][2] == server.asked[1][2]
     again, totals, _ = criticise(cfg, tmp_path)
     assert again[0] == critique and totals.cached == 2  # each try has its own place
@@ -198,3 +213,270 @@ def test_an_azure_url_keeps_its_version(serve, tmp_path):
     server, cfg = serve(GOOD)
     criticise(dataclasses.replace(cfg, base_url=cfg.base_url + "?api-version=2024-10-21"), tmp_path)
     assert server.asked[0][0] == "/v1/chat/completions?api-version=2024-10-21"
+
+
+# ---- What a server may send ----
+
+
+def reply(content, **changes):
+    return json.dumps(said(content) | changes).encode()
+
+
+def usage(value):
+    return reply(GOOD, usage=value)
+
+
+def tokens(read, written=20):
+    return usage({"prompt_tokens": read, "completion_tokens": written})
+
+
+HUGE = b'{"choices": [{"message": {"content": "' + GOOD.encode() + b'"}, "finish_reason": "stop"}], "usage": %s}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        usage("many"), usage(None), usage(7), usage([]), tokens("100"), tokens(None), tokens(-(10**9)), tokens(0),
+        tokens(1e9), tokens(True), tokens(10**400), HUGE % b'{"prompt_tokens": NaN, "completion_tokens": Infinity}',
+    ],
+)  # fmt: skip
+def test_no_report_of_tokens_makes_a_reply_free(serve, tmp_path, body):
+    """What is reported as no number, or as none that can be, counts as the most that it can be: the cap still binds."""
+    server, cfg = serve(body, price_read=1e6, price_written=1e6, spend_cap=1.0)
+    (critique,), totals, spent = criticise(cfg, tmp_path)
+    assert critique.agrees and totals.guessed == 1 and totals.faults == 0
+    assert math.isfinite(spent) and spent > len(prompts.CRITIC)
+    with Server(cfg, tmp_path) as again:
+        assert again.spent == spent
+        assert again.ask(prompts.question_messages("Other?"), 0).fault == "api.spend_cap is reached"
+    assert len(server.asked) == 1
+
+
+DEEP = b'{"choices": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [DEEP, b'{"error": ' * 100_000, reply("\ud800 half"), reply(["x"]), reply(None), reply(7), b"null", b"7", b'"x"',
+     b'{"choices": {"0": 1}}', b'{"choices": [7]}', b'{"choices": [{"message": []}]}', b"1" * 5000],
+    ids=lambda body: body[:24].decode(),
+)  # fmt: skip
+def test_a_reply_of_any_form_is_a_fault_at_most(serve, tmp_path, body):
+    """It is on file in no form, so that the same command asks again."""
+    _, cfg = serve(body)
+    (critique,), totals, _ = criticise(cfg, tmp_path)
+    assert critique.fallback and totals.faults == 1 and totals.last_fault.isprintable()
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_refusal_of_any_form_is_a_fault_at_most(serve, tmp_path, status):
+    def refuse(handler):
+        handler.send_response(status)
+        handler.end_headers()
+        handler.wfile.write(DEEP)
+
+    _, cfg = serve(refuse)
+    (critique,), totals, _ = criticise(cfg, tmp_path)
+    assert critique.fallback and totals.faults == 1
+
+
+def dripping(head, part):
+    def drip(handler):
+        handler.wfile.write(head)
+        try:
+            for _ in range(100):
+                handler.wfile.write(part)
+                time.sleep(0.1)
+        except OSError:
+            pass
+
+    return drip
+
+
+@pytest.mark.parametrize(
+    "drip",
+    [
+        dripping(b"HTTP/1.0 200 OK\r\n", b"X-A: b\r\n"),
+        dripping(b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n", b" "),
+        dripping(b"HTTP/1.0 400 No\r\n\r\n", b"x"),
+    ],
+    ids=["headers", "body", "refusal"],
+)
+def test_a_server_that_drips_has_a_deadline(serve, tmp_path, drip):
+    """Each byte comes in time; the reply does not."""
+    _, cfg = serve(drip, seconds=0.4)
+    began = time.monotonic()
+    (critique,), totals, _ = criticise(cfg, tmp_path)
+    assert time.monotonic() - began < 3.0 and critique.fallback
+    assert "no whole reply within 0.4 s" in totals.last_fault
+
+
+def test_a_flood_is_not_read(serve, tmp_path):
+    """Neither as it comes nor unpacked: 64 MB of zeros are 64 kB of gzip."""
+    sent, packed = [], gzip.compress(b" " * (1 << 26))
+
+    def flood(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            for _ in range(400):
+                sent.append(handler.wfile.write(b" " * (1 << 18)))
+        except OSError:
+            pass
+
+    def bomb(handler):
+        handler.send_response(200)
+        handler.send_header("content-encoding", "gzip")
+        handler.end_headers()
+        handler.wfile.write(packed)
+
+    _, cfg = serve(flood)
+    tracemalloc.start()
+    _, totals, _ = criticise(cfg, tmp_path)
+    assert totals.last_fault == "the reply is too long" and sum(sent) < 50 << 20
+    server, cfg = serve(bomb)
+    _, totals, _ = criticise(cfg, tmp_path)
+    assert "compressed" in totals.last_fault and server.asked[0][1]["accept-encoding"] == "identity"
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
+def test_a_critique_that_a_limit_cut_concludes_nothing(serve, tmp_path):
+    cut = said("Step 1 is wrong.\nConclusion: incorrect")
+    cut["choices"][0]["finish_reason"] = "length"
+    _, cfg = serve(json.dumps(cut).encode())
+    (critique,), totals, _ = criticise(cfg, tmp_path, critique_tries=2)
+    assert critique.verdict is None and critique.fallback and (totals.requests, totals.faults) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"text": 7}', b"\xff\xfe", DEEP, b'"cost": NaN', b'"cost": -9', b'"text": "\\ud800"']
+)
+def test_a_damaged_critique_on_file_is_asked_for_anew(serve, tmp_path, damage):
+    server, cfg = serve(GOOD, price_read=1.0)
+    (first,), _, spent = criticise(cfg, tmp_path)
+    (path,) = tmp_path.rglob("*.json")
+    if damage.startswith(b'"'):  # one value of it
+        name, _, value = damage.decode().partition(": ")
+        kept = json.loads(path.read_text())
+        kept[name[1:-1]] = json.loads(value)
+        damage = json.dumps(kept).encode()
+    path.write_bytes(damage)
+    (again,), totals, spent_again = criticise(cfg, tmp_path)
+    assert again == first and (totals.requests, totals.cached, totals.damaged) == (1, 0, 1)
+    assert spent_again == spent and len(server.asked) == 2
+    (_,), totals, _ = criticise(cfg, tmp_path)
+    assert totals.cached == 1
+
+
+def test_what_a_useless_reply_cost_is_remembered(serve, tmp_path):
+    server, cfg = serve("   ", price_written=1e6, spend_cap=30.0)  # 20 a reply
+    assert criticise(cfg, tmp_path)[2] == 20
+    assert criticise(cfg, tmp_path)[2] == 40
+    _, totals, _ = criticise(cfg, tmp_path)
+    assert totals.last_fault == "api.spend_cap is reached" and len(server.asked) == 2
+
+
+# ---- What is asked before step 1 ----
+
+NO_LIMIT = (400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'.")
+NO_TEMPERATURE = (400, "Unsupported value: 'temperature' does not support 0.7 with this model.")
+NO_TOP_P = (400, "Unsupported parameter: 'top_p' is not supported with this model.")
+
+
+def test_a_server_is_asked_as_it_wants_to_be(serve, tmp_path):
+    """Each known alternative once, before step 1; from then on every request has that form."""
+    server, cfg = serve(NO_LIMIT, NO_TOP_P, NO_TEMPERATURE, GOOD)
+    with Server(cfg, tmp_path) as critic:
+        assert critic.check(prompts.critique_messages("1+1?", "2", None, True)).fault is None
+        assert (
+            critic.form == "api.temperature and api.top_p without effect; max_tokens is sent as max_completion_tokens"
+        )
+        critic.ask(prompts.critique_messages("1+2?", "3", None, True), 0)
+    wanted = {"model": "m", "max_completion_tokens": 1024}
+    for _, _, body, _ in server.asked[3:]:
+        assert {name: value for name, value in body.items() if name != "messages"} == wanted
+    assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([(404, "The model `m` does not exist")], "The model `m` does not exist"),
+        ([(401, f"Incorrect API key provided: {KEY}")], r"Incorrect API key provided: \*\*\*"),
+        ([NO_TEMPERATURE, NO_TEMPERATURE], "'temperature' does not support 0.7"),
+        ([NO_LIMIT, (400, "max_tokens is too large: 1024")], "max_tokens is too large"),
+        ([b"<html>Welcome</html>"], "is no chat completion"), ([302], "302"),
+    ],
+)  # fmt: skip
+def test_a_server_that_will_refuse_everything_is_refused(serve, tmp_path, answers, words):
+    server, cfg = serve(*answers, retries=2)
+    with Server(cfg, tmp_path) as critic, pytest.raises(CriticError, match=words) as error:
+        critic.check(prompts.critique_messages("1+1?", "2", None, True))
+    assert len(str(error.value).splitlines()) == 1 and KEY not in str(error.value)
+    assert len(server.asked) == len(answers)
+
+
+def test_a_server_that_is_not_there_is_refused_and_one_that_is_busy_is_not(serve, tmp_path):
+    server, cfg = serve(503)
+    with Server(cfg, tmp_path) as critic:
+        assert "503" in critic.check(prompts.question_messages("1+1?")).fault
+    server.shutdown()
+    server.server_close()
+    with Server(cfg, tmp_path) as critic, pytest.raises(CriticError, match="ConnectError"):
+        critic.check(prompts.question_messages("1+1?"))
+
+
+# ---- Secrets ----
+
+
+def test_no_secret_stands_anywhere(serve, tmp_path):
+    """A password of the URL, a key among its parameters, and a server that echoes whatever it was sent."""
+
+    def echo(handler):
+        sent = f"{handler.headers['authorization']} {handler.path} {handler.headers.get('api-key')}"
+        body = json.dumps(said(f"You sent {sent}, and {KEY}. Conclusion: incorrect [END]")).encode()
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server, cfg = serve(echo)
+    url = cfg.base_url.replace("http://", "http://ann:pass-word-7@") + "?api-version=2024-10-21&code=query-secret"
+    cfg = dataclasses.replace(cfg, base_url=url)
+    (critique,), _, _ = criticise(cfg, tmp_path)
+    assert critique.agrees and "***" in critique.text
+    assert server.asked[0][0] == "/v1/chat/completions?api-version=2024-10-21&code=query-secret"
+    basic = base64.b64encode(b"ann:pass-word-7").decode()
+    assert f"Basic {basic}" in server.asked[0][1].values()
+    shown = json.dumps(public(dataclasses.replace(Config(), api=cfg)))
+    assert "api-version=2024-10-21" in shown and "127.0.0.1" in shown
+    for secret in (KEY, "pass-word-7", "query-secret", basic):
+        assert secret not in critique.text and secret not in shown
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://ann:pass/word@host/v1", "http://ann:p%23w@host:1/v1", "http://ann:x@[host/v1", "x"]
+)
+def test_a_url_that_cannot_be_is_refused_without_its_password(tmp_path, url):
+    cfg = ApiConfig(base_url=url, model="m", key_variable="")
+    if "%23" in url:
+        assert public_url(url) == "http://***@host:1/v1"
+        return
+    with pytest.raises(CriticError, match=r"api.base_url = .*is needed") as error:
+        Server(cfg, tmp_path)
+    assert "word" not in str(error.value) and "ann:x" not in str(error.value)
+
+
+def test_a_key_in_the_place_of_its_name_is_not_repeated(tmp_path):
+    with pytest.raises(CriticError, match="name of an environment variable") as error:
+        Server(ApiConfig(base_url="http://host/v1", model="m", key_variable=KEY), tmp_path)
+    assert KEY not in str(error.value)
+
+
+def test_a_server_without_a_key_keeps_its_words(serve, tmp_path):
+    """What such a server is sent in the place of a key is an ordinary word, and no secret."""
+    _, cfg = serve((400, "there is none of that"), key_variable="")
+    _, totals, _ = criticise(cfg, tmp_path)
+    assert "there is none of that" in totals.last_fault

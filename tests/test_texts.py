@@ -146,7 +146,7 @@ def test_a_server_is_asked_by_them(tokenizer, own):
 
         def ask(self, messages, attempt):
             self.asked.append(messages)
-            return Reply(None, "busy", 0, 0.0)
+            return Reply(None, False, "busy", 0, 0, 0.0)
 
     texts, attempt = open_texts(own, tokenizer.encode_chat), Attempt(None, WRONG, 0.0, False, None, "ok")
     _criticised(Quiet(), RefineConfig(), PROBLEM, attempt, texts.critique)

@@ -20,6 +20,7 @@ from cgrpo_jax.text.prompts import INSTRUCTION, Task, question_messages
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
 TRACE = "target"  # the column of a stronger model's solutions
+SOLUTION_COLUMNS = ("solution", TRACE, "answer")  # of a worked solution, in the order in which they are looked for
 NAMED = 12  # columns in a message
 ROLES = ("system", "user", "assistant")
 LISTS = (list, tuple, np.ndarray)
@@ -154,6 +155,26 @@ def trace_of(problem: Problem) -> str:
     return solution_text(problem.columns.get(TRACE), TRACE)
 
 
+class Worked(NamedTuple):
+    """A worked solution of the data, and the column that it stands in."""
+
+    column: str
+    text: str
+
+
+def worked_solution(problem: Problem) -> Worked | None:
+    """What a critic may be shown as the solution; None where the data hold none, or the bare answer."""
+    spelt = {name.lower(): name for name in problem.columns}
+    for column in [spelt[name] for name in SOLUTION_COLUMNS if name in spelt]:
+        try:
+            text = solution_text(problem.columns[column], column)
+        except RowError:
+            continue
+        if text.strip() != problem.answer:
+            return Worked(column, text)
+    return None
+
+
 def solution_text(value: Any, column: str) -> str:
     """A text that may be learnt: text, or the assistant's turn of a chat. Raises RowError."""
     if isinstance(value, LISTS) and is_chat(value):
@@ -173,9 +194,13 @@ def _answer(row: Mapping[str, Any], cfg: DataConfig) -> tuple[Any, str]:
     return row[column], column
 
 
-def _others(row: Mapping[str, Any], question_columns: Collection[str], answer_column: str) -> dict[str, Any]:
-    """As `other_columns`, and of `reward_model` what it holds beside question and answer."""
-    columns = other_columns(row, {*question_columns, answer_column})
+def _others(row: Mapping[str, Any], question_columns: Collection[str], answer_column: str, gold: str) -> dict[str, Any]:
+    """As `other_columns`, and of `reward_model` what it holds beside question and answer.
+
+    The answer's column stays where it holds more than the answer: a worked solution, whose box or #### has the gold.
+    """
+    worked = str(row.get(answer_column, "")).strip() != gold
+    columns = other_columns(row, {*question_columns} if worked else {*question_columns, answer_column})
     if answer_column == "reward_model.ground_truth":
         columns["reward_model"] = other_columns(row["reward_model"], ("question", "ground_truth"))
     return columns
@@ -237,7 +262,7 @@ def _asked(row: Mapping[str, Any], cfg: DataConfig, gold: str, answer_column: st
     grader = "math" if cfg.grader == "auto" else cfg.grader
     column = named_column(row, cfg.question_column, QUESTION_COLUMNS)
     turns_column = "prompt" if is_chat(row.get("prompt")) else column
-    others = _others(row, {column, turns_column}, answer_column)
+    others = _others(row, {column, turns_column}, answer_column, gold)
     if not is_chat(row[turns_column]):
         question = text_of(row[column], column)
         problem = Problem(question, gold, question_messages(question), grader, columns=others)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from cgrpo_jax.data.arithmetic import worked_critique
+from cgrpo_jax.data.rows import RowError, text_of, worked_solution
 from cgrpo_jax.records import Attempt, Critique, Problem
 from cgrpo_jax.rollout.collect import Critic
 from cgrpo_jax.text import prompts
@@ -21,21 +22,17 @@ def indicative_gt(problem: Problem, attempt: Attempt) -> str:
     return prompts.indicative_gt(attempt.correct, problem.answer)
 
 
-def inverted(problem: Problem, attempt: Attempt) -> str:
-    """A control: the opposite of the verdict (the paper's appendix C: entropy explodes)."""
-    return prompts.indicative(not attempt.correct)
-
-
 def worked(problem: Problem, attempt: Attempt) -> str:
     """Generated tasks only: the task's own checker names the first wrong step and gives a verdict, not the answer."""
     return worked_critique(problem.question, attempt.text, attempt.correct)
 
 
 def shown_truth(problem: Problem, reference: str) -> str | None:
-    """What a critic that is a model is shown, see options.REFERENCES."""
+    """What a critic that is a model is shown beside question and attempt, see options.REFERENCES."""
     if reference == "none":
         return None
-    return problem.columns.get("solution", problem.answer) if reference == "solution" else problem.answer
+    solution = worked_solution(problem) if reference == "solution" else None
+    return problem.answer if solution is None else solution.text
 
 
 def templated(text_of: Callable[[Problem, Attempt], str]) -> Critic:
@@ -53,10 +50,13 @@ def templated(text_of: Callable[[Problem, Attempt], str]) -> Critic:
 def offline(
     problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
 ) -> Generator[Any, Any, list[Critique]]:
-    """What the data say of this problem, in the column `critique`; nothing usable where that is empty."""
+    """What the data say of this problem, in the column `critique`; nothing usable where that holds no text."""
     yield from ()
-    text = problem.columns.get("critique")
-    return [Critique(text if isinstance(text, str) and text.strip() else None) for _ in attempts]
+    try:
+        text = text_of(problem.columns.get("critique"), "critique")
+    except RowError:
+        text = None
+    return [Critique(text) for _ in attempts]
 
 
-TEMPLATES = {"indicative": indicative, "indicative_gt": indicative_gt, "inverted": inverted, "worked": worked}
+TEMPLATES = {"indicative": indicative, "indicative_gt": indicative_gt, "worked": worked}

@@ -27,6 +27,7 @@ def _texts(found: Any, count: int) -> list[str | None]:
     for text in found:
         if text is not None and not isinstance(text, str):
             raise TypeError(f"text or None is needed, not {type(text).__name__}")
+        (text or "").encode()  # half a character could not be read by the policy
     return [text if text and text.strip() else None for text in found]
 
 
@@ -52,9 +53,10 @@ class OwnCritic:
             texts = [None] * len(attempts)
         made = []
         for text, attempt in zip(texts, attempts, strict=True):
-            verdict = verdict_of(text or "")
+            verdict = verdict_of(text or "", finished=True)
             agrees = None if verdict is None else verdict == attempt.correct
-            made.append(or_fallback(Critique(text, verdict, agrees, tries=1), problem, attempt, self.cfg))
+            critique = Critique(text, verdict, agrees, tries=1, first_agrees=agrees)
+            made.append(or_fallback(critique, problem, attempt, self.cfg, reference="none"))
         return made
 
     def check(self, problems: Sequence[Problem], attempts: Sequence[Attempt]) -> None:

@@ -30,7 +30,7 @@ from cgrpo_jax.rollout.own_critic import OwnCritic, by_function
 from cgrpo_jax.rollout.refining import fitted
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.rollout.stories import Sample, Work
-from cgrpo_jax.rollout.verdicts import or_fallback, usable, verdict_of
+from cgrpo_jax.rollout.verdicts import NEEDS, inverted, is_asked_about, judged, or_fallback
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 
@@ -42,8 +42,8 @@ class Writer:
     tokenizer: Tokenizer
     cfg: RefineConfig
     reference: str  # what the critic is shown, one of options.REFERENCES
-    concludes: bool  # the critic is asked for a verdict
-    must_agree: bool  # a verdict that is not that of the rule makes a critique unusable
+    needs: str  # of a usable critique, see `judged`
+    concludes: bool = True  # the critic is asked for a verdict
     prompt: CriticPrompt = critique_messages
     model: int = POLICY  # whose tokenizer it is
 
@@ -59,12 +59,8 @@ class Writer:
 
     def critique(self, completion: Completion, correct: bool, before: Critique) -> Critique:
         """What one more text makes of a critique."""
-        whole = self.tokenizer.decode(completion.ids)
-        text, verdict = usable(whole), verdict_of(usable(whole) if self.concludes else "")
-        agrees = None if verdict is None else verdict == correct
-        heard = not self.concludes or (verdict is not None and (agrees or not self.must_agree))
-        good = bool(text) and heard
-        return Critique(text if good else None, verdict, agrees, before.tries + 1, before.tokens + len(completion.ids))
+        text, written = self.tokenizer.decode(completion.ids), len(completion.ids)
+        return judged(text, completion.finished, correct, self.needs, before, written)
 
 
 class LocalCritic(NamedTuple):
@@ -75,7 +71,7 @@ class LocalCritic(NamedTuple):
 
 
 def by_model(writer: Writer) -> Critic:
-    """A critic whose verdict must be that of the rule."""
+    """A critic that is asked anew while what it wrote is not usable, `refine.critique_tries` times."""
 
     def critic(
         problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
@@ -84,7 +80,7 @@ def by_model(writer: Writer) -> Critic:
         for round_ in range(writer.cfg.critique_tries):
             asked = []
             for g, attempt in attempts:
-                if found[g].text is None:
+                if found[g].text is None and is_asked_about(attempt, writer.cfg):
                     asked.append(
                         (attempt, writer.request(problem, Name(Kind.CRITIQUE, number, g, round_), attempt.text))
                     )
@@ -94,7 +90,7 @@ def by_model(writer: Writer) -> Critic:
                 if request is not None:
                     g = request.name.sample
                     found[g] = writer.critique(next(completions), attempt.correct, found[g])
-        return [or_fallback(found[g], problem, attempt, writer.cfg) for g, attempt in attempts]
+        return [or_fallback(found[g], problem, attempt, writer.cfg, writer.reference) for g, attempt in attempts]
 
     return critic
 
@@ -139,6 +135,18 @@ def evaluated(
     return [attempt.evaluation or Critique(None) for _, attempt in attempts]
 
 
+def turned_round(critic: Critic) -> Critic:
+    """The control of the paper's appendix C: each critique with the opposite verdict; unusable where it has none."""
+
+    def opposite(
+        problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
+    ) -> Generator[Sample | Work, Any, list[Critique]]:
+        critiques = yield from critic(problem, number, attempts)
+        return [one._replace(text=inverted(one.text)) if one.text is not None else one for one in critiques]
+
+    return opposite
+
+
 def critic_and_scorer(
     cfg: RefineConfig,
     tokenizer: Tokenizer,
@@ -156,28 +164,23 @@ def critic_and_scorer(
       local: of critique=local.
       own: of critique=function.
     """
+    scorer = rule
     if server is not None:
-        return by_server(server, cfg, prompt), rule
-    if own is not None:
-        return by_function(own), rule
-    if cfg.critique in TEMPLATES:
-        return templated(TEMPLATES[cfg.critique]), rule
-    if cfg.critique == "offline":
-        return offline, rule
-    if cfg.critique == "local":
+        critic = by_server(server, cfg, prompt)
+    elif own is not None:
+        critic = by_function(own)
+    elif cfg.critique in TEMPLATES:
+        critic = templated(TEMPLATES[cfg.critique])
+    elif cfg.critique == "offline":
+        critic = offline
+    elif cfg.critique == "local":
         assert local is not None  # it has been opened with the run
-        writer = Writer(
-            local.tokenizer, cfg, local.reference, concludes=True, must_agree=True, prompt=prompt, model=LOCAL
-        )
-        return by_model(writer), rule
-    writer = Writer(
-        tokenizer,
-        cfg,
-        reference="gt" if cfg.critique == "self_gt" else "none",
-        concludes=cfg.critique != "no_verdict",
-        must_agree=cfg.critique == "self_gt",
-        prompt=prompt,
-    )
-    if cfg.critique == "self_eval":
-        return evaluated, self_evaluation(writer, rule)
-    return by_model(writer), rule
+        writer = Writer(local.tokenizer, cfg, local.reference, NEEDS[cfg.critique_accept], prompt=prompt, model=LOCAL)
+        critic = by_model(writer)
+    elif cfg.critique == "self_eval":
+        critic, scorer = evaluated, self_evaluation(Writer(tokenizer, cfg, "none", "verdict", prompt=prompt), rule)
+    elif cfg.critique == "no_verdict":
+        critic = by_model(Writer(tokenizer, cfg, "none", "text", concludes=False, prompt=prompt))
+    else:
+        critic = by_model(Writer(tokenizer, cfg, "gt", NEEDS[cfg.critique_accept], prompt=prompt))
+    return turned_round(critic) if cfg.inverted else critic, scorer

@@ -43,23 +43,43 @@ def refinement_messages(question: str, attempts: Sequence[tuple[str, str]]) -> t
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
 
 
-CRITIC = """You are a science expert. A student is trying to solve a question. Explain step by step, and briefly, \
-whether the student's solution is correct: check each step, and name the first one that is wrong. End with a line that \
-is either `Conclusion: correct [END]` or `Conclusion: incorrect [END]`."""
+CRITIC = (
+    "You are a science expert. A student is trying to solve a question. Please explain briefly (step-by-step) whether "
+    "the student's solution is correct or not. Finally, conclude your judgment with: "
+    '"Conclusion: correct/incorrect [END]."'
+)
 DOUBTER = """You are a science expert. A student is trying to solve a question. Go through the student's solution step \
 by step, and say briefly what in it is doubtful, missing or wrong. Do not say whether the solution is correct."""
+RELEASE_CRITIC = """You are a science expert. Analyze a student's incorrect solution by comparing it with the correct \
+solution. Identify any errors and provide a detailed step-by-step explanation of mistakes. Conclude with: 'Conclusion: \
+wrong [END]'"""
 
 
 def critique_messages(question: str, solution: str, ground_truth: str | None, verdict: bool) -> tuple[Message, ...]:
-    """The critic's prompt (after the paper's appendices B and H; its literal text is not public).
+    """The critic's prompt of the paper (appendix B).
+
+    The line with the ground truth, and the prompt without a verdict, are ours: the paper has them in words alone (H).
 
     Args:
       ground_truth: shown to the critic where it is given.
       verdict: whether the critic shall conclude whether the solution is correct.
     """
-    reference = "" if ground_truth is None else f"\n\n**Ground truth:** {ground_truth}"
-    text = f"**Question:** {question}\n\n**Student's Solution:** {solution}{reference}\n\n**Critique:**"
+    reference = "" if ground_truth is None else f"\nGround truth: {ground_truth}"
+    text = f"Question: {question}\nStudent's Solution: {solution}{reference}"
     return ({"role": "system", "content": CRITIC if verdict else DOUBTER}, {"role": "user", "content": text})
+
+
+def release_critique_messages(
+    question: str, solution: str, ground_truth: str | None, verdict: bool
+) -> tuple[Message, ...]:
+    """The critic's prompt of the paper's release (its critique type `text`): a wrong solution beside a right one."""
+    parts = (
+        f"**Question:** {question}",
+        f"**Student's Answer:** \n{solution}",
+        f"**Correct Solution:** \n{ground_truth or ''}",
+        "**Critique:**",
+    )
+    return ({"role": "system", "content": RELEASE_CRITIC}, {"role": "user", "content": "\n\n".join(parts)})
 
 
 Task = Callable[[str], Sequence[Message]]

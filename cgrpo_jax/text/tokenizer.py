@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cgrpo_jax.model.hf_config import CheckpointError, read_json
 from cgrpo_jax.records import Message
+from cgrpo_jax.text.prompts import SYSTEM
 
 # Private-use characters stand in for the contents while the template's own text is found out.
 PLACEHOLDER = "\ue000{}\ue001"
@@ -200,7 +201,8 @@ class Tokenizer:
         No spans where the template rewrites the contents.
 
         Raises:
-          PromptError: a part of a text is not in what the template makes of it. A system turn may be left out whole.
+          PromptError: a part of a text is not in what the template makes of it. A system turn that is left out whole
+            stands at the head of the user's turn, unless it is the task prompt's, which says nothing.
         """
 
         def template(contents: Sequence[str]) -> str:
@@ -217,8 +219,11 @@ class Tokenizer:
         contents = [message["content"] for message in messages]
         pieces = re.split("\ue000(\\d+)\ue001", template([PLACEHOLDER.format(i) for i in range(len(contents))]))
         own, shown = "\ue000".join(pieces[0::2]), {int(number) for number in pieces[1::2]}
-        if any(message["role"] != "system" for i, message in enumerate(messages) if i not in shown):
+        left_out = [message for i, message in enumerate(messages) if i not in shown]
+        if any(message["role"] != "system" for message in left_out) or len(left_out) == len(messages):
             raise PromptError("the chat template leaves out a turn")
+        if any(message["content"] != SYSTEM for message in left_out):  # what a critic is told to do, say
+            return self._render(_folded(messages))
 
         def filled(used: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
             text, spans = pieces[0], []

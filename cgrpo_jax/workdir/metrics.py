@@ -54,6 +54,8 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "refine/success": _mean([any(a.correct for a in group.refinements) for group in refined_groups]),
         "critique/valid": _mean([critique.verdict is not None for critique in written]),
         "critique/agreement": _mean(agreeing),
+        "critique/first_valid": _mean([critique.first_agrees is not None for critique in written]),
+        "critique/first_agreement": _mean([one.first_agrees for one in written if one.first_agrees is not None]),
         "critique/fallback": _mean([critique.fallback for critique in written]),
         "critique/unusable": _mean([critique.text is None for critique in critiques]),
         "critique/tries": _mean([critique.tries for critique in written]),

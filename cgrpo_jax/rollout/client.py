@@ -1,0 +1,156 @@
+"""One request to a critic's server, within a deadline and a limit of bytes; its reply is read as a stranger's text.
+
+It is loaded only where a server is asked: `openai` and the `httpx2` that it brings are an extra.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import threading
+import urllib.parse
+from collections.abc import Coroutine, Mapping
+from typing import Any, NamedTuple
+
+import httpx2
+import openai
+
+from cgrpo_jax.options import ApiConfig
+from cgrpo_jax.secrecy import without
+
+LONGEST = 1 << 16  # characters of a critique; what is longer is no critique
+MOST_BYTES = 1 << 22  # of a reply, which holds more than the critique
+MOST_TOKENS = 10_000_000  # that one request may read or write; a server that reports more is not believed
+LINE = 200  # characters of a fault
+OF_THE_WIRE = ("content-length", "transfer-encoding")  # headers that do not hold for a body that is read
+PASSING = (408, 409, 425, 429)  # refusals that another time may not bring
+
+
+class Answer(NamedTuple):
+    """What a server said to one request."""
+
+    replied: bool = False  # there is a reply that may have to be paid for
+    text: str | None = None
+    finished: bool = False  # the model ended it; else a limit did
+    fault: str | None = None  # why there is no text
+    lasting: bool = False  # of a fault: the same request will be refused again
+    status: int = 0  # of HTTP, where the server refused
+    read: int | None = None  # tokens; None: not reported, or not as a number that can be
+    written: int | None = None
+
+
+class _Bounded(httpx2.AsyncClient):
+    """Reads each reply whole, uncompressed, within `seconds` from the first byte sent to the last one received."""
+
+    def __init__(self, seconds: float):
+        super().__init__(timeout=seconds, headers={"accept-encoding": "identity"}, limits=httpx2.Limits())
+        self.seconds = seconds
+
+    async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:  # type: ignore[override]
+        """Raises httpx2.ReadTimeout after the deadline, and httpx2.DecodingError for a reply that is compressed."""
+        try:
+            async with asyncio.timeout(self.seconds):
+                response = await super().send(request, **kwargs | {"stream": True})
+                try:
+                    if response.headers.get("content-encoding", "identity") != "identity":
+                        raise httpx2.DecodingError("the reply is compressed, which was not asked for", request=request)
+                    body = bytearray()
+                    async for part in response.aiter_raw():
+                        body += part
+                        if len(body) > MOST_BYTES:  # the rest is not read; what is there is no JSON
+                            break
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise httpx2.ReadTimeout(f"no whole reply within {self.seconds:g} s", request=request) from None
+        headers = {name: value for name, value in response.headers.items() if name not in OF_THE_WIRE}
+        return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+
+
+class Client:
+    """One model behind a URL. Any thread may ask. Use as a context manager."""
+
+    def __init__(self, cfg: ApiConfig, key: str, secrets: tuple[str, ...]):
+        parts = urllib.parse.urlsplit(cfg.base_url)
+        self._secrets, self._loop = secrets, asyncio.new_event_loop()
+        self._openai = openai.AsyncOpenAI(
+            base_url=parts._replace(query="").geturl(),
+            api_key=key,
+            max_retries=cfg.retries,
+            timeout=cfg.seconds,
+            default_query=dict(urllib.parse.parse_qsl(parts.query)),  # Azure's api-version
+            default_headers={"api-key": key} if ".azure.com" in parts.netloc else None,
+            http_client=_Bounded(cfg.seconds),
+        )
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="critic")
+        self._thread.start()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._begun(self._openai.close()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _begun(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _create(self, asked: Mapping[str, Any]) -> Any:
+        return await self._openai.chat.completions.with_raw_response.create(**asked)
+
+    def send(self, asked: Mapping[str, Any]) -> Answer:
+        """Blocks, for `api.seconds` at each of its tries at most. Never raises what a server does."""
+        try:
+            reply = self._begun(self._create(asked)).result()
+        except openai.APIStatusError as error:
+            passing = error.status_code >= 500 or error.status_code in PASSING
+            lasting = not passing or error.code == "insufficient_quota"
+            return self._fault(error, str(error), lasting, error.status_code)
+        except openai.APITimeoutError as error:
+            return self._fault(error, str(error.__cause__ or error), False)
+        except Exception as error:  # no connection, or whatever a library makes of a stranger's bytes
+            cause = error.__cause__ or error
+            return self._fault(error, f"{type(cause).__name__}: {cause}", True)
+        answer = read_reply(reply.content)
+        return answer._replace(text=without(self._secrets, answer.text), fault=self._line(answer.fault or "") or None)
+
+    def _fault(self, error: Exception, said: str, lasting: bool, status: int = 0) -> Answer:
+        return Answer(fault=self._line(f"{type(error).__name__}: {said}"), lasting=lasting, status=status)
+
+    def _line(self, text: str) -> str:
+        """The beginning of a text, in one line of printable characters and without a secret."""
+        line = " ".join(without(self._secrets, text).split())[:LINE]
+        return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def read_reply(body: bytes) -> Answer:
+    """The critique in a reply, which may be anything at all."""
+    try:
+        tree: dict[str, Any] = json.loads(body)
+        choice: dict[str, Any] = tree["choices"][0]
+        text = choice["message"]["content"]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        what = "is too long" if len(body) > MOST_BYTES else f"is no chat completion ({type(error).__name__})"
+        return Answer(True, fault=f"the reply {what}", lasting=len(body) <= MOST_BYTES)
+    usage = tree.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    answer = Answer(True, read=_count(usage.get("prompt_tokens")), written=_count(usage.get("completion_tokens")))
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return answer._replace(fault="the reply is empty")
+    if not isinstance(text, str):
+        return answer._replace(fault=f"the reply holds {type(text).__name__} where text belongs")
+    if len(text) > LONGEST:
+        return answer._replace(fault=f"the reply has more than {LONGEST} characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return answer._replace(fault="the reply holds half a character (a lone surrogate)")
+    return answer._replace(text=text, finished=choice.get("finish_reason") == "stop")
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens as a server reports it; None for what it cannot be."""
+    return value if type(value) is int and 0 < value <= MOST_TOKENS else None
