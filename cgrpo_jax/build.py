@@ -85,7 +85,10 @@ def model_folder(path: str, revision: str = "main", key: str = "model.path") -> 
     if path.strip() and folder.is_dir():
         return folder
     if not path.strip() or path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise CheckpointError(f"{key} = {path!r}: no such folder; give a Hugging Face folder or a hub id")
+        raise CheckpointError(
+            f"{key} = {path!r}: no such folder; give a Hugging Face folder or a hub id "
+            f"(--config.{key}={PACKAGE}quickstart is the embedded model)"
+        )
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=patterns))

@@ -6,22 +6,38 @@ from cgrpo_jax.config import Config, ConfigError, samples_refinements
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.model.decoder import ModelConfig
-from cgrpo_jax.options import faults
+from cgrpo_jax.options import RefineConfig, faults
 from cgrpo_jax.sampling.sizes import fixed_sizes
 
 CONCLUDING = ("worked", "offline", "self_gt", "self_eval", "api", "local")  # critics that end in a verdict
 
 
+def holds_out(cfg: Config) -> bool:
+    """Whether questions of the training file are kept for evaluation: it has no split, and no other is named."""
+    trained = cfg.method in ("rl", "sft") and local_file(cfg.data.source) is not None
+    return bool(trained and cfg.eval.every and not cfg.eval.source and not cfg.eval.tasks)
+
+
+def _told(*rules: tuple[bool, str, str]) -> list[str]:
+    """Of (whether it is wrong, what is wrong, what mends it) what is wrong, with its mend as an option to paste."""
+    return [f"{what} (--config.{mend})" for wrong, what, mend in rules if wrong]
+
+
 def _evaluation_faults(cfg: Config) -> list[str]:
-    wrong = []
-    own_file = local_file(cfg.data.source) is not None and cfg.eval.source in ("", cfg.data.source)
-    if cfg.eval.every and own_file and not cfg.eval.tasks and cfg.method != "generate":
-        wrong.append(
-            "eval.every needs eval.source or eval.tasks: a file has no split, and its rows are those of training"
-        )
-    if cfg.method == "eval" and not cfg.eval.tasks:
-        wrong.append("method=eval needs eval.tasks: names and NAME=FILE, with commas between them")
-    return wrong
+    same = local_file(cfg.data.source) is not None and cfg.eval.source == cfg.data.source and cfg.method != "generate"
+    return _told(
+        (
+            bool(cfg.eval.every and same),
+            f"eval.source = {cfg.eval.source!r} is the file that is trained on; without it a tenth of its questions is "
+            "held out",
+            "eval.source=",
+        ),
+        (
+            cfg.method == "eval" and not cfg.eval.tasks,
+            "method=eval needs eval.tasks: names and NAME=FILE, with commas between them",
+            "eval.tasks=math500",
+        ),
+    )
 
 
 def _best_faults(cfg: Config) -> list[str]:
@@ -29,80 +45,124 @@ def _best_faults(cfg: Config) -> list[str]:
     if not best:
         return []
     if cfg.method not in ("rl", "sft") or not cfg.eval.every:
-        return [f"checkpoint.best = {best!r} needs evaluations in training: method=rl or sft, and eval.every > 0"]
+        needed = f"checkpoint.best = {best!r} needs evaluations in training: method=rl or sft, and eval.every > 0"
+        return _told((True, needed, "checkpoint.best="))
     tasks = [f"eval/{name}" for name, _ in parse_names(cfg.eval.tasks)]
     known = [f"{name}/pass@1" for name in (["eval"] if cfg.eval.source or not tasks else []) + tasks]
-    if best in known:
-        return []
-    return [f"checkpoint.best = {best!r}: no evaluation ranks checkpoints by it; there is {', '.join(known)}"]
+    there = f"checkpoint.best = {best!r}: no evaluation ranks checkpoints by it; there is {', '.join(known)}"
+    return _told((best not in known, there, f"checkpoint.best={known[0]}"))
 
 
 def _refine_faults(cfg: Config) -> list[str]:
-    wrong: list[str] = []
-    samples = cfg.train.samples
-    if cfg.refine.trigger == "never":
-        return wrong
-    if cfg.refine.k < (0 if cfg.method == "generate" and cfg.generate.rows == "critiques" else 1):
-        wrong.append("refine.k must be at least 1 with refinements on (refine.trigger=never turns them off)")
-    if cfg.refine.k > samples:
-        wrong.append(f"refine.k = {cfg.refine.k} exceeds the train.samples = {samples} refinements of a problem")
-    if cfg.refine.group == "replace" and cfg.refine.k >= samples:
-        wrong.append("refine.group=replace with refine.k >= train.samples leaves no response in the group")
+    refine, samples, new = cfg.refine, cfg.train.samples, cfg.sampling.max_new_tokens
+    if refine.trigger == "never":
+        return []
+    by_sampler, local = cfg.objective.refined_shape == "ratio_to_sampler", refine.refiner == "local"
+    shape = "objective.refined_shape=ratio_to_sampler"
+    least = 0 if cfg.method == "generate" and cfg.generate.rows == "critiques" else 1
+    wrong = _told(
+        (refine.k < least, "refine.k must be at least 1, or refine.trigger=never", "refine.k=1"),
+        (
+            refine.k > samples,
+            f"refine.k = {refine.k} exceeds the train.samples = {samples} refinements of a problem",
+            f"refine.k={samples}",
+        ),
+        (
+            refine.group == "replace" and refine.k >= samples,
+            "refine.group=replace with refine.k >= train.samples leaves no response in the group",
+            "refine.group=append",
+        ),
+    )
     if not samples_refinements(cfg):
-        if cfg.refine.k > 1:
-            wrong.append(f"refine.k = {cfg.refine.k}: refine.refiner=target has one trace for each problem")
-        if cfg.objective.refined_shape == "ratio_to_sampler":
-            wrong.append("objective.refined_shape=ratio_to_sampler: nobody sampled what refine.refiner=target takes")
-        return wrong
-    if cfg.refine.refiner == "local" and cfg.refine.own_group:
-        wrong.append("refine.own_group trains under the prompt of a refinement: refiner=local's is not the policy's")
-    if cfg.refine.refiner == "local" and cfg.objective.refined_shape == "ratio_to_sampler":
-        wrong.append("objective.refined_shape=ratio_to_sampler: refine.refiner=local is not sampled from the policy")
-    if cfg.refine.own_group and cfg.refine.context != "together":
-        wrong.append("refine.own_group needs refine.context=together: refinements of one prompt are a group")
-    if cfg.refine.inverted and cfg.refine.critique == "no_verdict":
-        wrong.append("refine.inverted turns a verdict round: refine.critique=no_verdict has none")
-    if cfg.refine.critique_accept == "any" and cfg.refine.critique in ("self_eval", "no_verdict"):
-        wrong.append(f"refine.critique_accept=any: refine.critique={cfg.refine.critique} has a rule of its own")
-    written = cfg.refine.critique in ("self_gt", "self_eval", "no_verdict", "local")
-    if (cfg.refine.critique == "function") != bool(cfg.refine.critique_fn):
-        wrong.append("refine.critique=function and refine.critique_fn=package.module:function need each other")
-    if written and cfg.refine.critique_tokens > cfg.sampling.max_new_tokens:
-        wrong.append(
-            f"refine.critique_tokens = {cfg.refine.critique_tokens} exceeds sampling.max_new_tokens = "
-            f"{cfg.sampling.max_new_tokens}: a critique is sampled in the same rows"
+        one = f"refine.k = {refine.k}: refine.refiner=target has one trace for each problem"
+        nobody = f"{shape}: nobody sampled what refine.refiner=target takes"
+        return wrong + _told((refine.k > 1, one, "refine.k=1"), (by_sampler, nobody, "objective.refined_shape=shaped"))
+    own = "refine.own_group trains under the prompt of a refinement: refiner=local's is not the policy's"
+    other = f"{shape}: refine.refiner=local is not sampled from the policy"
+    together = "refine.own_group needs refine.context=together: refinements of one prompt are a group"
+    return (
+        wrong
+        + _told(
+            (local and refine.own_group, own, "refine.own_group=false"),
+            (local and by_sampler, other, "objective.refined_shape=shaped"),
+            (refine.own_group and refine.context != "together", together, "refine.context=together"),
+            (
+                refine.max_prompt_tokens <= cfg.data.max_prompt_tokens,
+                "refine.max_prompt_tokens must exceed data.max_prompt_tokens: it holds the question and more",
+                f"refine.max_prompt_tokens={max(4 * cfg.data.max_prompt_tokens, 4)}",
+            ),
         )
-    if "local" in (cfg.refine.critique, cfg.refine.refiner) and not cfg.local.path.strip():
-        wrong.append("refine.critique=local and refine.refiner=local need the second model: local.path")
-    if cfg.refine.critique == "worked" and cfg.data.source != "arithmetic":
-        wrong.append("refine.critique=worked needs a task with a step checker (data.source=arithmetic)")
-    if cfg.refine.max_prompt_tokens <= cfg.data.max_prompt_tokens:
-        wrong.append("refine.max_prompt_tokens must exceed data.max_prompt_tokens: it holds the question and more")
-    return wrong
+        + _critic_faults(cfg, new)
+    )
+
+
+def _critic_faults(cfg: Config, new: int) -> list[str]:
+    refine = cfg.refine
+    written = refine.critique in ("self_gt", "self_eval", "no_verdict", "local")
+    return _told(
+        (
+            refine.inverted and refine.critique == "no_verdict",
+            "refine.inverted turns a verdict round: refine.critique=no_verdict has none",
+            "refine.inverted=false",
+        ),
+        (
+            refine.critique_accept == "any" and refine.critique in ("self_eval", "no_verdict"),
+            f"refine.critique_accept=any: refine.critique={refine.critique} has a rule of its own",
+            f"refine.critique_accept={RefineConfig().critique_accept}",
+        ),
+        (
+            (refine.critique == "function") != bool(refine.critique_fn),
+            "refine.critique=function and refine.critique_fn=package.module:function need each other",
+            "refine.critique=function" if refine.critique_fn else "refine.critique_fn=MODULE:FUNCTION",
+        ),
+        (
+            written and refine.critique_tokens > new,
+            f"refine.critique_tokens = {refine.critique_tokens} exceeds sampling.max_new_tokens = {new}: a critique is "
+            "sampled in the same rows",
+            f"refine.critique_tokens={new}",
+        ),
+        (
+            "local" in (refine.critique, refine.refiner) and not cfg.local.path.strip(),
+            "refine.critique=local and refine.refiner=local need the second model: local.path",
+            "local.path=FOLDER",
+        ),
+        (
+            refine.critique == "worked" and cfg.data.source != "arithmetic",
+            "refine.critique=worked needs a task with a step checker (data.source=arithmetic)",
+            "refine.critique=indicative_gt",
+        ),
+    )
 
 
 def _generate_faults(cfg: Config) -> list[str]:
     rows = cfg.generate.rows
     if rows != "responses" and not samples_refinements(cfg):
-        return [f"generate.rows = {rows!r} needs what a model refines: refine.trigger not never, refiner not target"]
+        asked = f"generate.rows = {rows!r} needs what a model refines: refine.trigger not never, refiner not target"
+        return _told((True, asked, "generate.rows=responses"))
     if rows == "critiques" and cfg.refine.inverted:
-        return ["generate.rows=critiques keeps those whose verdict is the rule's: refine.inverted leaves none"]
-    if rows == "critiques" and cfg.refine.critique not in CONCLUDING:
-        return [
-            f"generate.rows=critiques needs critiques that end in a verdict: refine.critique of {', '.join(CONCLUDING)}"
-        ]
-    return []
+        none = "generate.rows=critiques keeps those whose verdict is the rule's: refine.inverted leaves none"
+        return _told((True, none, "refine.inverted=false"))
+    needed = (
+        f"generate.rows=critiques needs critiques that end in a verdict: refine.critique of {', '.join(CONCLUDING)}"
+    )
+    return _told((rows == "critiques" and cfg.refine.critique not in CONCLUDING, needed, "refine.critique=self_gt"))
 
 
 def _model_faults(cfg: Config, model: ModelConfig) -> list[str]:
     wrong, new = [], cfg.sampling.max_new_tokens
     refining = samples_refinements(cfg)
     for key, slots in [("data", cfg.data.max_prompt_tokens)] + [("refine", cfg.refine.max_prompt_tokens)] * refining:
-        if slots + new > model.max_positions:
-            wrong.append(
+        room = model.max_positions - new
+        wrong += _told(
+            (
+                slots > room,
                 f"{key}.max_prompt_tokens {slots} + sampling.max_new_tokens {new} exceeds the model's "
-                f"{model.max_positions} positions"
+                f"{model.max_positions} positions",
+                f"{key}.max_prompt_tokens={room}"
+                if room > 0
+                else f"sampling.max_new_tokens={model.max_positions // 4}",
             )
+        )
     if model.heads % model.kv_heads:
         wrong.append(f"the model's {model.heads} heads are no multiple of its {model.kv_heads} key/value heads")
     return wrong
@@ -118,31 +178,54 @@ def check_local(cfg: Config, model: ModelConfig) -> None:
         )
 
 
-def check(cfg: Config, model: ModelConfig) -> None:
-    """Raises ConfigError for clashing or impossible values, all of them in one message."""
+def check(cfg: Config, model: ModelConfig | None) -> None:
+    """Raises ConfigError for clashing or impossible values, all of them in one message.
+
+    Args:
+      model: None: it is not to be had, and what does not fit it is not found.
+    """
     wrong = faults(cfg)
-    wrong += _evaluation_faults(cfg) + _best_faults(cfg) + _refine_faults(cfg) + _model_faults(cfg, model)
+    wrong += _evaluation_faults(cfg) + _best_faults(cfg) + _refine_faults(cfg)
+    wrong += _model_faults(cfg, model) if model else []
     try:
         fixed_sizes(cfg.sampler)
     except ValueError as error:
         wrong.append(str(error))
-    updates = max(1, cfg.train.updates_per_rollout)
-    if cfg.train.prompts % updates:
-        wrong.append(f"train.updates_per_rollout = {updates} does not divide {cfg.train.prompts} prompts")
-    if cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform":
-        wrong.append("objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform")
-    if cfg.method == "sft" and cfg.data.source.startswith("reasoning_gym:"):
-        wrong.append("method=sft learns the texts of a file or hub set (or arithmetic): a generated task has none")
-    if cfg.method == "sft" and cfg.train.updates_per_rollout != 1:
-        wrong.append("method=sft has one update a step: train.updates_per_rollout=1")
+    updates, prompts, supervised = max(1, cfg.train.updates_per_rollout), cfg.train.prompts, cfg.method == "sft"
+    wrong += _told(
+        (
+            prompts % updates != 0,
+            f"train.updates_per_rollout = {updates} does not divide {prompts} prompts",
+            f"train.prompts={-(-prompts // updates) * updates}",
+        ),
+        (
+            cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform",
+            "objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform",
+            "objective.weights=uniform",
+        ),
+        (
+            supervised and cfg.data.source.startswith("reasoning_gym:"),
+            "method=sft learns the texts of a file or hub set (or arithmetic): a generated task has none",
+            "data.source=arithmetic",
+        ),
+        (
+            supervised and cfg.train.updates_per_rollout != 1,
+            "method=sft has one update a step: train.updates_per_rollout=1",
+            "train.updates_per_rollout=1",
+        ),
+        (
+            cfg.reward.correct_at > 1 and not cfg.reward.fn,
+            f"reward.correct_at = {cfg.reward.correct_at:g}: a grader gives 1 at most; only reward.fn gives more",
+            "reward.correct_at=1",
+        ),
+        (
+            cfg.sampling.temperature <= 0 and cfg.method == "rl",
+            "sampling.temperature must be positive: training needs samples",
+            "sampling.temperature=1",
+        ),
+    )
     if cfg.method == "generate":
         wrong += _generate_faults(cfg)
-    if cfg.reward.correct_at > 1 and not cfg.reward.fn:
-        wrong.append(
-            f"reward.correct_at = {cfg.reward.correct_at:g}: a grader gives 1 at most; only reward.fn gives more"
-        )
-    if cfg.sampling.temperature <= 0 and cfg.method == "rl":
-        wrong.append("sampling.temperature must be positive: training needs samples")
     if wrong:
         separator = "\n  " if len(wrong) > 1 else " "  # a single one is a line
         raise ConfigError(separator.join(["the configuration cannot be run:", *wrong]))

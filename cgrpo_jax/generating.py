@@ -28,6 +28,7 @@ from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.leading import Desk, open_desk
 from cgrpo_jax.learning.finite import TrainingError
+from cgrpo_jax.opening import open_run
 from cgrpo_jax.records import Attempt, Group, Message
 from cgrpo_jax.rollout.verdicts import END, verdict_of
 from cgrpo_jax.sampling.pool import summed
@@ -131,7 +132,7 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
       ConfigError: the workdir holds rows of another model or of other settings.
       TrainingError: the model's numbers are not finite.
     """
-    run = build.open_run(cfg)
+    run = open_run(cfg)
     cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
     with exclusive(workdir), Progress(0, cfg.train.steps) as progress, open_desk(run, progress, workdir) as desk:
         most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size

@@ -8,20 +8,15 @@ import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from cgrpo_jax.asking import introduce
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import reference_of, samples_refinements, shows_truth
-from cgrpo_jax.data.checking import DataError, prompt_fault
-from cgrpo_jax.data.sources import Problems, load_problems
-from cgrpo_jax.data.targets import load_targets
-from cgrpo_jax.data.tasks import load_task, parse_names
+from cgrpo_jax.config import reference_of, samples_refinements
+from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
-from cgrpo_jax.grading import equivalence, rewards
+from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.plugins import open_critic, open_rewards, open_texts, try_on_rows
+from cgrpo_jax.opening import open_all
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, Score, by_rule, collect_groups
 from cgrpo_jax.rollout.own_critic import OwnCritic
@@ -30,75 +25,11 @@ from cgrpo_jax.rollout.written import LocalCritic, critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text.pieces import Pieces
-from cgrpo_jax.text.prompts import Task, Texts, question_messages
-from cgrpo_jax.text.tokenizer import Tokenizer
+from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
-from cgrpo_jax.workdir.tracking import check_tracker
 
 Sample = Callable[[Source], None]  # runs a sampler until the source has nothing more
-
-
-def learnt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """int32 ids of a text that is learnt, with the end of its turn."""
-    return np.asarray([*tokenizer.encode_text(text), tokenizer.end_id], np.int32)
-
-
-def load_data(
-    run: Run, verifier: Verifier, log: Callable[[str], None], task: Task = question_messages
-) -> tuple[Problems, dict[str, list[Problem]], int]:
-    """The training stream, what is evaluated, and the tokens of the longest prompt of training that was looked at."""
-    cfg, lengths = run.cfg, [1]
-
-    def prompt_tokens(problem: Problem) -> int:
-        return len(run.tokenizer.encode_chat(problem.messages))
-
-    def measured(problem: Problem) -> int:
-        count = prompt_tokens(problem)
-        lengths.append(count)
-        return count
-
-    parsable = functools.partial(equivalence.readable, verifier=verifier)
-    load = functools.partial(load_problems, seed=cfg.seed, parsable=parsable, log=log, task=task)
-    load = functools.partial(load, own=bool(cfg.reward.fn), answerless=not shows_truth(cfg))
-    traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
-    load_training = functools.partial(load, cfg.data, prompt_tokens=measured, traced=traced)
-    if cfg.method == "sft" and cfg.data.source != "arithmetic":
-
-        def target_tokens(problem: Problem) -> int:
-            return len(learnt_ids(run.tokenizer, problem.answer))
-
-        most = cfg.sampling.max_new_tokens
-        load_training = functools.partial(load_targets, cfg.data, most, measured, target_tokens, log, task)
-    if not cfg.eval.every or cfg.method == "generate":
-        problems = load_training()
-        return problems, {}, max(lengths)
-    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
-    load_named = functools.partial(
-        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable, task_prompt=task
-    )
-    tasks = {
-        f"eval/{name}": [named.problem for named in load_named(name, where)]
-        for name, where in parse_names(cfg.eval.tasks)
-    }
-    if tasks and not cfg.eval.source:
-        problems = load_training()
-        return problems, tasks, max(lengths)
-    test = dataclasses.replace(cfg.data, split=cfg.eval.split)
-    if cfg.eval.source:
-        test = dataclasses.replace(test, source=cfg.eval.source, revision=cfg.eval.revision)
-        test = dataclasses.replace(test, question_column="", answer_column="")
-    opened, faults = [], []
-    for open_source in (load_training, functools.partial(load, test, prompt_tokens=prompt_tokens)):
-        try:
-            opened.append(open_source())
-        except DataError as error:
-            faults.append(str(error))
-    if faults:  # of both at once
-        raise DataError("\n".join(faults))
-    problems, held_out = opened
-    count = cfg.eval.problems if held_out.size is None else min(cfg.eval.problems or held_out.size, held_out.size)
-    return problems, {"eval": [held_out.get(index) for index in range(count)]} | tasks, max(lengths)
 
 
 @dataclasses.dataclass
@@ -253,14 +184,10 @@ class Desk:
 def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[Desk]:
     """Loads the data and starts the graders; everything that can be refused is refused here."""
     with contextlib.ExitStack() as stack:
-        check_tracker(run.cfg.train.tracker)
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
         asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
-        texts = open_texts(run.cfg.texts, run.tokenizer.encode_chat)
-        own, own_critic = open_rewards(run.cfg, progress.log), open_critic(run.cfg, progress.log)
-        loaded = load_data(run, verifier, progress.log, texts.task)
-        try_on_rows(own, own_critic, loaded[0], run.tokenizer)
+        texts, own, own_critic, loaded = open_all(run.cfg, run.tokenizer, verifier, progress.log)
         if run.cfg.method in ("rl", "generate"):
             introduce(run.cfg, loaded[0], texts.critique, server, progress.log)
         desk = Desk(run, progress, verifier, *loaded, Pieces(run.tokenizer), texts, server, own, own_critic)

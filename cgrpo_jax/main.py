@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from cgrpo_jax import build, command_line
+from cgrpo_jax import command_line
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluating import evaluate_tasks
@@ -23,6 +23,7 @@ from cgrpo_jax.grading.verifier import VerifierError
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
+from cgrpo_jax.opening import open_run
 from cgrpo_jax.planner.preflight import preflight
 from cgrpo_jax.rollout.served import CriticError
 from cgrpo_jax.supervised import sft
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
         if cfg.method not in verbs:
             raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, generate, eval")
         if _PREFLIGHT.value:
-            preflight(build.open_run(cfg), print)
+            preflight(open_run(cfg), print)
         verbs[cfg.method](cfg, workdir)
     except (*ERRORS, OSError) as error:
         if command_line.DEBUG.value:

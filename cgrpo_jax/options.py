@@ -280,7 +280,9 @@ class EvalConfig:
     """Evaluation: of a checkpoint (method=eval), or before, during and after training."""
 
     every: int = option(0, at_least=0)  # steps of training; 0: none at all
-    source: str = ""  # as data.source; "" is data.source itself
+    # As data.source. "": data.source itself, of which a local file has a tenth of its questions (256 at most, by the
+    # seed) kept out of training
+    source: str = ""
     revision: str = "main"  # of a hub id in eval.source
     split: str = "test"
     tasks: str = ""  # names of tasks.TASKS, NAME=FILE and NAME=package.module:function; in training beside eval.source
@@ -349,5 +351,6 @@ def faults(options: Any, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(value):
             found += faults(value, f"{prefix}{field.name}.")
         elif fault := _fault(value, field.metadata):
-            found.append(f"{prefix}{field.name} = {value!r}: {fault}")
+            default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+            found.append(f"{prefix}{field.name} = {value!r}: {fault} (--config.{prefix}{field.name}={default})")
     return found

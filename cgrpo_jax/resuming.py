@@ -11,6 +11,7 @@ from typing import Any
 
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
+from cgrpo_jax.checks import holds_out
 from cgrpo_jax.config import public
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.learning.update import TrainState, init_state
@@ -50,6 +51,8 @@ def contents_of(run: Run) -> dict[str, str]:
         "model.files": files_digest(_side_files(run.folder)),
         "data.content": content,
     }
+    if holds_out(cfg):
+        found["data.held_out"] = "a tenth of the questions"  # with or without it the stream is another
     if run.second is not None:
         found["local.weights"] = files_digest(run.second.folder.glob("*.safetensors"))
         found["local.files"] = files_digest(_side_files(run.second.folder))

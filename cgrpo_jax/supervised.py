@@ -18,11 +18,12 @@ from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import Problems
-from cgrpo_jax.leading import learnt_ids, open_desk
+from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
+from cgrpo_jax.opening import learnt_ids, open_run
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
@@ -57,7 +58,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
     Args:
       on_row: is given each line of metrics.jsonl.
     """
-    run = build.open_run(cfg)
+    run = open_run(cfg)
     cfg, steps, compiled = run.cfg, run.cfg.train.steps, compilation.watch()
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(workdir))

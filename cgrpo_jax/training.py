@@ -18,6 +18,7 @@ from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_co
 from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
 from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
+from cgrpo_jax.opening import open_run
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.planner.ahead import compile_ahead, memory_line
 from cgrpo_jax.records import Group, Source
@@ -71,7 +72,7 @@ def train(
     """
     # ---- Build: everything that can be refused is refused here ----
     hosts = hosts or OneHost()
-    run = build.open_run(cfg)
+    run = open_run(cfg)
     cfg, steps, compiled = run.cfg, cfg.train.steps, compilation.watch()
     with contextlib.ExitStack() as stack:
         if hosts.leader:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_train import lines, small
 
-from cgrpo_jax import leading
+from cgrpo_jax import leading, opening
 from cgrpo_jax.config import METHODS, ConfigError
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.targets import load_targets
@@ -154,7 +154,7 @@ def words(tokenizer, rows, tmp_path, **changes):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     cfg = DataConfig(source=str(tmp_path / "rows.jsonl"), **changes)
     prompt = {"prompt_tokens": lambda p: len(tokenizer.encode_chat(p.messages))}
-    return load_targets(cfg, 8, target_tokens=lambda p: len(leading.learnt_ids(tokenizer, p.answer)), **prompt)
+    return load_targets(cfg, 8, target_tokens=lambda p: len(opening.learnt_ids(tokenizer, p.answer)), **prompt)
 
 
 def test_rows_that_cannot_be_learnt_are_all_named(tokenizer, tmp_path):
@@ -176,6 +176,6 @@ def test_rows_that_cannot_be_learnt_are_all_named(tokenizer, tmp_path):
 
 
 def test_a_learnt_text_ends_as_a_turn_does(tokenizer):
-    ids = leading.learnt_ids(tokenizer, "<|im_end|>1")
+    ids = opening.learnt_ids(tokenizer, "<|im_end|>1")
     assert ids[-1] == tokenizer.end_id == tokenizer.hf.convert_tokens_to_ids("<|im_end|>")
     assert (ids == tokenizer.end_id).sum() == 1  # what the text itself spells is no end

@@ -267,6 +267,30 @@ def test_generated_problems_that_are_too_long():
         load("arithmetic", split="validation")
 
 
+def test_a_file_without_a_split_is_split_by_its_questions(tmp_path):
+    """A tenth, seeded, whatever the order of the rows; no question is on both sides, however often it stands there."""
+    rows = [{"question": f"q{number % 50}", "answer": str(number % 50)} for number in range(60)]
+    found = []
+    for given, seed in ((rows, 0), (rows[::-1], 0), (rows, 1)):
+        whole, said = load(write_jsonl(tmp_path / "a.jsonl", given)), []
+        training, test = sources.hold_out(whole, whole, "a.jsonl", seed, said.append)
+        trained = [training.get(index).question for index in range(training.size)]
+        held = [test.get(index).question for index in range(test.size)]
+        assert len(held) == len(set(held)) == 5 and not set(trained) & set(held)
+        assert sorted(trained) == sorted(row["question"] for row in rows if row["question"] not in held)
+        assert said == [
+            "a.jsonl has no split: 5 of its 50 questions are held out for evaluation (a tenth, 256 at most, by "
+            f"seed={seed}) and never trained on; --config.eval.source=FILE evaluates others"
+        ]
+        found.append(set(held))
+    assert found[0] == found[1] != found[2]
+    many = load(write_jsonl(tmp_path / "b.jsonl", [{"question": f"q{n}", "answer": "1"} for n in range(3000)]))
+    assert sources.hold_out(many, many, "b.jsonl", 0, print)[1].size == 256
+    one = load(write_jsonl(tmp_path / "c.jsonl", [rows[0], rows[0]]))
+    with pytest.raises(DataError, match=r"c\.jsonl: one question is too few to hold one out; --config\.eval\.every=0"):
+        sources.hold_out(one, one, "c.jsonl", 0, print)
+
+
 def test_order_is_seeded_complete_and_seekable(tmp_path):
     problems = load(write_jsonl(tmp_path / "a.jsonl", [{"question": f"q{i}", "answer": "1"} for i in range(10)]))
 

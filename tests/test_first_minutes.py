@@ -1,5 +1,6 @@
 """What somebody sees first: which command to give, help, what a run says as it starts, and errors."""
 
+import json
 import re
 import sys
 import types
@@ -10,8 +11,12 @@ from test_messages import run_main, run_python
 from test_train import small
 
 import cgrpo_jax
-from cgrpo_jax import build, command_line, config_files, main, startup
+from cgrpo_jax import build, command_line, config_files, main, opening, resuming, startup
+from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.main import unforeseen
+from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.workdir.changes import check_changes
 
 
 def test_the_package_names_the_likeliest_commands(tmp_path, monkeypatch):
@@ -61,6 +66,70 @@ def test_a_run_says_where_it_works(monkeypatch, offline):
     assert (
         said[2].endswith("hub is not asked (HF_HUB_OFFLINE)" if offline else "with a token") and "caches /" in said[2]
     )
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A reader's folder: questions under names of their own, and a reward that fails on them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"frage": f"What is {n}+1?", "antwort": str(n + 1)} for n in range(20)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "own_rewards_of_mine.py").write_text("def fails(completions, **columns):\n    return 1 / 0\n")
+    return tmp_path
+
+
+def opened(raw, log=print):
+    cfg = from_config_dict(raw)
+    run = opening.open_run(cfg)
+    with Verifier(VerifierConfig(workers=1)) as verifier:
+        return opening.open_all(cfg, run.tokenizer, verifier, log)
+
+
+def test_all_that_is_wrong_is_said_at_once_with_what_mends_it(files):
+    """Each round pastes what the message says; three rounds find what is wrong on as many levels."""
+    raw = cgrpo_jax.get_config("quickstart")
+    wrong = {"data.source": "min.jsonl", "refine.k": 9, "train.steps": 0, "reward.fn": "no_such_module:f"}
+    raw.update_from_flattened_dict(wrong)
+    counts = []
+    for _ in range(4):
+        try:
+            opening_of = opened(raw)
+            break
+        except ValueError as error:
+            said = str(error)
+        pasted = dict(re.findall(r"--config\.([\w.]+)=([^\s()]*)", said))
+        counts.append(len(pasted))
+        for key, value in pasted.items():
+            raw.update_from_flattened_dict({key: type(raw[key.split(".")[0]][key.split(".")[1]])(value)})
+        if len(counts) == 1:
+            assert said.startswith("3 things keep this run from starting:\n1. the configuration cannot be run:\n")
+            assert all(f"\n{number}. " in said for number in (2, 3)) and "min.jsonl: no such file" in said
+            raw.reward.fn = "own_rewards_of_mine:fails"
+    assert counts == [4, 2, 1]
+    assert opening_of.loaded[0].size == 18 and len(opening_of.loaded[1]["eval"]) == 2
+
+
+@pytest.mark.parametrize("method", ["quickstart", "quickstart:sft"])
+def test_a_file_is_enough(files, method):
+    """Its questions are split, which is said; a run that splits otherwise is not resumed."""
+    rows = [
+        {"question": f"What is {n % 15}+1?", "answer": str(n % 15 + 1), "target": f"\\boxed{{{n % 15 + 1}}}"}
+        for n in range(20)
+    ]
+    (files / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    raw, said = cgrpo_jax.get_config(method), []
+    raw.data.source = "mine.jsonl"
+    problems, evaluations, _ = opened(raw, said.append).loaded
+    trained = {problems.get(index).question for index in range(problems.size)}
+    held = {problem.question for problem in evaluations["eval"]}
+    assert len(held) == 1 and len(trained) == 14 and not held & trained
+    assert any("1 of its 15 questions are held out for evaluation" in line for line in said)
+    whole = resuming.contents_of(build.open_run(from_config_dict(raw)))
+    raw.eval.every = 0
+    other = resuming.contents_of(build.open_run(from_config_dict(raw)))
+    with pytest.raises(ConfigError, match=r"data\.held_out = None .*: eval\.every, eval\.source or eval\.tasks decide"):
+        check_changes(whole, other, "", 1, print)
 
 
 def broken(cfg, workdir):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from test_train import small
 
-from cgrpo_jax import leading, training
+from cgrpo_jax import leading, opening, training
 from cgrpo_jax.records import Kind
 from cgrpo_jax.rollout import critics
 from cgrpo_jax.sampling import sampler
@@ -94,7 +94,7 @@ def test_a_follower_does_what_its_leader_did(tmp_path, monkeypatch):
     with jax.numpy_rank_promotion("allow"), monkeypatch.context() as patched:
         watched(patched, follower)
         for owner, name in [
-            (leading, "load_problems"), (leading, "Verifier"), (leading.rewards, "score"), (training, "open_desk"),
+            (opening, "load_problems"), (leading, "Verifier"), (leading.rewards, "score"), (training, "open_desk"),
             (critics, "indicative_gt"), (tokenizer.Tokenizer, "encode_chat"), (tokenizer.Tokenizer, "decode"),
             (metrics.Writer, "scalars"), (training, "exclusive"), (training, "make_bins"),
             (progress.Progress, "__init__"),  # the only clock of a run

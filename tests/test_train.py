@@ -17,10 +17,10 @@ from cgrpo_jax import build, config, convert, options
 from cgrpo_jax.data import sources
 from cgrpo_jax.generating import generate
 from cgrpo_jax.grading.verifier import Reading, Verifier
-from cgrpo_jax.leading import load_data
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.update import make_optimizer
+from cgrpo_jax.opening import load_data
 from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.plugins import open_rewards
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem
@@ -176,7 +176,8 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *args, split, revision: [{"question": "q", "answer": "1"}])
     assert len(list(sources._hub_rows(sources.DataConfig(source="some/set")))) == 1
     with Verifier(VerifierConfig(workers=1)) as verifier:
-        load_data(build.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"})), verifier, print)
+        run = build.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"}))
+        load_data(run.cfg, run.tokenizer, verifier, print)
     leaves = []
     for field in dataclasses.fields(config.Config):
         value = getattr(config.Config(), field.name)
@@ -222,7 +223,7 @@ def test_named_tasks_are_evaluated_in_training(tmp_path):
     for source, names in (("", {"eval/sums"}), ("arithmetic", {"eval", "eval/sums"})):
         run = build.open_run(small(**asked, **{"eval.source": source}))
         with Verifier(VerifierConfig(workers=1)) as verifier:
-            _, evaluations, _ = load_data(run, verifier, print)
+            _, evaluations, _ = load_data(run.cfg, run.tokenizer, verifier, print)
         assert set(evaluations) == names and [p.answer for p in evaluations["eval/sums"]] == ["69", "69"]
     with jax.numpy_rank_promotion("allow"):
         train(small(**asked, **{"train.steps": 1}), tmp_path / "w")

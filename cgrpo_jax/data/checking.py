@@ -22,6 +22,7 @@ from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.workdir.places import cache_folder
 
 SHOWN = 20
+ALIKE = 3  # so many rows with the same fault have a line each
 EVERY = 10.0  # seconds between two lines about a long check
 LONG = 1_000_000  # characters of a question
 
@@ -127,12 +128,27 @@ def sift(
     return good, bad
 
 
+def _listed(bad: Sequence[tuple[int, str]], source: str) -> list[str]:
+    """A line for each bad row; one for all of them that are bad for the same reason, where these are many."""
+    numbers: dict[str, list[int]] = {}
+    for number, message in sorted(bad):
+        numbers.setdefault(message, []).append(number)
+    lines = []
+    for message, alike in numbers.items():
+        if len(alike) > ALIKE:
+            lines.append((alike[0], f"  {source}, rows {alike[0]} to {alike[-1]}, {len(alike)} of them, {message}"))
+        else:
+            lines += [(number, f"  {source}, row {number}, {message}") for number in alike]
+    return [line for _, line in sorted(lines)]
+
+
 def report_bad_rows(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, log: Log) -> None:
     """Refuses, or names, the rows that are left out."""
-    lines = [f"  {cfg.source}, row {number}, {message}" for number, message in sorted(bad)]
+    lines = _listed(bad, cfg.source)
     if bad and cfg.on_bad_row == "error":
         total = f"bad rows: {len(bad)} of {len(bad) + kept} in {cfg.source}"
-        raise DataError("\n".join([f"{total} (data.on_bad_row=drop leaves them out):", *lines]))
+        drop = " (--config.data.on_bad_row=drop leaves them out)" if kept else ""
+        raise DataError("\n".join([f"{total}{drop}:", *lines]))
     if bad:
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         log("\n".join([f"bad rows left out: {len(bad)} of {len(bad) + kept}", *lines[:SHOWN], *more]))

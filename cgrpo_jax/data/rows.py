@@ -136,6 +136,21 @@ def named_column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> st
     raise _missing(row, named or "/".join(usual))
 
 
+def column_mends(row: Mapping[str, Any], cfg: DataConfig) -> list[str]:
+    """Options that name a column for what a row has under no usual name: the first one asks, the last one answers."""
+    there = [str(name) for name, value in row.items() if value is not None]
+    wanted: list[tuple[str, str, Sequence[str], int]] = [("question_column", cfg.question_column, QUESTION_COLUMNS, 0)]
+    if not isinstance(row.get("reward_model"), Mapping):
+        wanted.append(("answer_column", cfg.answer_column, ANSWER_COLUMNS, -1))
+    mends = []
+    for option, named, usual, place in wanted:
+        try:
+            named_column(row, named, usual)
+        except RowError:
+            mends += [f"--config.data.{option}={there[place]}"] if there else []
+    return mends
+
+
 def is_chat(value: Any) -> bool:
     """Whether a cell holds turns. A list of one text is that text."""
     return isinstance(value, LISTS) and not (len(value) == 1 and isinstance(value[0], str))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import difflib
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +22,7 @@ from cgrpo_jax.data.rows import (
     Parsed,
     RowError,
     asked_by,
+    column_mends,
     parse_own_row,
     parse_row,
     scored_by_functions,
@@ -31,6 +36,7 @@ from cgrpo_jax.workdir.places import expanded
 
 GYM = "reasoning_gym:"
 LARGE = 8_000_000  # bytes: reading such a file is said
+HELD_OUT, MOST_HELD_OUT = 10, 256  # one question in so many of a file, and how many at most
 CHECKED, TRIES, FAR = 128, 64, 1 << 24  # of generated tasks
 
 
@@ -55,6 +61,47 @@ class Problems:
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def generated(source: str) -> bool:
+    """Whether a source is made here, without end."""
+    return source == "arithmetic" or source.startswith(GYM)
+
+
+def hold_out(
+    whole: Problems, asked: Problems, source: str, seed: int, log: Callable[[str], None]
+) -> tuple[Problems, Problems]:
+    """Splits the rows of a file that has no split: what is trained on and what is evaluated, no question in both.
+
+    A tenth of the distinct questions, `MOST_HELD_OUT` at most, by a hash of seed and question: the same ones in any
+    order of the rows. All rows of such a question are left out of training.
+
+    Args:
+      whole: the rows to be trained on; asked: the same file as it is evaluated (another view of it in method=sft).
+
+    Raises:
+      DataError: there are no two questions.
+    """
+    training, evaluated = ([problems.get(index) for index in range(problems.size or 0)] for problems in (whole, asked))
+    names = sorted({_asked_for(one) for one in training}, key=lambda name: _rank(seed, name))
+    if len(names) < 2:
+        raise DataError(f"{source}: one question is too few to hold one out; --config.eval.every=0 does without")
+    held = set(names[: min(MOST_HELD_OUT, max(1, len(names) // HELD_OUT))])
+    log(
+        f"{source} has no split: {len(held)} of its {len(names)} questions are held out for evaluation (a tenth, "
+        f"{MOST_HELD_OUT} at most, by seed={seed}) and never trained on; --config.eval.source=FILE evaluates others"
+    )
+    kept = [one for one in training if _asked_for(one) not in held]
+    tests = {_asked_for(one): one for one in evaluated if _asked_for(one) in held}
+    return Problems(kept.__getitem__, len(kept)), Problems(list(tests.values()).__getitem__, len(tests))
+
+
+def _asked_for(problem: Problem) -> str:
+    return json.dumps([dict(turn) for turn in problem.messages], sort_keys=True)
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
 
 def _hub_rows(cfg: DataConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -131,13 +178,29 @@ def open_rows(cfg: DataConfig) -> list[tuple[int, Mapping[str, Any] | RowError]]
     """Numbered rows of a file or hub set. Raises DataError where there is none or it cannot be read."""
     path = local_file(cfg.source)
     if path and not path.exists():
-        raise DataError(f"data.source: {path}: no such file")
+        raise DataError(f"{path}: no such file")
     if not path and (not cfg.source or expanded(cfg.source).exists()):
         raise DataError(f"data.source = {cfg.source!r}: give a {', '.join(FILE_SUFFIXES)} file, a hub id or a task")
     try:
         return list(file_rows(path)) if path else list(_hub_rows(cfg))
     except (OSError, ValueError, ImportError, csv.Error) as error:
         raise DataError(f"{cfg.source}: cannot be read ({' '.join(str(error).split())[:300]})") from error
+
+
+def mends(cfg: DataConfig, option: str) -> list[str]:
+    """Options that may mend a source which cannot be read: a file of nearly that name, columns of other names.
+
+    Args:
+      option: the key that names the source.
+    """
+    path = local_file(cfg.source)
+    if path and not path.exists():
+        there = [str(near) for near in sorted(path.parent.glob("*")) if near.suffix.lower() in FILE_SUFFIXES]
+        return [f"--config.{option}={near}" for near in difflib.get_close_matches(str(path), there, 1)]
+    with contextlib.suppress(DataError):
+        first = next((row for _, row in open_rows(cfg) if isinstance(row, Mapping)), None) if path else None
+        return column_mends(first, cfg) if first is not None and option == "data.source" else []
+    return []
 
 
 def load_problems(
@@ -165,7 +228,7 @@ def load_problems(
     """
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.max_prompt_tokens)
     untraced = DataError(f"{cfg.source} has no column {TRACE!r}, which refine.refiner=target takes its traces from")
-    if cfg.source == "arithmetic" or cfg.source.startswith(GYM):
+    if generated(cfg.source):
         problems = _generated(cfg, seed, fault, log, task, own)
         if traced and TRACE not in problems.get(0).columns:
             raise untraced

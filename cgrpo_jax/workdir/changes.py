@@ -24,6 +24,11 @@ RULES = (
     ("model.*", REFUSED, "the model computes or is asked otherwise"),
     ("data.source", LOGGED, "a name only: data.content is compared"),
     ("data.revision", LOGGED, "a name only: data.content is compared"),
+    (
+        "data.held_out",
+        REFUSED,
+        "eval.every, eval.source or eval.tasks decide whether rows of the file are left out of training",
+    ),
     ("data.*", REFUSED, "the position in the stream of problems would point at others"),
     ("reward.seconds", LOGGED, "a limit"),
     ("reward.*", REFUSED, "other rewards"),

@@ -1,0 +1,242 @@
+"""What the leader opens before a run begins: data, prompts, functions. What is wrong with them is raised at once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from cgrpo_jax import build
+from cgrpo_jax.build import Run
+from cgrpo_jax.checks import check, holds_out
+from cgrpo_jax.config import Config, ConfigError, shows_truth
+from cgrpo_jax.data.checking import DataError, prompt_fault
+from cgrpo_jax.data.files import local_file
+from cgrpo_jax.data.sources import Problems, generated, hold_out, load_problems, mends
+from cgrpo_jax.data.targets import load_targets
+from cgrpo_jax.data.tasks import load_task, parse_names
+from cgrpo_jax.grading import equivalence
+from cgrpo_jax.grading.functions import Functions
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.model.sharding import MeshError
+from cgrpo_jax.options import DataConfig, VerifierConfig
+from cgrpo_jax.plugins import open_critic, open_rewards, open_texts, try_on_rows
+from cgrpo_jax.records import Problem
+from cgrpo_jax.rollout.own_critic import OwnCritic
+from cgrpo_jax.text.prompts import Task, Texts, question_messages
+from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
+from cgrpo_jax.workdir.tracking import check_tracker
+
+T = TypeVar("T")
+Log = Callable[[str], None]
+Loaded = tuple[Problems, dict[str, list[Problem]], int]  # see `load_data`
+NO_REWARD, NO_CRITIC = "--config.reward.fn=", "--config.refine.critique=indicative_gt --config.refine.critique_fn="
+REFUSALS = (ConfigError, DataError, CheckpointError, MeshError, PromptError)
+
+
+class Refused(ConfigError):
+    """Several things that are wrong with a run."""
+
+    def __init__(self, errors: Sequence[Exception]):
+        self.errors = tuple(errors)
+        told = [f"{number}. {error}" for number, error in enumerate(errors, 1)]
+        super().__init__("\n".join([f"{len(errors)} things keep this run from starting:", *told]))
+
+
+class Together:
+    """Tries the parts of a start one after the other, whatever became of those before."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    def __call__(self, part: Callable[[], T], without: str = "") -> T | None:
+        """What `part` returns; None where it is refused.
+
+        Args:
+          without: options under which the run does without this part.
+        """
+        try:
+            return part()
+        except REFUSALS as error:
+            if without:
+                error.args = (f"{error} ({without} does without)",)
+            self.errors += error.errors if isinstance(error, Refused) else [error]
+            return None
+
+    def settle(self) -> None:
+        """Raises the one error as it is, several of them as `Refused`."""
+        if self.errors:
+            raise self.errors[0] if len(self.errors) == 1 else Refused(self.errors) from self.errors[0]
+
+
+class Opened(NamedTuple):
+    """What a run works on and with."""
+
+    texts: Texts
+    functions: Functions | None  # of reward.fn
+    own_critic: OwnCritic | None  # of critique=function
+    loaded: Loaded
+
+
+def learnt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """int32 ids of a text that is learnt, with the end of its turn."""
+    return np.asarray([*tokenizer.encode_text(text), tokenizer.end_id], np.int32)
+
+
+class Data:
+    """The sources of a run, as its configuration names them.
+
+    Args:
+      tokenizer: None: it is not to be had, and no prompt has a length.
+    """
+
+    def __init__(self, cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log, task: Task):
+        self.cfg, self.tokenizer, self.log, self.task, self.longest = cfg, tokenizer, log, task, 1
+        self.parsable = functools.partial(equivalence.readable, verifier=verifier)
+        self.load = functools.partial(
+            load_problems, seed=cfg.seed, parsable=self.parsable, log=log, task=task, own=bool(cfg.reward.fn),
+            answerless=not shows_truth(cfg),
+        )  # fmt: skip
+
+    def prompt_tokens(self, problem: Problem) -> int:
+        return len(self.tokenizer.encode_chat(problem.messages)) if self.tokenizer else 0
+
+    def measured(self, problem: Problem) -> int:
+        count = self.prompt_tokens(problem)
+        self.longest = max(self.longest, count)
+        return count
+
+    def target_tokens(self, problem: Problem) -> int:
+        return len(learnt_ids(self.tokenizer, problem.answer)) if self.tokenizer else 0
+
+    def _mendable(self, option: str, cfg: DataConfig, load: Callable[[], Problems]) -> Problems:
+        """What `load` opens; where it cannot, options that may mend it stand behind what is wrong."""
+        try:
+            return load()
+        except DataError as error:
+            found = mends(cfg, option)
+            raise DataError(f"{option}: {error}" + (f"\n  {' '.join(found)}" if found else "")) from error
+
+    def training(self) -> Problems:
+        """The training stream."""
+        return self._mendable("data.source", self.cfg.data, self._training)
+
+    def _training(self) -> Problems:
+        cfg = self.cfg
+        if cfg.method == "sft" and cfg.data.source != "arithmetic":
+            most = cfg.sampling.max_new_tokens
+            return load_targets(cfg.data, most, self.measured, self.target_tokens, self.log, self.task)
+        traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
+        return self.load(cfg.data, prompt_tokens=self.measured, traced=traced)
+
+    def tasks(self) -> dict[str, list[Problem]]:
+        """Those of eval.tasks, by the name of their metrics."""
+        cfg = self.cfg
+        fault = functools.partial(prompt_fault, prompt_tokens=self.prompt_tokens, most=cfg.data.max_prompt_tokens)
+        load = functools.partial(
+            load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=self.log, parsable=self.parsable,
+            task_prompt=self.task,
+        )  # fmt: skip
+        named = parse_names(cfg.eval.tasks)
+        return {f"eval/{name}": [one.problem for one in load(name, where)] for name, where in named}
+
+    def test(self) -> Problems:
+        """What eval.source names, else data.source with the split of evaluations."""
+        cfg = self.cfg
+        test = dataclasses.replace(cfg.data, split=cfg.eval.split)
+        if cfg.eval.source:
+            test = dataclasses.replace(test, source=cfg.eval.source, revision=cfg.eval.revision)
+            test = dataclasses.replace(test, question_column="", answer_column="")
+        load = functools.partial(self.load, test, prompt_tokens=self.prompt_tokens)
+        return self._mendable("eval.source" if cfg.eval.source else "data.source", test, load)
+
+    def split(self, whole: Problems) -> tuple[Problems, Problems]:
+        """A file without a split: what is trained on, and what is evaluated."""
+        asked = whole
+        if self.cfg.method == "sft":  # whose answers are texts to learn
+            asked = self.load(dataclasses.replace(self.cfg.data, answer_column=""), prompt_tokens=self.prompt_tokens)
+        return hold_out(whole, asked, self.cfg.data.source, self.cfg.seed, self.log)
+
+
+def load_data(
+    cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log, task: Task = question_messages
+) -> Loaded:
+    """The training stream, what is evaluated, and the tokens of the longest prompt of training that was looked at."""
+    data, together = Data(cfg, tokenizer, verifier, log, task), Together()
+    problems, tasks, test = together(data.training), {}, None
+    if cfg.eval.every and cfg.method != "generate":
+        tasks = together(data.tasks) or {}
+        if holds_out(cfg) and problems is not None:
+            whole = problems
+            problems, test = together(lambda: data.split(whole)) or (None, None)
+        elif not holds_out(cfg) and (cfg.eval.source or not cfg.eval.tasks):
+            test = together(data.test)
+    together.settle()
+    assert problems is not None
+    if test is not None:
+        count = cfg.eval.problems or test.size or 0
+        count = count if test.size is None else min(count, test.size)
+        tasks = {"eval": [test.get(index) for index in range(count)]} | tasks
+    return problems, tasks, data.longest
+
+
+def open_all(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log) -> Opened:
+    """Everything that a run needs beside model and devices.
+
+    Args:
+      tokenizer: None: it is not to be had; lengths are not measured and functions not tried on rows.
+
+    Raises:
+      ConfigError, DataError, PromptError: what is wrong, all of it at once.
+    """
+    together = Together()
+    together(lambda: check_tracker(cfg.train.tracker), "--config.train.tracker=")
+    encode = tokenizer.encode_chat if tokenizer else lambda turns: []
+    usual = " ".join(f"--config.texts.{field.name}={field.default}" for field in dataclasses.fields(cfg.texts))
+    texts = together(lambda: open_texts(cfg.texts, encode), usual) or Texts()
+    own = together(lambda: open_rewards(cfg, log), NO_REWARD)
+    critic = together(lambda: open_critic(cfg, log), NO_CRITIC)
+    loaded = together(lambda: load_data(cfg, tokenizer, verifier, log, texts.task))
+    problems = loaded[0] if loaded else _whatever_is_good(cfg, tokenizer, verifier, texts.task)
+    if problems is not None and tokenizer is not None:
+        together(lambda: try_on_rows(own, None, problems, tokenizer), NO_REWARD)
+        together(lambda: try_on_rows(None, critic, problems, tokenizer), NO_CRITIC)
+    together.settle()
+    assert loaded is not None
+    return Opened(texts, own, critic, loaded)
+
+
+def _whatever_is_good(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, task: Task) -> Problems | None:
+    """The rows of training that are good, to try functions on, where others are not."""
+    lenient = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, on_bad_row="drop"))
+    with contextlib.suppress(*REFUSALS):
+        return Data(lenient, tokenizer, verifier, lambda line: None, task).training()
+    return None
+
+
+def open_run(cfg: Config) -> Run:
+    """`build.open_run`; where that is refused, what else is wrong with the run is found, too, and raised with it.
+
+    Raises:
+      ConfigError, CheckpointError, MeshError, DataError, PromptError.
+    """
+    try:
+        return build.open_run(cfg)
+    except REFUSALS as error:
+        together = Together()
+        together.errors.append(error)
+        tokenizer = None
+        if isinstance(error, CheckpointError):  # then nothing else was checked
+            together(lambda: check(cfg, None))
+        else:
+            tokenizer = Tokenizer(build.model_folder(cfg.model.path, cfg.model.revision), cfg.model.thinking)
+        if local_file(cfg.data.source) or generated(cfg.data.source):  # a hub set is not fetched for that
+            with Verifier(VerifierConfig()) as verifier:
+                together(lambda: open_all(cfg, tokenizer, verifier, lambda line: None))
+        together.settle()
+        raise
