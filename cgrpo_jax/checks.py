@@ -5,6 +5,7 @@ from __future__ import annotations
 from cgrpo_jax.config import Config, ConfigError, samples_refinements
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
+from cgrpo_jax.grading.functions import deciding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.options import RefineConfig, faults
 from cgrpo_jax.sampling.sizes import fixed_sizes
@@ -134,6 +135,14 @@ def _critic_faults(cfg: Config, new: int) -> list[str]:
     )
 
 
+def _reward_faults(cfg: Config) -> list[str]:
+    try:
+        deciding(cfg.reward)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
 def _generate_faults(cfg: Config) -> list[str]:
     rows = cfg.generate.rows
     if rows != "responses" and not samples_refinements(cfg):
@@ -187,6 +196,7 @@ def check(cfg: Config, model: ModelConfig | None) -> None:
     wrong = faults(cfg)
     wrong += _evaluation_faults(cfg) + _best_faults(cfg) + _refine_faults(cfg)
     wrong += _model_faults(cfg, model) if model else []
+    wrong += _reward_faults(cfg)
     try:
         fixed_sizes(cfg.sampler)
     except ValueError as error:

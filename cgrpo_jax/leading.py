@@ -26,6 +26,7 @@ from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.prompts import Texts
+from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -187,7 +188,8 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
         verifier = stack.enter_context(Verifier(run.cfg.verifier))
         asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
         server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
-        texts, own, own_critic, loaded = open_all(run.cfg, run.tokenizer, verifier, progress.log)
+        process = stack.enter_context(UserProcess())
+        texts, own, own_critic, loaded = open_all(run.cfg, run.tokenizer, verifier, process, progress.log)
         if run.cfg.method in ("rl", "generate"):
             introduce(run.cfg, loaded[0], texts.critique, server, progress.log)
         desk = Desk(run, progress, verifier, *loaded, Pieces(run.tokenizer), texts, server, own, own_critic)

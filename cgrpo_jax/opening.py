@@ -30,6 +30,7 @@ from cgrpo_jax.records import Problem
 from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.text.prompts import Task, Texts, question_messages
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
+from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.tracking import check_tracker
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def load_data(
     return problems, tasks, data.longest
 
 
-def open_all(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log) -> Opened:
+def open_all(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, process: UserProcess, log: Log) -> Opened:
     """Everything that a run needs beside model and devices.
 
     Args:
@@ -199,13 +200,13 @@ def open_all(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: 
     encode = tokenizer.encode_chat if tokenizer else lambda turns: []
     usual = " ".join(f"--config.texts.{field.name}={field.default}" for field in dataclasses.fields(cfg.texts))
     texts = together(lambda: open_texts(cfg.texts, encode), usual) or Texts()
-    own = together(lambda: open_rewards(cfg, log), NO_REWARD)
-    critic = together(lambda: open_critic(cfg, log), NO_CRITIC)
+    own = together(lambda: open_rewards(cfg, process, log), NO_REWARD)
+    critic = together(lambda: open_critic(cfg, process, log), NO_CRITIC)
     loaded = together(lambda: load_data(cfg, tokenizer, verifier, log, texts.task))
     problems = loaded[0] if loaded else _whatever_is_good(cfg, tokenizer, verifier, texts.task)
     if problems is not None and tokenizer is not None:
-        together(lambda: try_on_rows(own, None, problems, tokenizer), NO_REWARD)
-        together(lambda: try_on_rows(None, critic, problems, tokenizer), NO_CRITIC)
+        together(lambda: try_on_rows(own, None, problems, tokenizer, cfg.train.samples), NO_REWARD)
+        together(lambda: try_on_rows(None, critic, problems, tokenizer, cfg.train.samples), NO_CRITIC)
     together.settle()
     assert loaded is not None
     return Opened(texts, own, critic, loaded)
@@ -236,7 +237,7 @@ def open_run(cfg: Config) -> Run:
         else:
             tokenizer = Tokenizer(build.model_folder(cfg.model.path, cfg.model.revision), cfg.model.thinking)
         if local_file(cfg.data.source) or generated(cfg.data.source):  # a hub set is not fetched for that
-            with Verifier(VerifierConfig()) as verifier:
-                together(lambda: open_all(cfg, tokenizer, verifier, lambda line: None))
+            with Verifier(VerifierConfig()) as verifier, UserProcess() as process:
+                together(lambda: open_all(cfg, tokenizer, verifier, process, lambda line: None))
         together.settle()
         raise

@@ -76,6 +76,8 @@ class RewardConfig:
     fn: str = ""
     seconds: float = option(60.0, above=0)  # of a call of fn; what takes longer has no reward
     correct_at: float = option(1.0, above=0)  # the score from which on an attempt counts as correct
+    # Of several functions the one, by its path, whose score decides that; or sum: the score of all together
+    correct_by: str = ""
     partial: bool = False  # the reward is the score itself; else it is 1 of what counts as correct, and 0
 
 

@@ -1,27 +1,33 @@
-"""Code of the user that a configuration names: found, called within a time limit, and told of where it fails.
+"""Code of the user that a configuration names: found, and told of where it fails.
 
-It is trusted: it runs in this process, in a thread of the leader, with all that the process may do. A call that takes
-too long is left behind and not ended (Python ends no thread); where it computes on, it takes the interpreter's time.
+It is trusted: it may do all that its process may. Prompts and rows of tasks are written in the process that leads,
+rewards and critiques, which meet what a model wrote, in one of their own (`user_process.py`).
 """
 
 from __future__ import annotations
 
 import importlib
-import pathlib
-import queue
-import sys
 import threading
-import traceback
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-OWN = str(pathlib.Path(__file__).parent)
 CELL = 300  # characters of a row in a message
+FAULTS = (Exception, SystemExit, GeneratorExit)  # of somebody's function here; KeyboardInterrupt is somebody's Ctrl-C
 
 
-class Overdue(Exception):
-    """A call that is not back in time; the message is where it was."""
+class Fault(Exception):
+    """What went wrong in a function that runs in a process of its own.
+
+    Args:
+      status: as of verdicts: "error", "timeout", or "died" where it ended its process.
+      said: type and message in a line.
+      trace: the traceback from the user's own first frame on.
+      place: file and line; the same fault is at the same place.
+    """
+
+    def __init__(self, status: str, said: str, trace: str, place: Sequence[Any] | None):
+        super().__init__(trace)
+        self.status, self.said, self.trace, self.place = status, said, trace, tuple(place or ())
 
 
 def function_of(path: str) -> Callable[..., Any]:
@@ -38,47 +44,10 @@ def function_of(path: str) -> Callable[..., Any]:
     return found
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What `call` returns. Raises what it raises (also SystemExit), and Overdue after so many seconds."""
-    done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            done.put((call(), None))
-        except BaseException as error:  # it is raised where somebody waits
-            done.put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True, name="user code")  # a daemon: the process ends without it
-    thread.start()
-    try:
-        result, error = done.get(timeout=seconds)
-    except queue.Empty:
-        frame = sys._current_frames().get(thread.ident or 0)
-        frames = [one for one in traceback.extract_stack(frame) if not _ours(one.filename)] if frame else []
-        frames = [one for one in frames if pathlib.Path(one.filename).name != "threading.py"]
-        raise Overdue(f"not back after {seconds:g} s\n{''.join(traceback.format_list(frames))}".rstrip()) from None
-    if error is not None:
-        raise error
-    return result
-
-
-def _ours(filename: str) -> bool:
-    return filename.startswith(OWN)
-
-
-def traceback_of(error: BaseException) -> str:
-    """The traceback from the user's own first frame on."""
-    if isinstance(error, Overdue):
-        return str(error)
-    at: types.TracebackType | None = error.__traceback__
-    while at is not None and _ours(at.tb_frame.f_code.co_filename):
-        at = at.tb_next
-    return "".join(traceback.format_exception(type(error), error, at, chain=False)).rstrip()
-
-
 def one_line(error: BaseException) -> str:
     """Type and message of an error, in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:CELL]
+    said = error.said if isinstance(error, Fault) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return said.removesuffix(": ")[:CELL]
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -92,13 +61,12 @@ class Complaints:
     def __init__(self, log: Callable[[str], None]):
         self.log, self.said, self._lock = log, set[Any](), threading.Lock()
 
-    def add(self, what: str, error: BaseException, row: dict[str, Any]) -> None:
-        """Errors are the same where type and place in the user's code are."""
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _ours(frame.filename)]
-        place = (frames[-1].filename, frames[-1].lineno) if frames else str(error)
-        key = (what, type(error), None if isinstance(error, Overdue) else place)
+    def add(self, what: str, error: Exception, row: dict[str, Any]) -> None:
+        """Errors are the same where their type and their place in the user's code are."""
+        key = (what, error.said.partition(":")[0], error.place) if isinstance(error, Fault) else (what, type(error))
         with self._lock:
             if key in self.said:
                 return
             self.said.add(key)
-        self.log(f"{what}: {traceback_of(error)}\n  row: {shown(row)}\n  (said once; the metrics count them)")
+        trace = error.trace if isinstance(error, Fault) else one_line(error)
+        self.log(f"{what}: {trace}\n  row: {shown(row)}\n  (said once; the metrics count them)")

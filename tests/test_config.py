@@ -130,6 +130,7 @@ FLOORS = [
     {"text"},
     {"model"},
     {"config", "grading"},
+    {"user_process", "user_worker"},
     {"option_names", "options", "records", "secrecy", "trusted"},
 ]
 LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from cgrpo_jax.rollout.served import Server, _criticised
 from cgrpo_jax.rollout.written import Writer
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.training import train
+from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.shades import read_widths
 
 
@@ -148,9 +148,11 @@ def ask_critics(folder):
         )
         assert _criticised(server, refine, problem, attempt).fallback
     empty = Completion(np.zeros(0, np.int32), *[np.zeros(0, np.float32)] * 2, True)
-    fails = OwnCritic(math.sqrt, refine, print)
-    assert fails.criticise(problem, [dataclasses.replace(attempt, completion=empty)])[0].fallback
-    assert open_rewards(small(**{"reward.fn": "math:sqrt"}), print).seconds == 60
+    with UserProcess() as process:
+        process.load("math:sqrt")
+        fails = OwnCritic(process, dataclasses.replace(refine, critique_fn="math:sqrt"), print)
+        assert fails.criticise(problem, [dataclasses.replace(attempt, completion=empty)])[0].fallback
+        open_rewards(small(**{"reward.fn": "math:sqrt"}), process, print).grade([(problem, empty, "")])
 
 
 def asked_problem():

@@ -16,6 +16,7 @@ from cgrpo_jax.grading.functions import GRADER
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Message, Problem
 from cgrpo_jax.text.prompts import INSTRUCTION, Task, question_messages
+from cgrpo_jax.trusted import FAULTS, one_line
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
@@ -227,8 +228,8 @@ def asked_by(problem: Problem, task: Task) -> Problem:
         return problem
     try:
         return dataclasses.replace(problem, messages=tuple(task(problem.question)))
-    except Exception as error:  # of somebody's function
-        raise RowError("question", f"texts.task: {type(error).__name__}: {error}") from error
+    except FAULTS as error:  # of somebody's function
+        raise RowError("question", f"texts.task: {one_line(error)}") from error
 
 
 def scored_by_functions(problem: Problem, row: Mapping[str, Any], chat: bool = False) -> Problem:

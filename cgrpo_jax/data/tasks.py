@@ -20,7 +20,7 @@ from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task as TaskPrompt
 from cgrpo_jax.text.prompts import question_messages
-from cgrpo_jax.trusted import function_of, one_line
+from cgrpo_jax.trusted import FAULTS, function_of, one_line
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:function
 
@@ -93,7 +93,7 @@ def _own_rows(name: str, path: str) -> list[tuple[int, Mapping[str, Any]]]:
         rows = list(function_of(path)())
         if not rows or not all(isinstance(row, Mapping) for row in rows):
             raise TypeError("rows are needed, as {'question': ..., 'answer': ...}")
-    except Exception as error:  # of somebody's function
+    except FAULTS as error:  # of somebody's function
         raise DataError(f"eval.tasks: {name}={path}: {one_line(error)}") from error
     return list(enumerate(rows, 1))
 

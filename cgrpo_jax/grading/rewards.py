@@ -110,7 +110,8 @@ def score(
             verdicts[i] = verdict
     scored = []
     for (problem, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True):
-        correct = verdict.reward >= cfg.correct_at
-        reward = verdict.reward if cfg.partial or problem.grader == functions.GRADER else float(correct)
+        own_verdict = problem.grader == functions.GRADER
+        correct = verdict.correct if own_verdict else verdict.reward >= cfg.correct_at
+        reward = verdict.reward if cfg.partial or own_verdict else float(correct)
         scored.append(Attempt(completion, text, reward, correct, answer, verdict.status, parts=verdict.parts))
     return scored

@@ -9,45 +9,48 @@ import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from cgrpo_jax.grading.functions import FAULTS, FunctionError, Item, arguments
+from cgrpo_jax.grading.functions import FunctionError, Item, arguments, listed
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Problem
 from cgrpo_jax.rollout.collect import Critic
 from cgrpo_jax.rollout.stories import Sample, Work
 from cgrpo_jax.rollout.verdicts import or_fallback, verdict_of
-from cgrpo_jax.trusted import Complaints, one_line, shown, within
+from cgrpo_jax.trusted import Complaints, Fault, one_line, shown
+from cgrpo_jax.user_process import UserProcess
 
 
 def _texts(found: Any, count: int) -> list[str | None]:
     """What a critic returned. Raises TypeError or ValueError where that is no list of texts."""
-    if not isinstance(found, (list, tuple)):
-        raise TypeError(f"a list of texts is needed, not {type(found).__name__}")
-    if len(found) != count:
-        raise ValueError(f"{len(found)} critiques for {count} completions")
-    for text in found:
+    texts = listed(found, count, "critiques")
+    for text in texts:
         if text is not None and not isinstance(text, str):
-            raise TypeError(f"text or None is needed, not {type(text).__name__}")
+            raise TypeError(f"text or None is needed, not {text['type'] if isinstance(text, dict) else 'a number'}")
         (text or "").encode()  # half a character could not be read by the policy
-    return [text if text and text.strip() else None for text in found]
+    return [text if text and text.strip() else None for text in texts]
 
 
 class OwnCritic:
-    """The function of `refine.critique_fn`. A fault costs the critiques of the call: the fallback stands in."""
+    """The function of `refine.critique_fn`. A fault costs the critiques of the call: the fallback stands in.
 
-    def __init__(self, call: Callable[..., Any], cfg: RefineConfig, log: Callable[[str], None]):
-        self.call, self.cfg, self.complaints, self.step = call, cfg, Complaints(log), 0
+    Args:
+      process: has loaded it.
+    """
+
+    def __init__(self, process: UserProcess, cfg: RefineConfig, log: Callable[[str], None]):
+        self.process, self.cfg, self.complaints, self.step = process, cfg, Complaints(log), 0
 
     def _called(self, problem: Problem, attempts: Sequence[Attempt]) -> list[str | None]:
+        """Raises Fault, and TypeError or ValueError for what are no texts."""
         items: list[Item] = [(problem, attempt.completion, attempt.text) for attempt in attempts]
         rewards = {"rewards": [a.reward for a in attempts], "correct": [a.correct for a in attempts]}
-        call = functools.partial(self.call, **arguments(items, self.step) | rewards)
-        return _texts(within(self.cfg.critique_seconds, call), len(attempts))
+        given = arguments(items, self.step) | rewards
+        return _texts(self.process.call(self.cfg.critique_fn, given, self.cfg.critique_seconds), len(attempts))
 
     def criticise(self, problem: Problem, attempts: Sequence[Attempt]) -> list[Critique]:
         """A critique each; any thread may ask."""
         try:
             texts = self._called(problem, attempts)
-        except FAULTS as error:
+        except (Fault, TypeError, ValueError) as error:
             row = dict(problem.row) | {"completions": [attempt.text for attempt in attempts]}
             self.complaints.add(f"refine.critique_fn {self.cfg.critique_fn}", error, row)
             texts = [None] * len(attempts)
@@ -59,13 +62,15 @@ class OwnCritic:
             made.append(or_fallback(critique, problem, attempt, self.cfg, reference="none"))
         return made
 
-    def check(self, problems: Sequence[Problem], attempts: Sequence[Attempt]) -> None:
-        """Calls it once a row. Raises FunctionError, which names path, cause and row, in a line."""
-        for problem, attempt in zip(problems, attempts, strict=True):
+    def check(self, rows: Sequence[Sequence[Item]]) -> None:
+        """Calls it with the completions of each row. Raises FunctionError: path, cause and row in a line."""
+        for items in rows:
+            problem, _, first = items[0]
+            attempts = [Attempt(completion, text, 0.0, False, None, "ok") for _, completion, text in items]
             try:
-                self._called(problem, [attempt])
-            except FAULTS as error:
-                row = shown(dict(problem.row) | {"completion": attempt.text})
+                self._called(problem, attempts)
+            except (Fault, TypeError, ValueError) as error:
+                row = shown(dict(problem.row) | {"completion": first})
                 raise FunctionError(f"{self.cfg.critique_fn!r}: {one_line(error)}; row: {row}") from error
 
 
