@@ -78,10 +78,21 @@ GRADERS: dict[str, Callable[[Sequence[tuple[Problem, str]], Verifier], list[Verd
 
 WHOLE = RewardConfig()
 
-EXTRACTORS: dict[str, Callable[[str], str | None]] = {  # others: extract_answer
-    "choice": choices.extract_choice,
-    "math_verify": release.extract,
+
+def _of_options(problem: Problem, text: str) -> str | None:
+    return choices.extract_choice(text, (problem.entry or {})["options"])
+
+
+EXTRACTORS: dict[str, Callable[[Problem, str], str | None]] = {  # others: extract_answer
+    "choice": _of_options,
+    "math_verify": lambda problem, text: release.extract(text),
 }
+
+
+def extracted_from(problem: Problem, text: str) -> str | None:
+    """The answer in a response, as the problem's grader reads it."""
+    extract = EXTRACTORS.get(problem.grader)
+    return extract(problem, text) if extract else extract_answer(text)
 
 
 def score(
@@ -95,7 +106,7 @@ def score(
     Args:
       own: scores the problems whose grader is `functions.GRADER`, with an answer in the text or without.
     """
-    extracted = [EXTRACTORS.get(problem.grader, extract_answer)(text) for problem, _, text in items]
+    extracted = [extracted_from(problem, text) for problem, _, text in items]
     verdicts = [Verdict.of(False)] * len(items)
     for name, grade in GRADERS.items():
         chosen = [i for i, item in enumerate(items) if item[0].grader == name and extracted[i] is not None]
