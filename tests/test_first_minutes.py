@@ -16,6 +16,7 @@ from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.main import unforeseen
 from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.changes import check_changes
 
 
@@ -82,8 +83,8 @@ def files(tmp_path, monkeypatch):
 def opened(raw, log=print):
     cfg = from_config_dict(raw)
     run = opening.open_run(cfg)
-    with Verifier(VerifierConfig(workers=1)) as verifier:
-        return opening.open_all(cfg, run.tokenizer, verifier, log)
+    with Verifier(VerifierConfig(workers=1)) as verifier, UserProcess() as process:
+        return opening.open_all(cfg, run.tokenizer, verifier, process, log)
 
 
 def test_all_that_is_wrong_is_said_at_once_with_what_mends_it(files):

@@ -315,9 +315,12 @@ def test_what_decides_correctness_is_named(tmp_path, tokenizer, functions):
     assert [a.correct for a in made] == [True, True, True, False]
     several = {"reward.fn": "own_plugins:accuracy,own_plugins:well_formed"}
     for changes, words in (
-        (several, "say reward.correct_by=own_plugins:accuracy or reward.correct_by=own_plugins:well_formed or"),
+        (
+            several,
+            r"\(--config.reward.correct_by=own_plugins:accuracy or reward.correct_by=own_plugins:well_formed or",
+        ),
         (several | {"reward.correct_by": "accurate"}, "'accurate' is none of them"),
-        ({"reward.correct_by": "own_plugins:accuracy"}, "which has none"),
+        ({"reward.correct_by": "own_plugins:accuracy"}, "which is not set"),
     ):
         with pytest.raises(ConfigError, match=words):
             check(small(**changes), tiny_config())

@@ -60,17 +60,23 @@ def deciding(cfg: RewardConfig) -> str | None:
     if not named and not chosen:
         return None
     if not named:
-        raise ValueError(f"reward.correct_by = {chosen!r} names a function of reward.fn, which has none")
+        raise ValueError(
+            f"reward.correct_by = {chosen!r} is for reward.fn, which is not set (--config.reward.correct_by=)"
+        )
     for name, path in named:
         if chosen in (name, path):
             return name
     if chosen == SUM or (len(named) == 1 and not chosen):
         return None
-    known = " or ".join(f"reward.correct_by={path}" for path in [*(one.path for one in named), SUM])
+    known = " or ".join([*(f"reward.correct_by={one.path}" for one in named[1:]), f"reward.correct_by={SUM}"])
     what = (
         f"reward.correct_by = {chosen!r} is none of them" if chosen else "their sum would call a wrong answer correct"
     )
-    raise ValueError(f"reward.fn = {cfg.fn!r}: which function decides what is correct? {what}; say {known}")
+    first = named[0].path
+    raise ValueError(
+        f"reward.fn = {cfg.fn!r}: which function decides what is correct? {what} (--config.reward.correct_by={first} "
+        f"or {known})"
+    )
 
 
 def arguments(items: Sequence[Item], step: int) -> dict[str, Any]:
