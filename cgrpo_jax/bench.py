@@ -76,7 +76,7 @@ Work = Callable[[int], Round]  # its argument is the number of the round
 def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """No row ends early."""
     params = build.initial_params(run)
-    endless = dataclasses.replace(run.sampler, eos_ids=())
+    endless = dataclasses.replace(run.sampler, eos_ids=(), stop=None)
     P, G = run.cfg.train.prompts, run.cfg.train.samples
     prompts = [run.tokenizer.encode_chat(problem.messages) for problem in sums(P, 0)]
     requests = [Request(Name(Kind.RESPONSE, p, g), prompts[p]) for p in range(P) for g in range(G)]
@@ -130,7 +130,7 @@ def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """Recorded lengths; static batches where the mode says so."""
     params = build.initial_params(run)
     room = dataclasses.replace(run.sampler.room, rows=args.rows)
-    endless = dataclasses.replace(run.sampler, eos_ids=(), room=room)
+    endless = dataclasses.replace(run.sampler, eos_ids=(), stop=None, room=room)
     asked = [request for row in recorded(args.lengths, args.prompts, run.model.vocab) for request in row]
     useful = sum(request.limit or 0 for request in asked)
     batches = [asked]

@@ -23,6 +23,7 @@ from cgrpo_jax.config import (
     longest_prompt,
     rows_per_group,
     samples_refinements,
+    stop_texts,
 )
 from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
@@ -190,10 +191,10 @@ def outline(
     return Outline(cfg, model, mesh, learner, setup, shares_prompts(platform), second)
 
 
-def _opened(folder: pathlib.Path, thinking: str) -> tuple[Shape, Tokenizer]:
+def _opened(folder: pathlib.Path, thinking: str, stops: Sequence[str]) -> tuple[Shape, Tokenizer]:
     """Model configuration and tokenizer of a folder."""
     model = config_from_hf(folder)
-    tokenizer = Tokenizer(folder, thinking)
+    tokenizer = Tokenizer(folder, thinking, stops)
     if (largest := max(*tokenizer.hf.get_vocab().values(), *tokenizer.eos_ids)) >= model.vocab:
         raise CheckpointError(f"{folder}: the tokenizer has id {largest}, the model's vocab_size is {model.vocab}")
     if largest + 1 < model.vocab:  # a padded vocabulary, such as Qwen's 151,936 for 151,669 ids
@@ -204,14 +205,17 @@ def _opened(folder: pathlib.Path, thinking: str) -> tuple[Shape, Tokenizer]:
 def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     """Reads model configuration and tokenizer and checks the whole configuration; loads no weights. See `outline`."""
     folder = widened(model_folder(cfg.model.path, cfg.model.revision), cfg.model)
-    shape, tokenizer = _opened(folder, cfg.model.thinking)
+    shape, tokenizer = _opened(folder, cfg.model.thinking, stop_texts(cfg))
     local_shape, second = None, None
     if asks_local(cfg) and cfg.local.path.strip():  # that it is named is checked with the rest
         of_local = model_folder(cfg.local.path, cfg.local.revision, "local.path")
-        local_shape, local_tokenizer = _opened(of_local, cfg.local.thinking)
+        local_shape, local_tokenizer = _opened(of_local, cfg.local.thinking, stop_texts(cfg))
         second = Spoken(of_local, local_tokenizer)
     made = outline(cfg, shape, devices, local_shape)
     parts = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    parts["sampler"] = dataclasses.replace(made.sampler, stop=tokenizer.stopping)
+    if made.local is not None and second is not None:
+        parts["local"] = dataclasses.replace(made.local, stop=second.tokenizer.stopping)
     return Run(**parts, folder=folder, tokenizer=tokenizer, second=second)
 
 
@@ -283,7 +287,7 @@ def local_sampler(run: Run) -> Sampler | None:
 
 def local_sampling(cfg: Config) -> SamplingConfig:
     """How the second model's tokens are drawn."""
-    return SamplingConfig(cfg.local.temperature, 0, cfg.local.top_p, cfg.sampling.max_new_tokens)
+    return SamplingConfig(cfg.local.temperature, 0, cfg.local.top_p, cfg.sampling.max_new_tokens, cfg.sampling.stop)
 
 
 def initial_params(run: Run) -> Params:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cgrpo_jax.config import Config, ConfigError, samples_refinements
+from cgrpo_jax.config import Config, ConfigError, samples_refinements, stop_texts
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.grading.functions import deciding

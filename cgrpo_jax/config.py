@@ -7,6 +7,7 @@ nearest.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
@@ -203,6 +204,21 @@ def _build(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
 def from_config_dict(raw: Mapping[str, Any]) -> Config:
     """Raises ConfigError for an unknown key or a value of another type."""
     return _build(Config, raw, "")
+
+
+def stop_texts(cfg: Config) -> tuple[str, ...]:
+    """The texts of sampling.stop. Raises ConfigError where it is no list of texts in JSON."""
+    if not cfg.sampling.stop:
+        return ()
+    try:
+        texts = json.loads(cfg.sampling.stop, strict=False)  # a line break may stand for itself
+    except ValueError:
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise ConfigError(
+            f'sampling.stop = {cfg.sampling.stop!r}: a list of texts in JSON is needed, as in ["\\nQuestion:"]'
+        )
+    return tuple(texts)
 
 
 def samples_refinements(cfg: Config) -> bool:

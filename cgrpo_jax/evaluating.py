@@ -18,7 +18,7 @@ from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
+from cgrpo_jax.evaluation.identity import contents, problem_digest
 from cgrpo_jax.evaluation.intervals import cluster_problems, mean_of_tasks, summarise
 from cgrpo_jax.evaluation.sample import sample_and_grade
 from cgrpo_jax.evaluation.store import Answers
@@ -31,15 +31,17 @@ from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
 from cgrpo_jax.sampling.room import room_for
 from cgrpo_jax.text.prompts import Task, question_messages
+from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.progress import Progress
 
 
-def _weights_of(run: Run) -> str:
-    """The digest of the weights' files; random weights follow from seed and configuration, which are settings too."""
-    return "drawn from the seed" if run.cfg.model.random_init else weights_digest(run.folder)
+def _contents_of(run: Run) -> dict[str, str]:
+    """Digests of the model's files; random weights follow from seed and configuration, which are settings too."""
+    drawn = {"weights": "drawn from the seed"} if run.cfg.model.random_init else {}
+    return contents(run.folder, SIDE_FILES) | drawn
 
 
 def _prompt_digest(tokenizer: Tokenizer, task: Task) -> str:
@@ -55,10 +57,10 @@ def settings_of(run: Run, task: Task = question_messages) -> dict[str, Any]:
     """
     cfg = run.cfg
     return {
-        "weights": _weights_of(run),
-        "files": files_digest(run.folder, [*SIDE_FILES, *(path.name for path in run.folder.glob("*.jinja"))]),
+        **_contents_of(run),
         "prompt": _prompt_digest(run.tokenizer, task),
         "eos_ids": list(run.tokenizer.eos_ids),
+        "stop": list(run.tokenizer.stops),
         "dtype": str(run.learner.dtype),
         "thinking": cfg.model.thinking,
         "temperature": cfg.eval.temperature,
@@ -165,8 +167,6 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
     compiled = compilation.watch()
     with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
         progress.log("\n".join(startup.lines(run)))
-        if run.tokenizer.plain:
-            progress.log("the model has no chat template: prompts are plain text")
         task_prompt = open_texts(cfg.texts, run.tokenizer.encode_chat).task
         tasks = _load_tasks(run, verifier, progress.log, task_prompt)
         settings = settings_of(run, task_prompt)
@@ -185,15 +185,16 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
                 entries[name] = of = entry(task, attempts, verifier, cfg.seed)
             interval = f"[{of['pass@1/low']:.3f}, {of['pass@1/high']:.3f}]"
             progress.log(f"{name}  pass@1 {of['pass@1']:.3f}  {interval}  of {of['problems']}")
-        resumed = answers.runs.resumed(settings["dtype"])
-        if resumed:
-            progress.log(resumed)
+        texts = [attempt.text for attempts_PG in graded for attempts in attempts_PG for attempt in attempts]
+        notes = [note for note in (answers.runs.resumed(settings["dtype"]), going_on(texts)) if note]
+        for note in notes:
+            progress.log(note)
         results = {
             "version": tables.VERSION,
             "model": cfg.model.path,
             "settings": settings | {"samples": cfg.eval.samples},
             "sampling": answers.summary(),
-            "notes": [resumed] if resumed else [],
+            "notes": notes,
             "tasks": entries,
             "mean": mean_of_tasks(entries, cfg.seed),
         }
@@ -210,7 +211,7 @@ def _run_when_needed(run: Run, weights: str) -> Callable[[Source], None]:
     """Loads the weights only where there is something to ask, with as many rows as fit the prompts that are asked.
 
     Args:
-      weights: `_weights_of` the run. Raises ConfigError where the files are others once they are loaded.
+      weights: of `_contents_of` the run. Raises ConfigError where the files are others once they are loaded.
     """
     cfg, setup = run.cfg, run.sampler
 
@@ -222,7 +223,7 @@ def _run_when_needed(run: Run, weights: str) -> Callable[[Source], None]:
         longest = max(len(request.prompt_ids) for request in requests)
         room = room_for(run.model, setup.mesh, cfg.sampler, longest + sampling.max_new_tokens, longest, setup.dtype)
         sampler = dataclasses.replace(setup, room=room).bind(build.initial_params(run), 0, sampling)
-        if _weights_of(run) != weights:
+        if _contents_of(run)["weights"] != weights:
             raise ConfigError(f"{run.folder}: the weights were replaced while they were read; give the command again")
         sampler.run(Polled(requests, source))
 

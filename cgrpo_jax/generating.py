@@ -23,7 +23,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cgrpo_jax import build, resuming
+from cgrpo_jax import build, resuming, startup
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.leading import Desk, open_desk
@@ -135,6 +135,7 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
     run = open_run(cfg)
     cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
     with exclusive(workdir), Progress(0, cfg.train.steps) as progress, open_desk(run, progress, workdir) as desk:
+        progress.log("\n".join(startup.lines(run)))
         most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size
         count = most if size is None else min(size, most)
         steps = -(-count // cfg.train.prompts)

@@ -27,6 +27,7 @@ from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.user_process import UserProcess
+from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 
@@ -49,6 +50,7 @@ class Desk:
     functions: Functions | None = None  # of reward.fn
     own_critic: OwnCritic | None = None  # of critique=function
     late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
+    looked: bool = False  # at the texts of a rollout, whether they go on behind their answer
     writer: Writer | None = None  # once it is known where the run begins
 
     def collect(self, step: int, problems_seen: int, sample: Sample, count: int | None = None) -> list[Group]:
@@ -125,6 +127,10 @@ class Desk:
             values["problems/replaced"] = float(sum(not group.rows() for group in groups))
         if self.server is not None:
             values |= self._server_totals(step, self.server)
+        attempts = (attempt for group in groups for attempt in (*group.responses, *group.refinements))
+        if not self.looked and (found := going_on(attempt.text for attempt in attempts)):
+            self.progress.log(f"step {step}: {found}")
+        self.looked = True
         if self.late:
             self.progress.log(
                 f"step {step}: decoding did not wait for {self.late} verdicts that took longer than a chunk; what was "

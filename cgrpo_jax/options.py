@@ -101,6 +101,9 @@ class SamplingConfig:
     top_k: int = option(0, at_least=0)  # 0 keeps all
     top_p: float = option(1.0, above=0, at_most=1)
     max_new_tokens: int = option(512, at_least=1)
+    # Texts at which an answer is over though no end-of-sequence id was sampled, as a list in JSON: ["\nQuestion:"].
+    # Of all that is sampled here, evaluations and critiques too; not of a server
+    stop: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -205,6 +205,8 @@ def _programs_of_slots(
         static = {"slots_to": ring_to, "mesh": setup.mesh}
         row_of_R = np.zeros(rows_to, np.int32)
         yield Program(f"resize/{size}/{rows_to}x{ring_to}", sampling.resize, (slots, row_of_R), static)
+    if run.cfg.sampling.stop:
+        yield Program(f"halt/{size}", sampling.halt, (slots, np.zeros(rows, bool)), {"mesh": setup.mesh})
     for drawing in samplings(run):
         static = {"cfg": run.model, "sampling": drawing, "dtype": setup.dtype, "mesh": setup.mesh, "chunk": setup.chunk}
         eos_E = sampling.eos_set(setup.eos_ids)

@@ -81,12 +81,16 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """Sampled ids, including the end-of-sequence id where one was sampled, and their log-probabilities."""
+    """Sampled ids, including what ended them, and their log-probabilities.
+
+    That is an end-of-sequence id, or the ids that spell a stop text (`sampling.stop`). All of them have a loss: they
+    are how the model ended. What was decoded after a stop text, before anybody looked, is none of the completion.
+    """
 
     ids: np.ndarray  # int32 [length]
     logp: np.ndarray  # float32 [length]: full support, at the sampling temperature
     kept: np.ndarray  # float32 [length]: probability mass that top-k and top-p left to draw from
-    finished: bool  # ended by an end-of-sequence id, not by the length limit
+    finished: bool  # ended by an end-of-sequence id or a stop text, not by the length limit
 
 
 Done = Sequence[tuple[Request, Completion]]

@@ -5,24 +5,41 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from typing import cast
 
 import huggingface_hub
 import jax
 
 from cgrpo_jax.build import Run
+from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.places import cache_root
 
 GIB = 1 << 30
 
 
 def lines(run: Run) -> list[str]:
-    """Three lines; nothing is asked of a network."""
+    """A line each, and one more of a model without a chat template; nothing is asked of a network."""
     versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "transformers"))
     return [
         f"Python {platform.python_version()}  {versions}  on {_devices(run)}",
         f"model {run.folder}  {run.model.layers} layers of width {run.model.width}  computed in {run.learner.dtype}",
+        *_ends(run.tokenizer),
         f"caches {_caches()}  hub {_hub()}",
     ]
+
+
+def _ends(tokenizer: Tokenizer) -> list[str]:
+    """What ends a response, and that a model without a chat template may not know it."""
+    tokens = map(repr, cast(list[str], tokenizer.hf.convert_ids_to_tokens(list(tokenizer.eos_ids))))
+    lines = [f"a response ends at {', '.join([*tokens, *map(repr, tokenizer.stops)])}"]
+    if tokenizer.plain:
+        lines.append("the model has no chat template: prompts are plain text")
+    if tokenizer.plain and not tokenizer.stops:
+        lines[-1] += (
+            ", and a base model may go on with the next question itself, whose answer would be graded; sampling.stop "
+            "says at which texts a response ends"
+        )
+    return lines
 
 
 def _devices(run: Run) -> str:

@@ -54,18 +54,19 @@ def test_help_reads_like_help(tmp_path):
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_run_says_where_it_works(monkeypatch, offline):
-    """Versions, devices, memory, caches, hub, in three lines; never what a token is."""
+    """Versions, devices, memory, caches, hub, in four lines; never what a token is."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
     said = startup.lines(build.open_run(small()))
-    assert len(said) == 3 and "hf_secret" not in "".join(said)
+    assert len(said) == 4 and "hf_secret" not in "".join(said)
     assert re.search(
         r"^Python 3\.\d+\.\d+  jax \S+  flax \S+  transformers \S+  on 1 x cpu \(cpu\), \d+\.\d GiB of the host$",
         said[0],
     )
     assert "quickstart" in said[1] and said[1].endswith("computed in float32")
+    assert said[2] == "a response ends at '<|im_end|>'"
     assert (
-        said[2].endswith("hub is not asked (HF_HUB_OFFLINE)" if offline else "with a token") and "caches /" in said[2]
+        said[3].endswith("hub is not asked (HF_HUB_OFFLINE)" if offline else "with a token") and "caches /" in said[3]
     )
 
 

@@ -122,6 +122,33 @@ def test_an_end_id_that_is_none(folder, ids):
     refused(lambda: Tokenizer(folder), f"{folder}/generation_config.json: eos_token_id = {ids!r}")
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(("text", "words"), [("2", "is the text '2'"), (None, "has no such id")])
+def test_an_end_id_of_another_vocabulary(folder, tokenizer, name, text, words):
+    """Each answer would end at its first 2, and be called finished; or at nothing."""
+    wrong = len(tokenizer.hf) + 5 if text is None else tokenizer.hf.convert_tokens_to_ids(text)
+    raw = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps(raw | {"eos_token_id": [tokenizer.end_id, wrong]}))
+    refused(lambda: Tokenizer(folder), f"{folder / name}: eos_token_id {wrong}", words)
+
+
+HEEDING = PLAIN.replace("{{ '<|im_start|>a", "{% if add_generation_prompt %}{{ '<|im_start|>a") + "{% endif %}"
+IGNORING = "{% for m in messages %}" + TURN + "{% endfor %}"
+INST = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{% endif %}{% endfor %}"
+THINKING = HEEDING.replace(
+    "{{ m.content }}", "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
+)
+BARE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+
+
+def test_a_template_that_never_begins_the_answer(folder):
+    """The model would go on in the user's turn. Templates that write no header at all, or always one, are none."""
+    for good in (HEEDING, PLAIN, INST, THINKING, BARE):
+        Tokenizer(with_template(folder, good))
+    words = f"{folder}: its chat template ignores add_generation_prompt", "'<|im_start|>assistant'"
+    refused(lambda: Tokenizer(with_template(folder, IGNORING)), *words)
+
+
 def test_a_head_dim_of_null(folder):
     """It follows from the width; where transformers does not take it, which reads the tokenizer, that is one line."""
     path = folder / "config.json"

@@ -20,6 +20,7 @@ CHANGES = {
     "eval.samples": 1,
     "train.updates_per_rollout": 2,
     "objective.kl_coef": 0.1,
+    "sampling.stop": '["="]',
 }
 COMPILING = re.compile(r"Compiling jit\((\w+)\) with global shapes and types \((.*)\)\. Argument mapping")
 
@@ -75,7 +76,7 @@ def test_no_program_compiles_that_is_not_listed(tmp_path, compiled, changes):
     with jax.numpy_rank_promotion("allow"):
         train(cfg, tmp_path / "w")
     names = {name for name, _ in compiled}
-    assert {"update", "decode", "prefill", "enter", "init"} <= names
+    assert {"update", "decode", "prefill", "enter", "init"} <= names and ("halt" in names) == bool(cfg.sampling.stop)
     for name, found in compiled:
         assert any(is_within(found, of) for of in listed[name]), f"{name} {found}"
 

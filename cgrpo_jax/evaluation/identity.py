@@ -37,6 +37,12 @@ def weights_digest(folder: pathlib.Path) -> str:
     return files_digest(folder, [*shards, "model.safetensors.index.json"])
 
 
+def contents(folder: pathlib.Path, side_files: Iterable[str]) -> dict[str, str]:
+    """Digests of what a Hugging Face folder holds: of its weights, and of configuration, tokenizer and templates."""
+    templates = [path.name for path in folder.glob("*.jinja")]
+    return {"weights": weights_digest(folder), "files": files_digest(folder, [*side_files, *templates])}
+
+
 def problem_digest(problem: Problem) -> str:
     """Digest of question, gold answer and options: equal for copies of a problem, in whatever row, file or order.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from cgrpo_jax.records import Attempt, Completion, Message, Problem
 from cgrpo_jax.text.prompts import RefinementPrompt, refinement_messages
+from cgrpo_jax.text.stop import before
 from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
 
 CUT = "\n[...]\n"
@@ -84,10 +85,13 @@ def _fit_solutions(
 def as_sampled(tokenizer: Tokenizer, text: str, most: int | None, ended: bool = True) -> Completion:
     """A text that was not sampled from the policy (a trace of the data, another model's) as if it had been.
 
-    Where it has `ended`, the end of a turn stands behind it. One that is too long is cut to `most` ids, has no end, and
-    is scored as what is left of it. Its log-probabilities mean nothing.
+    Where it has `ended`, the end of a turn stands behind it. A stop text ends it as it would have ended the policy. One
+    that is too long is cut to `most` ids, has no end, and is scored as what is left of it. Its log-probabilities mean
+    nothing.
     """
-    ids = np.asarray([*tokenizer.encode_text(text), *[tokenizer.end_id] * ended], np.int32)
+    said = before(text, tokenizer.stops)
+    ended = ended or said != text
+    ids = np.asarray([*tokenizer.encode_text(said), *[tokenizer.end_id] * ended], np.int32)
     finished, ids = ended and (most is None or len(ids) <= most), ids[:most]
     return Completion(ids, np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32), finished)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,9 @@ from cgrpo_jax.sampling.room import Room, row_devices
 from cgrpo_jax.sampling.sizes import Ring, grown_rows, ring_size, row_sizes
 
 CHUNK = 32  # tokens decoded between two looks at the queue, at most
+
+# Given the ids of a row and how many of them are new: how many it keeps where they have written a stop text, else None.
+Stop = Callable[[Sequence[int], int], int | None]
 
 
 @dataclasses.dataclass
@@ -56,6 +59,7 @@ class Frame:
     chunk: int = CHUNK
     stacked_cache: bool = False  # though the weights are unrolled, see programs.unrolls_cache
     attend: Attend = attend  # of prefilled prompts
+    stop: Stop | None = None  # None: only end-of-sequence ids and limits end a row
 
     @property
     def least_rows(self) -> int:
@@ -69,8 +73,8 @@ class Frame:
 
 
 def drawing_of(sampling: SamplingConfig) -> SamplingConfig:
-    """Without the limit, which each row has of its own: one program serves all."""
-    return dataclasses.replace(sampling, max_new_tokens=0)
+    """Without what ends a row, which is no part of the program: one serves all."""
+    return dataclasses.replace(sampling, max_new_tokens=0, stop="")
 
 
 @dataclasses.dataclass
@@ -92,8 +96,9 @@ class Row:
         """Tokens still to draw at most, given the length of its ring."""
         return self.limit - (int(length) - self.prefilled)
 
-    def completion(self, finished: bool) -> Completion:
-        ids, logp, kept = (np.concatenate(parts) for parts in (self.ids, self.logp, self.kept))
+    def completion(self, count: int | None, finished: bool) -> Completion:
+        """Of its first `count` tokens; None: of all."""
+        ids, logp, kept = (np.concatenate(parts)[:count] for parts in (self.ids, self.logp, self.kept))
         return Completion(ids, logp, kept, finished)
 
 
@@ -197,14 +202,27 @@ class Pool:
         for r, row in enumerate(self.rows):
             if row is None:
                 continue
-            made = int(chunk.made_R[r])
+            made, over = int(chunk.made_R[r]), not chunk.active_R[r]
             row.ids.append(chunk.token_RC[r, :made])
             row.logp.append(chunk.logp_RC[r, :made])
             row.kept.append(chunk.kept_RC[r, :made])
             self.length[r] += made
+            count = self._stopped(row, made, over)
+            if count is not None:
+                made -= sum(map(len, row.ids)) - count  # what came after it was asked for by nobody
             stats.tokens += made
-            stats.nonfinite += int(np.count_nonzero(~np.isfinite(chunk.logp_RC[r, :made])))
-            if not chunk.active_R[r]:
-                done.append((row.request, row.completion(bool(chunk.finished_R[r]))))
+            stats.nonfinite += int(np.count_nonzero(~np.isfinite(chunk.logp_RC[r, : max(made, 0)])))
+            if over or count is not None:
+                done.append((row.request, row.completion(count, bool(chunk.finished_R[r]) or count is not None)))
                 self.rows[r] = None
+        if self.slots is not None and any(chunk.active_R[r] and row is None for r, row in enumerate(self.rows)):
+            going_on_R = np.array([row is not None for row in self.rows])
+            self.slots = programs.halt(self.slots, going_on_R, mesh=self.frame.mesh)
         return done
+
+    def _stopped(self, row: Row, new: int, over: bool) -> int | None:
+        """How many tokens a row keeps that has written a stop text; all of it is looked at once more at its end."""
+        if self.frame.stop is None:
+            return None
+        ids = np.concatenate(row.ids).tolist()
+        return self.frame.stop(ids, len(ids) if over else new)

@@ -284,6 +284,12 @@ def resize(slots: Slots, row_of_R: jax.Array, *, slots_to: int, mesh: Mesh) -> S
     return _place(mesh, Slots(cache, slots.time, **vectors))
 
 
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnums=0)
+def halt(slots: Slots, going_on_R: jax.Array, *, mesh: Mesh) -> Slots:
+    """Ends the rows that are not to go on."""
+    return _place(mesh, slots._replace(active_R=slots.active_R & going_on_R))
+
+
 def eos_set(ids: Sequence[int]) -> np.ndarray:
     """End-of-sequence ids, int32, filled up with -1, which no id is: one program however many there are."""
     return np.asarray([*ids, *[-1] * (-len(ids) % EOS_SET or EOS_SET * (not ids))], np.int32)

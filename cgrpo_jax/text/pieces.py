@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+from cgrpo_jax.text.stop import before
 from cgrpo_jax.text.tokenizer import Tokenizer
 
 BROKEN = "\ufffd"  # stands for bytes that are no whole character
@@ -26,6 +28,7 @@ class Pieces:
         """Characters `[T]` of the tokens of a `text` that `Tokenizer.decode` made of `ids`; their sum is its length.
 
         Of tokens that share a character, the first has all the characters that they write together, the others none.
+        What spells a stop text has none.
         None: the tokens one by one do not spell the text.
         """
         kept = list(ids)
@@ -45,4 +48,9 @@ class Pieces:
             first = behind + 1
         if pieces and pieces[0].startswith(" ") and not text.startswith(" "):
             pieces[0] = pieces[0][1:]
-        return [*map(len, pieces), *[0] * ended] if "".join(pieces) == text else None
+        whole = "".join(pieces)
+        if before(whole, self.tokenizer.stops) != text:
+            return None
+        ends = [0, *itertools.accumulate(map(len, pieces))]
+        within = [min(end, len(text)) for end in ends]
+        return [*(after - first for first, after in itertools.pairwise(within)), *[0] * ended]

@@ -12,9 +12,11 @@ from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from cgrpo_jax.config import ConfigError
 from cgrpo_jax.model.hf_config import CheckpointError, read_json
 from cgrpo_jax.records import Message
 from cgrpo_jax.text.prompts import SYSTEM
+from cgrpo_jax.text.stop import Stopping, before
 
 # Private-use characters stand in for the contents while the template's own text is found out.
 PLACEHOLDER = "\ue000{}\ue001"
@@ -47,9 +49,13 @@ def _folded(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 class Tokenizer:
-    """The tokenizer of a Hugging Face folder with its chat template and its set of end-of-sequence ids."""
+    """The tokenizer of a Hugging Face folder with its chat template and what ends a response.
 
-    def __init__(self, folder: str | os.PathLike, thinking: str = "auto"):
+    Args:
+      stops: texts that end one (`config.stop_texts`); one that is an added token does so as an end-of-sequence id.
+    """
+
+    def __init__(self, folder: str | os.PathLike, thinking: str = "auto", stops: Sequence[str] = ()):
         folder = pathlib.Path(folder)
         if not (folder / "tokenizer.json").exists():
             raise CheckpointError(f"{folder}/tokenizer.json: no such file; a fast tokenizer is needed")
@@ -70,8 +76,11 @@ class Tokenizer:
         self.start = self._written_before() if self.plain else ""  # the template's own business elsewhere
         self.folds_system = False  # into the user's turn
         self._try_template(folder)
-        self.eos_ids = self._end_ids(folder)
+        self._look_for_header(folder)
+        self.stops = tuple(stop for stop in stops if stop not in self.added)
+        self.eos_ids = self._end_ids(folder, set(stops) - set(self.stops))
         self.end_id = self._end_id()
+        self._check_stops()
 
     def _written_before(self) -> str:
         """What the tokenizer puts before a text; what it puts behind one would end the turn before it begins."""
@@ -79,8 +88,38 @@ class Tokenizer:
         pairs = zip(marked["input_ids"], marked["special_tokens_mask"], strict=True)
         return cast(str, self.hf.decode([i for i, _ in itertools.takewhile(operator.itemgetter(1), pairs)]))
 
-    def _end_ids(self, folder: pathlib.Path) -> tuple[int, ...]:
-        """Ids that end a response: of the tokenizer, of both configurations, and what the template ends a turn with."""
+    @property
+    def stopping(self) -> Stopping | None:
+        """Finds stop texts in sampled ids; None where there are none."""
+        return Stopping(self._spelled, self.stops) if self.stops else None
+
+    def _check_stops(self) -> None:
+        """Raises ConfigError for a stop text that no decoded text can hold."""
+        for stop in self.stops:
+            if held := [token for token in self.special if token in stop]:
+                raise ConfigError(
+                    f"sampling.stop: {stop!r} holds the special token {held[0]!r}, which is left out of texts; name "
+                    "the token alone or the text alone"
+                )
+
+    def _check_ends(self, path: pathlib.Path, ids: Iterable[int]) -> None:
+        """Raises CheckpointError for an end-of-sequence id that is a piece of text here, or nothing."""
+        for i in ids:
+            token = self.hf.convert_ids_to_tokens(i)
+            if token is None:
+                raise CheckpointError(f"{path}: eos_token_id {i}: the tokenizer beside it has no such id")
+            if i not in self.hf.added_tokens_decoder:
+                raise CheckpointError(
+                    f"{path}: eos_token_id {i} is the text {self.hf.decode([i])!r} to the tokenizer beside it, so each "
+                    "answer would end where it is first written; correct the id (sampling.stop ends answers at a text)"
+                )
+
+    def _end_ids(self, folder: pathlib.Path, stops: Iterable[str]) -> tuple[int, ...]:
+        """Ids that end a response: of the tokenizer, of both configurations, and what the template ends a turn with.
+
+        Args:
+          stops: added tokens that do so, too.
+        """
         ids: set[int] = set() if self.hf.eos_token_id is None else {int(cast(int, self.hf.eos_token_id))}
         for name in ("generation_config.json", "config.json"):
             if (folder / name).exists():
@@ -90,7 +129,9 @@ class Tokenizer:
                     raise CheckpointError(
                         f"{folder / name}: eos_token_id = {eos!r}: an id, or a list of ids, is needed"
                     )
+                self._check_ends(folder / name, listed)
                 ids |= set(listed)
+        ids |= {cast(int, self.hf.convert_tokens_to_ids(token)) for token in stops}
         ids |= {cast(int, self.hf.convert_tokens_to_ids(token)) for token in self._turn_ends()}
         if not ids:
             raise CheckpointError(f"{folder}: no eos_token_id in tokenizer, generation_config.json or config.json")
@@ -120,6 +161,26 @@ class Tokenizer:
             except PromptError as error:
                 failed = error
         raise CheckpointError(f"{folder}: {failed}")
+
+    def _look_for_header(self, folder: pathlib.Path) -> None:
+        """Raises CheckpointError where the template never begins the turn of the answer, so the user's would go on.
+
+        It does not heed `add_generation_prompt`, and an answer within a chat has something before it that the prompt
+        has not.
+        """
+        said = PLACEHOLDER.format(1)
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        try:
+            asked, same = (self._templated(turns[:1], add_generation_prompt=flag) for flag in (True, False))
+            head, shown, _ = self._templated(turns, add_generation_prompt=False).partition(said)
+        except Exception:  # a template is somebody's program, and this one takes no such turns
+            return
+        header = head.rstrip().removeprefix(asked.rstrip()).strip()
+        if not self.plain and asked == same and shown and head.startswith(asked.rstrip()) and header:
+            raise CheckpointError(
+                f"{folder}: its chat template ignores add_generation_prompt: a prompt ends in {asked[-20:]!r}, and the "
+                f"model would go on in the user's turn; where that is set, write {header!r} behind the last turn"
+            )
 
     def _turn_ends(self) -> set[str]:
         """The added tokens that the template writes right after an assistant's text, inside a chat and at its end.
@@ -183,7 +244,11 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of sampled ids; special tokens and the end of the turn are left out, `<think>` parts stay."""
+        """Text of sampled ids up to a stop text; special tokens and the turn's end are left out, `<think>` stays."""
+        return before(self._spelled(ids), self.stops)
+
+    def _spelled(self, ids: Iterable[int]) -> str:
+        """As `decode`, with a stop text and what is behind it."""
         kept = list(ids)
         if kept and kept[-1] in self.eos_ids:  # which need not be called special
             kept.pop()
