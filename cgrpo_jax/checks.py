@@ -229,6 +229,11 @@ def check(cfg: Config, model: ModelConfig | None) -> None:
             "reward.correct_at=1",
         ),
         (
+            bool(cfg.sampling.stop) and not stop_texts(cfg),
+            f"sampling.stop = {cfg.sampling.stop!r}: a list of texts in JSON is needed",
+            """sampling.stop='["\\nQuestion:"]'""",
+        ),
+        (
             cfg.sampling.temperature <= 0 and cfg.method == "rl",
             "sampling.temperature must be positive: training needs samples",
             "sampling.temperature=1",

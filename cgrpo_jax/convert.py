@@ -117,13 +117,15 @@ def share(
 ) -> None:
     """Writes the newest checkpoint of a run with its card and pushes it; says what went, or would go.
 
-    Raises: HubError, RunError, ReportError, and what `convert` raises.
+    Raises: HubError, RunError, ReportError, and what `convert` raises; nothing was sent then.
     """
     folder = local_folder(out, "--out")
     hf.check_vacant(folder)
     card = card_of(expanded(source), step, sharing)
     convert(source, "hf", out, dtype, step, shard_gb)
     print(f"wrote {out}")
+    if sharing.evaluated is not None:
+        model_card.check_evaluated(sharing.evaluated, folder)
     card.write(folder)
     if sharing.license == model_card.UNKNOWN:
         print("the card says that the licence is unknown; --license=apache-2.0 would name one")

@@ -26,8 +26,8 @@ from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.prompts import Texts
-from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.text.stop import going_on
+from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 

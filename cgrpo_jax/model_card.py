@@ -16,17 +16,18 @@ from typing import Any, NamedTuple
 import yaml
 
 from cgrpo_jax.config import Config
+from cgrpo_jax.evaluation import tables
+from cgrpo_jax.evaluation.identity import SHOWN, contents
 from cgrpo_jax.evaluation.tables import ReportError, Table
 from cgrpo_jax.live import Curves
+from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.report_page import gather
+from cgrpo_jax.told import for_others, hub_id, public_name
 from cgrpo_jax.workdir import reading
 
 PICTURE = "curves.png"
 UNKNOWN = "unknown"  # a licence, as the hub spells it
 PAPER = "2506.03106"
-PRIVATE_KEYS = ("api.base_url", "api.key_variable")  # where a server of somebody's is
-PLACES = ("model.path", "data.source", "eval.source", "eval.tasks")  # hub ids or local paths
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Card(NamedTuple):
@@ -47,27 +48,11 @@ def plain(value: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]()#!|~:@])", r"\\\1", html.escape(text, quote=False))
 
 
-def hub_id(place: str) -> str | None:
-    """`OWNER/NAME` of a hub id, perhaps with `:CONFIGURATION`; None for a local path and all else."""
-    name = place.partition(":")[0]
-    return name if HUB_ID.fullmatch(name) and not pathlib.Path(name).expanduser().exists() else None
-
-
-def public_name(place: str) -> str:
-    """A hub id as it is; of a local path its last part, for the others are nobody's business."""
-    named = [part.rpartition("=") for part in place.split(",")]
-    return ",".join(f"{name}{equals}{_last(path)}" for name, equals, path in named)
-
-
-def _last(path: str) -> str:
-    return path if hub_id(path) or "/" not in path or "://" in path else pathlib.PurePath(path).name
-
-
 def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of what the run has set otherwise than the defaults."""
     default = gather.flat(dataclasses.asdict(Config()))
-    changed = {name: value for name, value in config.items() if default.get(name) != value and name not in PRIVATE_KEYS}
-    return [(name, public_name(str(value)) if name in PLACES else str(value)) for name, value in changed.items()]
+    changed = {name: value for name, value in config.items() if default.get(name) != value}
+    return [(name, str(value)) for name, value in for_others(changed).items()]
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]], step: int) -> Table | None:
@@ -130,6 +115,21 @@ def _evaluation(rows: Sequence[Mapping[str, Any]], step: int, evaluated: pathlib
     return parts or ["Not evaluated."]
 
 
+def check_evaluated(evaluated: pathlib.Path, model: pathlib.Path) -> None:
+    """Raises ReportError unless the evaluation is of the files of this model: its weights, tokenizer and template."""
+    asked, here = tables.read(evaluated)["settings"], contents(model, SIDE_FILES)
+    other = [
+        f"{name} {str(asked.get(name))[:SHOWN]}, not {here[name][:SHOWN]}"
+        for name in here
+        if asked.get(name) != here[name]
+    ]
+    if other:
+        raise ReportError(
+            f"--evaluated={evaluated}: an evaluation of another model than this one ({'; '.join(other)}), which is in "
+            f"{model} now: evaluate that with model.path={model}, and push again with another --out"
+        )
+
+
 def of_run(
     workdir: pathlib.Path, step: int, repo: str, license_id: str = UNKNOWN, evaluated: pathlib.Path | None = None
 ) -> Card:
@@ -142,7 +142,7 @@ def of_run(
     """
     rows, config = reading.metrics(workdir), gather.config_of(workdir)
     image = picture(rows, step)
-    base, data = (plain(public_name(str(config.get(key, "?")))) for key in ("model.path", "data.source"))
+    base, data = (plain(public_name(key, str(config.get(key, "?")))) for key in ("model.path", "data.source"))
     method = plain(gather.method_of(config))
     changed = [[plain(name), plain(value)] for name, value in settings(config)]
     licence = "is not known to who made this card" if license_id == UNKNOWN else f"is {plain(license_id)}"

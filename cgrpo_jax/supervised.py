@@ -25,6 +25,7 @@ from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
 from cgrpo_jax.opening import learnt_ids, open_run
 from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.told import for_others
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
@@ -73,7 +74,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         progress.log("\n".join(startup.lines(run)))
         state, past = resuming.initial_state(run, checkpointer, past)
         resuming.start_workdir(run, past, workdir, progress.log)
-        tracker = open_tracker(cfg.train.tracker, workdir, public(cfg), progress.log)
+        tracker = open_tracker(cfg.train.tracker, workdir, for_others(public(cfg)), progress.log)
         desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)

@@ -24,6 +24,7 @@ from cgrpo_jax.planner.ahead import compile_ahead, memory_line
 from cgrpo_jax.records import Group, Source
 from cgrpo_jax.sampling.pool import summed
 from cgrpo_jax.sampling.sampler import Sampler, run_together
+from cgrpo_jax.told import for_others
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive
@@ -94,7 +95,7 @@ def train(
         reference = resuming.reference_params(run, past) if cfg.objective.kl_coef else None
         if desk is not None:
             resuming.start_workdir(run, past, workdir, progress.log)
-            tracker = open_tracker(cfg.train.tracker, workdir, public(cfg), progress.log)
+            tracker = open_tracker(cfg.train.tracker, workdir, for_others(public(cfg)), progress.log)
             desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)

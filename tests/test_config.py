@@ -123,7 +123,7 @@ FLOORS = [
     {"config_files"},
     {"report_page"},
     {"evaluation", "hub", "live"},
-    {"rollout"},
+    {"rollout", "told"},
     {"data"},
     {"workdir"},
     {"learning", "sampling"},

@@ -1,5 +1,6 @@
 """`convert --push`: the model card of a run, and what goes to a stand-in for the hub."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -15,8 +16,12 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from markdown_it import MarkdownIt
 
-from cgrpo_jax import convert, hub, model_card
-from cgrpo_jax.config import default_config
+from cgrpo_jax import convert, hub, model_card, told
+from cgrpo_jax.config import Config, default_config
+from cgrpo_jax.evaluation import tables
+from cgrpo_jax.evaluation.identity import contents
+from cgrpo_jax.model import hf
+from cgrpo_jax.report_page import gather
 
 TOKEN = "hf_never_to_be_shown"
 EVALUATIONS = {
@@ -108,12 +113,81 @@ def test_places_of_ones_own_are_not_told(tmp_path):
     own.mkdir()
     changes = {
         "model.path": f"{own}/model", "data.source": f"{own}/train.jsonl", "eval.source": "~/other/test.jsonl",
-        "eval.tasks": f"math500,mine={own}/mine.jsonl", "api.base_url": "http://user:word@inner.host/v1",
+        "eval.tasks": f"math500,mine={own}/a=b.jsonl", "api.base_url": "http://user:word@inner.host/v1",
+        "api.key_variable": "OTHER_KEY", "local.path": f"{own}/b=c,d/critic", "api.model": "/srv/other/served",
     }  # fmt: skip
-    card = model_card.of_run(write_run(tmp_path / "run", **changes), 4, "me/mine")
-    assert not [word for word in ("secret_place", "other/", "inner.host", "user:word") if word in card.text]
+    run = write_run(tmp_path / "run", **changes)
+    card, config = model_card.of_run(run, 4, "me/mine"), json.loads((run / "config.json").read_text())
+    tracked = told.for_others(config)
+    reported = gather.run_of("run", run)
+    hidden = ("secret_place", "other/", "inner.host", "user:word", "OTHER_KEY", "b=c", str(tmp_path))
+    for text in (card.text, json.dumps(tracked), json.dumps(reported)):
+        assert not [word for word in hidden if word in text]
     page = parts_of(card)[1]
-    assert "math500,mine=mine.jsonl" in page and "Trained from model by dr_grpo on train.jsonl" in page
+    assert "math500,mine=a=b.jsonl" in page and "Trained from model by dr_grpo on train.jsonl" in page
+    assert tracked["local"]["path"] == "critic" and tracked["eval"]["tasks"] == "math500,mine=a=b.jsonl"
+    assert reported["config"]["local.path"].startswith("critic #") and reported["model"].startswith("model #")
+    assert told.for_others({"local.path": "/a/critic"}, True) != told.for_others({"local.path": "/b/critic"}, True)
+
+
+def test_a_file_is_no_data_set_of_the_hub(tmp_path):
+    """Though it lay elsewhere, as a relative path of two parts."""
+    front, page = parts_of(
+        model_card.of_run(write_run(tmp_path / "run", **{"data.source": "customer/train.jsonl"}), 4, "me/mine")
+    )
+    assert "datasets" not in front and "customer" not in page and "on train.jsonl" in page
+
+
+SAID = {  # names, columns, commits, numbers: nothing of them is a place
+    "model.revision", "data.split", "data.revision", "data.question_column", "data.answer_column", "reward.fn", "reward.correct_by",
+    "texts.task", "texts.critique", "texts.refinement", "sampling.stop", "sampler.rings", "sampler.prefills",
+    "refine.critique_fn", "local.revision", "train.accept_changes", "eval.revision", "eval.split", "checkpoint.best",
+}  # fmt: skip
+
+
+def test_of_each_free_text_it_is_decided_whether_others_are_told():
+    def texts(options, prefix=""):
+        for field in dataclasses.fields(options):
+            value = getattr(options, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from texts(value, f"{prefix}{field.name}.")
+            elif isinstance(value, str) and not field.metadata.get("choices"):
+                yield prefix + field.name
+
+    found = list(texts(Config()))
+    assert set(found) == SAID | set(told.PLACES) | set(told.PRIVATE)
+    assert len(found) == len(SAID) + len(told.PLACES) + len(told.PRIVATE)
+
+
+def test_a_table_of_another_model_is_not_pushed(trained, tmp_path, monkeypatch, capsys):
+    """The digests of the evaluated files decide; the embedded model's own export is this one."""
+    api = reach(monkeypatch, StandIn(None))
+    convert.convert(str(trained), "hf", f"{tmp_path}/evaluated")
+    asked = contents(tmp_path / "evaluated", hf.SIDE_FILES)
+    shown = {"columns": ["task"], "rows": [["gsm8k"]], "notes": [], "asked": "greedy"}
+    monkeypatch.setattr(model_card.gather, "evaluation_of", lambda path: shown)
+    (tmp_path / "eval").mkdir()
+    for number, (name, value) in enumerate([("weights", "0" * 64), ("files", "0" * 64), ("weights", asked["weights"])]):
+        results = {"version": tables.VERSION, "settings": asked | {name: value}}
+        (tmp_path / "eval/results.json").write_text(json.dumps(results))
+        out = tmp_path / f"out{number}"
+        given = [f"--from={trained}", "--to=hf", f"--out={out}", "--push=me/mine", f"--evaluated={tmp_path}/eval"]
+        ended, _ = call(monkeypatch, capsys, *given)
+        if value != "0" * 64:
+            assert ended is None and b"gsm8k" in api.sent["README.md"]
+        else:
+            assert (
+                f"an evaluation of another model than this one ({name} 000000000000, not {asked[name][:12]})" in ended
+            )
+            assert api.sent == {} and not (out / "README.md").exists() and "\n" not in ended
+
+
+def test_what_is_pushed_does_not_say_where_its_base_lay(trained, tmp_path):
+    for name, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
+        path = shutil.copytree(trained, tmp_path / "w", dirs_exist_ok=True) / "hf" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: "/home/somebody/base"}))
+    convert.convert(str(tmp_path / "w"), "hf", f"{tmp_path}/out")
+    assert not [path for path in (tmp_path / "out").glob("*.json") if "somebody" in path.read_text()]
 
 
 def test_an_evaluation_of_named_tasks_is_shown(tmp_path):

@@ -121,7 +121,7 @@ def test_an_added_token_ends_as_an_end_of_sequence_id_does():
         Tokenizer(QUICKSTART, stops=("\n<|im_start|>user",))
 
 
-@pytest.mark.parametrize("value", ["Question:", '"Question:"', '["a", 1]', '[""]', "{}", '["a"'])
+@pytest.mark.parametrize("value", ["Question:", '"Question:"', '["a", 1]', '[""]', "{}", '["a"', "[]"])
 def test_what_is_no_list_of_texts_is_refused(value):
     with pytest.raises(ConfigError, match="a list of texts in JSON is needed"):
         build.open_run(small(**{"sampling.stop": value}))

@@ -1,15 +1,20 @@
 """Trackers: what they are told, and that one that fails, hangs or is slow costs its own curves alone."""
 
+import shutil
 import sys
 import threading
 import time
 import types
 
+import jax
 import pytest
+from conftest import QUICKSTART
 from test_train import small
 
+from cgrpo_jax import supervised, training
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.supervised import sft
+from cgrpo_jax.training import train
 from cgrpo_jax.workdir import tracking
 from cgrpo_jax.workdir.metrics import Writer
 
@@ -85,6 +90,27 @@ def test_wandb_is_offline_without_a_key(tmp_path, monkeypatch, key, mode, found)
     written(monkeypatch, tmp_path / "run", fake, said=said)
     assert fake.told[0][1]["mode"] == found and fake.told[0][1]["dir"] == str(tmp_path / "run")
     assert [line.startswith("wandb is offline") for line in said] == [True] * (found == "offline")
+
+
+def test_others_are_not_told_where_things_lie(tmp_path, monkeypatch):
+    """Of settings what a card says, too; wandb is kept from the rest (its own console, machine, user, repository)."""
+    fake, told = Fake("wandb"), []
+    written(monkeypatch, tmp_path / "run", fake)
+    quiet = fake.told[0][1]["settings"]
+    assert quiet["console"] == "off" and quiet["x_disable_meta"] and quiet["disable_git"] and quiet["host"] == ""
+
+    def opened(name, workdir, config, log):
+        told.append(config)
+        raise InterruptedError
+
+    folder = shutil.copytree(QUICKSTART, tmp_path / "secret_place/model")
+    changes = {"model.path": str(folder), "api.base_url": "http://inner.host/v1", "train.tracker": "wandb"}
+    for module, run, method in ((supervised, sft, "sft"), (training, train, "rl")):
+        monkeypatch.setattr(module, "open_tracker", opened)
+        with jax.numpy_rank_promotion("allow"), pytest.raises(InterruptedError):
+            run(small(**changes, method=method), tmp_path / method)
+    assert [config["model"]["path"] for config in told] == ["model"] * 2
+    assert not [word for word in ("secret_place", "inner.host") if word in str(told)]
 
 
 def fail():

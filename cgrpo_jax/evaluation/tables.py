@@ -12,6 +12,7 @@ import numpy as np
 
 from cgrpo_jax.evaluation.identity import SHOWN
 from cgrpo_jax.evaluation.intervals import paired, scores_by_content
+from cgrpo_jax.told import public_name
 
 Results = Mapping[str, Any]  # of results.json
 
@@ -232,7 +233,12 @@ def write(workdir: pathlib.Path) -> None:
     """results.md, pass_at_1.png and, where problems have several answers, pass_at_k.png, beside results.json."""
     results = read(workdir)
     found = table(results)
-    parts = [f"# {results['model']}", asked(results), "\n".join(found.markdown()), *found.notes]
+    parts = [
+        f"# {public_name('model.path', results['model'])}",
+        asked(results),
+        "\n".join(found.markdown()),
+        *found.notes,
+    ]
     (workdir / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     _plots({workdir.name: results}, workdir)
 
@@ -244,9 +250,13 @@ def _plots(runs: Mapping[str, Results], out: pathlib.Path) -> None:
 
 
 def names_of(workdirs: Sequence[pathlib.Path]) -> list[str]:
-    """Of runs: the names of their folders; the paths, where two are called alike."""
-    names = [path.resolve().name for path in workdirs]
-    return names if len(set(names)) == len(names) else [str(path) for path in workdirs]
+    """Of runs: the names of their folders, with as many of the folders above as tell them apart."""
+    parts = [path.resolve().parts for path in workdirs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of[-count:]) for of in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:

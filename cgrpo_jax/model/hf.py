@@ -53,6 +53,9 @@ SIDE_FILES = (
     "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
 
+# What transformers notes of the folders of whoever saved a checkpoint.
+WHERE_IT_LAY = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
+
 
 def abstract_params(cfg: ModelConfig, dtype: DTypeLike = np.float32) -> Params:
     """Shapes and dtypes of the parameters, without any memory."""
@@ -237,11 +240,23 @@ def copy_side_files(source: str | os.PathLike, out: pathlib.Path) -> None:
             shutil.copyfile(file, out / name)
 
 
-def _for_older_transformers(folder: pathlib.Path) -> None:
-    """Rewrites the side files of an export that 4.56 would not read, or read otherwise; others stay as they are."""
-    for name, both_forms in (("config.json", both_rope_forms), ("tokenizer_config.json", both_tokenizer_forms)):
+def _mend_side_files(folder: pathlib.Path) -> None:
+    """Rewrites the side files of an export that 4.56 would not read, or read otherwise, or that name somebody's folder.
+
+    Others stay as they are. Nothing reads where a checkpoint once lay (WHERE_IT_LAY).
+    """
+    forms: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "config.json": both_rope_forms,
+        "tokenizer_config.json": both_tokenizer_forms,
+        "generation_config.json": dict,
+    }
+    for name, both_forms in forms.items():
         path = folder / name
-        if path.exists() and (mended := both_forms(raw := read_json(path))) != raw:
+        if not path.exists():
+            continue
+        raw = read_json(path)
+        mended = {key: value for key, value in both_forms(raw).items() if key not in WHERE_IT_LAY}
+        if mended != raw:
             write_json(path, mended)
 
 
@@ -281,7 +296,7 @@ def save_hf(
     """
     with whole_folder(out) as folder:
         copy_side_files(side_folder, folder)
-        _for_older_transformers(folder)
+        _mend_side_files(folder)
         sizes: list[dict[str, int]] = []  # tensor name -> bytes, a dict per file
         dtype_on_file = ""  # of the first tensor, the embedding
         for shard in _shards(hf_tensors(cfg, params, dtype), shard_bytes):

@@ -9,6 +9,7 @@ from typing import Any
 
 from cgrpo_jax.config import METHODS
 from cgrpo_jax.evaluation import tables
+from cgrpo_jax.told import for_others, public_name
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.metrics import NOTES
 
@@ -95,7 +96,7 @@ def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
     if not (training["steps"] or evaluations["steps"] or results):
         raise reading.RunError(f"{workdir}: neither metrics.jsonl nor results.json; give the workdir of a run")
     method = method_of(config) if config or results is None else "evaluation"
-    model = results["model"] if results else config.get("model.path", "")
+    model = public_name("model.path", str(results["model"] if results else config.get("model.path", "")), marked=True)
     seen = {name for name in training["values"] if name in NOTES}
     return {
         "name": name,
@@ -105,6 +106,6 @@ def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
         "training": training,
         "evaluations": evaluations,
         "results": results,
-        "config": config,
+        "config": for_others(config, marked=True),
         "notes": {name: NOTES[name] for name in sorted(seen)},
     }

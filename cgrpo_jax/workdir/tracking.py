@@ -21,6 +21,16 @@ from cgrpo_jax.config import ConfigError
 ROWS = 1000  # that wait for a slow tracker, at most
 PATIENCE = 20.0  # seconds for what is left at the end of a run
 
+# Of wandb: it is told metrics and settings, and sends nothing of the machine, its user, paths and printed lines beside.
+QUIET: dict[str, Any] = {
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "host": "",
+}
+
 Log = Callable[[str], None]
 
 
@@ -97,7 +107,7 @@ def _start(name: str, workdir: pathlib.Path, config: Mapping[str, Any], log: Log
     if mode == "offline":
         log(f"wandb is offline; later: wandb sync {workdir}/wandb/offline-run-*")
     project = os.environ.get("WANDB_PROJECT", "cgrpo_jax")
-    where = {"dir": str(workdir), "mode": mode}
+    where = {"dir": str(workdir), "mode": mode, "settings": QUIET}
     module.init(project=project, name=label, id=known, config=dict(config), resume="allow", **where)
     return module
 
