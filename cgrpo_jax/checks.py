@@ -209,6 +209,11 @@ def check(cfg: Config, model: ModelConfig | None) -> None:
             f"train.prompts={-(-prompts // updates) * updates}",
         ),
         (
+            0 < cfg.objective.correction_limit <= 1,
+            f"objective.correction_limit = {cfg.objective.correction_limit:g}: above 1, or 0 for the default of its kind",
+            "objective.correction_limit=0",
+        ),
+        (
             cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform",
             "objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform",
             "objective.weights=uniform",

@@ -21,6 +21,7 @@ REFERENCES = ("none", "gt", "solution")
 FALLBACKS = ("auto", "drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability", "ratio_to_sampler")
 REMATS = ("dots", "full", "attention", "wide")
+CORRECTION_LIMITS = {"token": 2.0, "sequence": 1.05}  # where objective.correction_limit is 0
 AGGREGATIONS = ("constant", "token_mean", "sequence_mean")
 
 
@@ -239,7 +240,7 @@ class ObjectiveConfig:
     # Of responses, where sampler and trainer disagree: token: weight min(p/p_sampler, limit) | sequence: one whose
     # geometric mean of p/p_sampler is above the limit or below its inverse has no loss
     correction: str = option("none", choices=("none", "token", "sequence"))
-    correction_limit: float = option(2.0, above=1)
+    correction_limit: float = option(0.0, at_least=0)  # above 1; 0: that of its kind, token 2, sequence 1.05
 
 
 @dataclasses.dataclass(frozen=True)

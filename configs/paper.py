@@ -44,6 +44,7 @@ EVAL = {"method": "eval", "eval.tasks": EIGHT, "sampling.max_new_tokens": 8192, 
 ROWS = {
     "critique_grpo_indicative": ("critique_grpo", {"refine.critique": "indicative"}),
     "critique_grpo_cot": ("critique_grpo", COT),
+    "critique_grpo_text": ("critique_grpo_text", {key: COT[key] for key in ("api.base_url", "api.model")}),
     "self_evaluation": ("critique_grpo", {"refine.critique": "self_eval"}),
     "weak_to_strong": ("weak_to_strong", {"local.path": "Qwen/Qwen3-8B-Base"}),
     "refinement_ft": ("refinement_ft", COT),

@@ -90,6 +90,7 @@ IMPOSSIBLE = [
     ),
     ({"method": "generate", "generate.rows": "both", "refine.trigger": "never"}, "trigger not never"),
     ({"method": "generate", "generate.rows": "critiques"}, "end in a verdict"),
+    ({"objective.correction_limit": 0.5}, "correction_limit"),
     ({"objective.clip_eps": 1.5}, "clip_eps"),
     ({"objective.entropy_coef": float("nan")}, "entropy_coef"),
     ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate"),

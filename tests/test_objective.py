@@ -259,7 +259,7 @@ def test_correction_by_what_the_sampler_was():
         pg_BT=jnp.ones((1, 6)), sampler_logp_BT=sampler, segment_BT=jnp.array([[1, 1, 1, 2, 2, 0]]),
     )  # fmt: skip
     for how, weight in (("none", [1, 1, 1, 1, 1]), ("token", [2, 0.5, 1, 2, 2]), ("sequence", [1, 1, 1, 0, 0])):
-        cfg = ObjectiveConfig(correction=how)
+        cfg = ObjectiveConfig(correction=how, correction_limit=2.0)
         slope = jax.grad(lambda x, cfg=cfg: token_loss(x, 0 * x, tokens, cfg)[0])(logp)
         np.testing.assert_allclose(slope, [[-w for w in weight] + [0]], rtol=1e-5)
     _, sums = token_loss(logp, 0 * logp, tokens, ObjectiveConfig(correction="token"))
@@ -267,6 +267,20 @@ def test_correction_by_what_the_sampler_was():
     refined = tokens._replace(refined_BT=jnp.ones((1, 6), bool))  # they have no ratio to what they were sampled from
     values = [token_loss(logp, 0 * logp, refined, ObjectiveConfig(correction=how))[0] for how in ("none", "token")]
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(("drift", "kept"), [(0.04, 1.0), (-0.04, 1.0), (0.06, 0.0), (-0.06, 0.0)])
+def test_a_sequence_that_drifts_a_little_at_each_token_is_left_out(drift, kept):
+    """The limit of a geometric mean is no limit of one token: 0.06 nats a token are e^6 in a hundred tokens."""
+    logp = jnp.full((1, 100), -1.0)
+    tokens = Tokens(
+        scored_BT=jnp.ones((1, 100), bool), refined_BT=jnp.zeros((1, 100), bool), pg_BT=jnp.ones((1, 100)),
+        sampler_logp_BT=logp - drift, segment_BT=jnp.ones((1, 100), jnp.int32),
+    )  # fmt: skip
+    _, sums = token_loss(logp, 0 * logp, tokens, ObjectiveConfig(correction="sequence"))
+    assert sums["correction"] == 100 * kept
+    _, sums = token_loss(logp, 0 * logp, tokens, ObjectiveConfig(correction="token"))
+    np.testing.assert_allclose(sums["correction"], 100 * np.exp(drift), rtol=1e-5)
 
 
 def test_what_each_row_depends_on(rng):

@@ -387,7 +387,7 @@ NO_TOP_P = (400, "Unsupported parameter: 'top_p' is not supported with this mode
 
 def test_a_server_is_asked_as_it_wants_to_be(serve, tmp_path):
     """Each known alternative once, before step 1; from then on every request has that form."""
-    server, cfg = serve(NO_LIMIT, NO_TOP_P, NO_TEMPERATURE, GOOD)
+    server, cfg = serve(NO_LIMIT, NO_TOP_P, NO_TEMPERATURE, GOOD, price_written=1e6)
     with Server(cfg, tmp_path) as critic:
         assert critic.check(prompts.critique_messages("1+1?", "2", None, True)).fault is None
         assert (
@@ -398,6 +398,11 @@ def test_a_server_is_asked_as_it_wants_to_be(serve, tmp_path):
     for _, _, body, _ in server.asked[3:]:
         assert {name: value for name, value in body.items() if name != "messages"} == wanted
     assert len(server.asked) == 5
+    with Server(cfg, tmp_path) as again:  # it may be another server by now, so each start asks, and pays
+        again.check(prompts.critique_messages("1+1?", "2", None, True))
+        assert again.spent == 60 and len(server.asked) == 6
+    with Server(cfg, tmp_path) as third:
+        assert third.spent == 60
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from cgrpo_jax.opening import load_data
 from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.plugins import open_rewards
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem
+from cgrpo_jax.rollout.client import Answer
 from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.rollout.served import Server, _criticised
 from cgrpo_jax.rollout.written import Writer
@@ -137,16 +138,12 @@ def ask_critics(folder):
     """The policy as a critic, and a server that says nothing of use."""
     run, refine = build.open_run(small()), options.RefineConfig()
     problem, attempt = asked_problem(), Attempt(None, "It is 70.", 0.0, False, None, "ok")
-    writer = Writer(run.tokenizer, refine, reference="gt", concludes=True, must_agree=True)
+    writer = Writer(run.tokenizer, refine, reference="gt", needs="agreeing")
     assert writer.request(problem, Name(Kind.CRITIQUE, 0, 0), attempt.text) is not None
-    choice = SimpleNamespace(message=SimpleNamespace(content="Who knows."))
-    said = SimpleNamespace(choices=[choice], usage=SimpleNamespace(prompt_tokens=1, completion_tokens=1))
     with Server(options.ApiConfig("http://127.0.0.1:9/v1", "m", key_variable=""), folder / "critiques") as server:
-        server._client.close()
-        server._client = SimpleNamespace(
-            chat=SimpleNamespace(completions=SimpleNamespace(create=lambda **_: said)), close=lambda: None
-        )
+        client, server._client = server._client, SimpleNamespace(send=lambda _: Answer(True, "Who knows."))
         assert _criticised(server, refine, problem, attempt).fallback
+        server._client = client
     empty = Completion(np.zeros(0, np.int32), *[np.zeros(0, np.float32)] * 2, True)
     with UserProcess() as process:
         process.load("math:sqrt")

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cgrpo_jax.options import ObjectiveConfig
+from cgrpo_jax.options import CORRECTION_LIMITS, ObjectiveConfig
 
 LOG_RATIO_LIMIT = 20.0  # of exponents: beyond it float32 overflows and the ratio means nothing
 
@@ -71,9 +71,10 @@ def correction_weight(
       logp_BT: of the trainer, before the first update of this rollout.
       segment_BT: int32, which segment of its row a token belongs to, from 1 on.
     """
+    limit = cfg.correction_limit or CORRECTION_LIMITS[cfg.correction]
     log_ratio_BT = jnp.where(scored_BT, jax.lax.stop_gradient(logp_BT) - sampler_logp_BT, 0.0)
     if cfg.correction == "token":
-        return jnp.minimum(jnp.exp(jnp.minimum(log_ratio_BT, LOG_RATIO_LIMIT)), cfg.correction_limit)
+        return jnp.minimum(jnp.exp(jnp.minimum(log_ratio_BT, LOG_RATIO_LIMIT)), limit)
 
     def of_row(log_ratio_T: jax.Array, segment_T: jax.Array, scored_T: jax.Array) -> jax.Array:
         total = jax.ops.segment_sum(log_ratio_T, segment_T, len(segment_T) + 1)
@@ -81,7 +82,7 @@ def correction_weight(
         return (total / jnp.maximum(count, 1))[segment_T]
 
     mean_BT = jax.vmap(of_row)(log_ratio_BT, segment_BT, scored_BT)
-    return (jnp.abs(mean_BT) <= jnp.log(cfg.correction_limit)).astype(log_ratio_BT.dtype)
+    return (jnp.abs(mean_BT) <= jnp.log(limit)).astype(log_ratio_BT.dtype)
 
 
 def k3(logp_BT: jax.Array, ref_logp_BT: jax.Array, limit: float) -> jax.Array:

@@ -133,7 +133,7 @@ class Server:
             return OVER
         while True:
             reply, answer = self._sent(asked)
-            self._keep(self._path(asked, "check"), reply)
+            self._keep(self._path(asked, "check"), reply._replace(fault=reply.fault or "asked before step 1"))
             self._count(requests=1, reply=reply)
             names = _otherwise(self._names, answer)
             if names is None:
