@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cgrpo_jax.config import Config, ConfigError, reference_of, samples_refinements
+from cgrpo_jax.config import Config, ConfigError, fallback, reference_of, samples_refinements
 from cgrpo_jax.data.rows import worked_solution
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.options import WRITERS
@@ -68,7 +68,7 @@ def introduce(
     if reply.text is None:
         log(
             f"the critic was asked once and did not answer: {reply.fault}. The run goes on; where a request fails, "
-            f"refine.critique_fallback = {cfg.refine.fallback(reference)} stands in"
+            f"refine.critique_fallback = {fallback(cfg)} stands in"
         )
         return
     verdict = {True: "correct", False: "incorrect", None: "that cannot be read"}[verdict_of(reply.text, reply.finished)]

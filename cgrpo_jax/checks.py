@@ -210,7 +210,7 @@ def check(cfg: Config, model: ModelConfig | None) -> None:
         ),
         (
             0 < cfg.objective.correction_limit <= 1,
-            f"objective.correction_limit = {cfg.objective.correction_limit:g}: above 1, or 0 for the default of its kind",
+            f"objective.correction_limit = {cfg.objective.correction_limit:g}: above 1, or 0 for the default",
             "objective.correction_limit=0",
         ),
         (

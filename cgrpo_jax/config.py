@@ -33,6 +33,7 @@ from cgrpo_jax.options import (
     TextsConfig,
     TrainConfig,
     VerifierConfig,
+    fallback_of,
     nearest,
     option,
 )
@@ -226,10 +227,15 @@ def reference_of(cfg: Config) -> str:
     return {"self_gt": "gt", "api": cfg.api.reference, "local": cfg.local.reference}.get(cfg.refine.critique, "none")
 
 
+def fallback(cfg: Config) -> str:
+    """What stands in for a critique that is not usable, of options.FALLBACKS without "auto"."""
+    return fallback_of(cfg.refine.critique_fallback, cfg.refine.critique, reference_of(cfg))
+
+
 def shows_truth(cfg: Config) -> bool:
     """Whether a critique may need the ground truth of a problem."""
     critique, reference = cfg.refine.critique, reference_of(cfg)
-    falls_back = critique in (*WRITERS, "function") and cfg.refine.fallback(reference) == "indicative_gt"
+    falls_back = critique in (*WRITERS, "function") and fallback(cfg) == "indicative_gt"
     return samples_refinements(cfg) and (critique == "indicative_gt" or reference != "none" or falls_back)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cgrpo_jax.asking import introduce
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import reference_of, samples_refinements
+from cgrpo_jax.config import fallback, samples_refinements
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.grading import rewards
@@ -163,11 +163,11 @@ class Desk:
     def _server_totals(self, step: int, server: Server) -> dict[str, float]:
         """What a step asked of the critic's server."""
         totals, cfg = server.take_totals(), self.run.cfg
-        where, fallback = public_url(cfg.api.base_url), cfg.refine.fallback(reference_of(cfg))
+        where = public_url(cfg.api.base_url)
         if totals.faults:
             self.progress.log(
                 f"step {step}: {totals.faults} of {totals.requests} requests to {where} failed "
-                f"({totals.last_fault}); refine.critique_fallback = {fallback} stood in"
+                f"({totals.last_fault}); refine.critique_fallback = {fallback(cfg)} stood in"
             )
         if totals.damaged:
             self.progress.log(f"step {step}: {totals.damaged} critiques on file were damaged and were asked for anew")

@@ -157,14 +157,6 @@ class RefineConfig:
     own_group: bool = False  # all refinements are trained on under their own prompt, too: a second group (GOLF)
     max_prompt_tokens: int = option(1024, at_least=1)  # the previous solution is cut in the middle to fit
 
-    def fallback(self, reference: str) -> str:
-        """What `critique_fallback` is for a critic that is shown `reference`."""
-        if self.critique_fallback != "auto":
-            return self.critique_fallback
-        if self.critique == "no_verdict":
-            return "drop"
-        return "indicative" if reference == "none" else "indicative_gt"
-
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
@@ -324,6 +316,15 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+
+
+def fallback_of(chosen: str, critique: str, reference: str) -> str:
+    """What `refine.critique_fallback` comes to for a critic that is shown `reference`."""
+    if chosen != "auto":
+        return chosen
+    if critique == "no_verdict":
+        return "drop"
+    return "indicative" if reference == "none" else "indicative_gt"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

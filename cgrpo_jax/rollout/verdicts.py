@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from cgrpo_jax.options import RefineConfig
+from cgrpo_jax.options import RefineConfig, fallback_of
 from cgrpo_jax.records import Attempt, Critique, Problem
 from cgrpo_jax.rollout.critics import TEMPLATES
 
@@ -88,7 +88,7 @@ def or_fallback(critique: Critique, problem: Problem, attempt: Attempt, cfg: Ref
     Args:
       reference: what the critic is shown, one of options.REFERENCES.
     """
-    fallback = cfg.fallback(reference)
+    fallback = fallback_of(cfg.critique_fallback, cfg.critique, reference)
     if critique.text is not None or fallback == "drop":
         return critique
     return critique._replace(text=TEMPLATES[fallback](problem, attempt), fallback=True)
