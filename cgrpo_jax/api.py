@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import config_dict
 
+from cgrpo_jax import stopping
 from cgrpo_jax.config import Config, ConfigError, from_config_dict
 from cgrpo_jax.config_files import get_config
 from cgrpo_jax.live import Curves
@@ -85,14 +86,16 @@ def train(
       on_step: is given the metrics of each step, and of each evaluation, when they are there; `Curves()` draws them.
 
     Raises: ConfigError, DataError, CheckpointError, MeshError, VerifierError, and OSError where another process works
-      in `workdir`, before anything is compiled; TrainingError where training cannot go on.
+      in `workdir`, before anything is compiled; TrainingError where training cannot go on; Stopped, a
+      KeyboardInterrupt that says what was saved, where an interrupt (Ctrl-C, or of the kernel) asked it to leave.
     """
     cfg, folder = _settled(config, ("rl", "sft")), local_folder(workdir, "workdir")
     from cgrpo_jax import supervised, training
 
     _keep_programs()
     verbs: dict[str, Callable[..., None]] = {"rl": training.train, "sft": supervised.sft}
-    verbs[cfg.method](cfg, folder, on_row=on_step)
+    with stopping.for_this_call():
+        verbs[cfg.method](cfg, folder, on_row=on_step)
     last: dict[bool, dict[str, Any]] = {}
     for row in reading.metrics(folder):
         last[any(name.startswith("eval/") for name in row)] = row
@@ -112,7 +115,8 @@ def evaluate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> 
     from cgrpo_jax.evaluation import tables
 
     _keep_programs()
-    evaluating.evaluate_tasks(cfg, folder)
+    with stopping.for_this_call():
+        evaluating.evaluate_tasks(cfg, folder)
     return dict(tables.read(folder))
 
 
@@ -204,7 +208,8 @@ def generate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> 
     from cgrpo_jax import generating
 
     _keep_programs()
-    generating.generate(cfg, folder)
+    with stopping.for_this_call():
+        generating.generate(cfg, folder)
     return folder / "rows.jsonl"
 
 

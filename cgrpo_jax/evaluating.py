@@ -30,6 +30,7 @@ from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
 from cgrpo_jax.sampling.room import room_for
+from cgrpo_jax.stopping import Stopped
 from cgrpo_jax.text.prompts import Task, question_messages
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.text.tokenizer import Tokenizer
@@ -177,7 +178,13 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         with progress.phase("sample"):
             asked = [[named.problem for named in task] for task in tasks.values()]
             sample = _run_when_needed(run, settings["weights"])
-            graded = sample_and_grade(asked, cfg.eval.samples, sample, score, run.tokenizer, answers, progress.answered)
+            try:
+                graded = sample_and_grade(
+                    asked, cfg.eval.samples, sample, score, run.tokenizer, answers, progress.answered
+                )
+            except Stopped:
+                stored = sum(len(store.lines) for store in answers.stores)
+                raise Stopped(f"stopped; {stored} answers are in {folder}, the same command goes on") from None
         entries: dict[str, Any] = {}
         for (name, task), attempts in zip(tasks.items(), graded, strict=True):
             with progress.phase(name):

@@ -33,6 +33,7 @@ from cgrpo_jax.records import Attempt, Group, Message
 from cgrpo_jax.rollout.verdicts import END, verdict_of
 from cgrpo_jax.sampling.pool import summed
 from cgrpo_jax.sampling.sampler import run_together
+from cgrpo_jax.stopping import Stopped
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
@@ -146,7 +147,11 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
         progress.resume_at(begun)
         if begun < steps:
             desk.writer = Writer(workdir, begun, progress.log)
-            _sample_steps(run, desk, progress, folder, range(begun, steps), count)
+            try:
+                _sample_steps(run, desk, progress, folder, range(begun, steps), count)
+            except Stopped:
+                there = f"the rows of {len(list(folder.glob('[0-9]*.jsonl')))} of {steps} steps are in {folder}"
+                raise Stopped(f"stopped; {there}, the same command goes on") from None
         made = [(folder / f"{step + 1:06d}.jsonl").read_text(encoding="utf-8") for step in range(steps)]
         _write(workdir / "rows.jsonl", made)
         progress.log(f"compiled {compiled}")

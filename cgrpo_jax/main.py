@@ -7,6 +7,11 @@ of it can be set: --config.train.steps=12. Some take an argument: --config=quick
 longest case first, so that what does not fit fails in the beginning (cgrpo_jax.plan tells it without the machine).
 """
 
+from cgrpo_jax import stopping
+
+if __name__ == "__main__":
+    stopping.for_this_process()  # before the imports, which take seconds: a Ctrl-C in them would be lost
+
 import pathlib
 import sys
 import traceback
@@ -66,6 +71,7 @@ def main(argv: list[str]) -> None:
         if command_line.CONFIG.value is None or _WORKDIR.value is None:
             raise ConfigError("--config=NAME and --workdir=FOLDER are both needed; --help says more")
         cfg, workdir = from_config_dict(command_line.CONFIG.value), local_folder(_WORKDIR.value, "--workdir")
+        stopping.look()
         compilation.keep_on_disk()
         verbs: dict[str, Callable[..., None]] = {"rl": train, "sft": sft, "generate": generate, "eval": evaluate_tasks}
         if cfg.method not in verbs:
@@ -81,8 +87,9 @@ def main(argv: list[str]) -> None:
         if command_line.DEBUG.value:
             raise
         sys.exit(f"error: {unforeseen(error, _WORKDIR.value or '')}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes from the last checkpoint")
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped before it began; the workdir is as it was", file=sys.stderr)
+        sys.exit(stopping.exit_code())
 
 
 if __name__ == "__main__":

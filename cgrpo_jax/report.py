@@ -34,6 +34,13 @@ def leave(workdir: pathlib.Path, log: Callable[[str], None]) -> None:
         log(f"report: {workdir / NAME} ({time.perf_counter() - began:.1f} s)")
 
 
+def renew(workdir: pathlib.Path, log: Callable[[str], None]) -> None:
+    """Leaves the report of a run that is done, where it lacks one or has metrics that are newer."""
+    path, metrics = workdir / NAME, workdir / "metrics.jsonl"
+    if not path.exists() or (metrics.exists() and path.stat().st_mtime < metrics.stat().st_mtime):
+        leave(workdir, log)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m cgrpo_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -12,12 +12,13 @@ from typing import Any
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
 from cgrpo_jax.checks import holds_out
-from cgrpo_jax.config import public
+from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.changes import check_changes, files_digest, flat
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.digests import tree_digest
@@ -32,6 +33,7 @@ class Past:
     step: int  # 0: nothing
     problems_seen: int  # position in the training stream
     contents: dict[str, str]  # of this run, see `contents_of`
+    evaluated: bool  # as far as the configuration asks: no evaluation of `step` is still to be done
     initial: str  # digest of the initial parameters; "" until they are loaded for the first time
 
 
@@ -70,18 +72,32 @@ def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
     new = flat(public(run.cfg)) | contents
     if step is None:
         check_changes(new, new, accept, 0, log)
-        return Past(0, 0, contents, "")
+        return Past(0, 0, contents, not run.cfg.eval.every, "")
     try:
         meta = checkpointer.meta(step)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_mend(run, checkpointer, step)}") from error
     check_changes(flat(meta["config"]) | meta["contents"], new, accept, step, log)
-    return Past(step, meta["problems_seen"], contents, meta["initial"])
+    evaluated = not evaluation_due(run.cfg, step) or _is_evaluated(checkpointer.folder.parent, step)
+    return Past(step, meta["problems_seen"], contents, evaluated, meta["initial"])
+
+
+def evaluation_due(cfg: Config, step: int) -> bool:
+    """Whether a step is followed by an evaluation; the last one always is, where there are any."""
+    return cfg.eval.every > 0 and (step % cfg.eval.every == 0 or step == cfg.train.steps)
+
+
+def _is_evaluated(workdir: pathlib.Path, step: int) -> bool:
+    """Whether the metrics hold an evaluation of this step; a run that was stopped in it has saved the step without."""
+    if not (workdir / "metrics.jsonl").exists():
+        return False
+    rows = [row for row in reading.metrics(workdir) if row["step"] == step]
+    return any(name.startswith("eval/") for row in rows for name in row)
 
 
 def all_done(run: Run, past: Past, log: Log) -> bool:
-    """Whether the checkpoint is at or beyond the last step, which is said."""
-    done = past.step >= run.cfg.train.steps
+    """Whether the checkpoint is at or beyond the last step, and evaluated; which is said."""
+    done = past.step >= run.cfg.train.steps and past.evaluated
     if done:
         log(f"step {past.step} is done already; nothing to do for train.steps={run.cfg.train.steps}")
     return done

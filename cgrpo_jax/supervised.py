@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from cgrpo_jax import build, report, resuming, startup
+from cgrpo_jax import build, report, resuming, startup, stopping
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.data import arithmetic
@@ -23,6 +23,7 @@ from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_update, put_bins
+from cgrpo_jax.leaving import Leaving
 from cgrpo_jax.opening import learnt_ids, open_run
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.told import for_others
@@ -67,6 +68,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         checkpointer = stack.enter_context(Checkpointer(workdir, cfg.checkpoint, progress.log))
         past = resuming.look_back(run, checkpointer, progress.log)
         if resuming.all_done(run, past, progress.log):
+            report.renew(workdir, progress.log)
             return
         progress.resume_at(past.step)
         desk = stack.enter_context(open_desk(run, progress, workdir))
@@ -78,15 +80,17 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         desk.writer = Writer(workdir, past.step, progress.log, on_row, tracker)
         update = make_update(run.learner, run.mesh, state.params)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
+        leaving = stack.enter_context(Leaving(run, past, checkpointer, state, workdir, progress.log))
         nonfinite = 0
 
         def evaluate(step: int) -> dict[str, float]:
-            with progress.phase("evaluate"):
+            with progress.phase("evaluate"), leaving.evaluation():
                 return desk.evaluate(step, run.sampler.bind(state.params, step, eval_sampling).run)
 
-        if past.step == 0 and cfg.eval.every:
-            evaluate(0)
+        if not past.evaluated:
+            evaluate(past.step)
         for step in range(past.step, steps):
+            stopping.look()
             checkpointer.check()  # a save that failed behind the last step
             with progress.phase("update"):
                 bins = put_bins(run.mesh, _bins_of_step(run, desk.problems, sizes, step))
@@ -98,8 +102,9 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
             desk.writer.scalars(done, values)
             progress.step_done(done, {"loss": values["loss/total"], "s": values["seconds/update"]})
             check_parameters(done, [scalars])
+            leaving.done(done, state, done * cfg.train.prompts)
             nonfinite = nonfinite_steps(nonfinite, done, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
-            if cfg.eval.every and (done % cfg.eval.every == 0 or done == steps):
+            if resuming.evaluation_due(cfg, done):
                 evaluated = evaluate(done)
             if done % cfg.checkpoint.every == 0 or done == steps:
                 meta = resuming.checkpoint_meta(run, past, done, done * cfg.train.prompts)

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import jax
 
-from cgrpo_jax import build, report, resuming, startup
+from cgrpo_jax import build, report, resuming, startup, stopping
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
+from cgrpo_jax.leaving import Leaving
 from cgrpo_jax.model.hosts import AgreedSource, Hosts, OneHost
 from cgrpo_jax.opening import open_run
 from cgrpo_jax.options import SamplingConfig
@@ -82,6 +83,8 @@ def train(
         checkpointer = stack.enter_context(Checkpointer(workdir, cfg.checkpoint, progress.log))
         past = hosts.agree(lambda: resuming.look_back(run, checkpointer, progress.log))
         if resuming.all_done(run, past, progress.log):
+            if hosts.leader:
+                report.renew(workdir, progress.log)
             return
         progress.resume_at(past.step)
         progress.log("\n".join(startup.lines(run)))
@@ -101,15 +104,17 @@ def train(
         logps = make_logps(run.learner, run.mesh)
         eval_sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
         problems_seen, nonfinite = past.problems_seen, 0  # of nonfinite steps: how many in a row
+        leaving = stack.enter_context(Leaving(run, past, checkpointer, state, workdir, progress.log))
 
         def evaluate(step: int) -> dict[str, float] | None:
-            with progress.phase("evaluate"):
+            with progress.phase("evaluate"), leaving.evaluation():
                 sampler = run.sampler.bind(state.params, step, eval_sampling)
                 return on_all(hosts, [sampler], functools.partial(desk.evaluate, step) if desk else None)
 
-        if past.step == 0 and cfg.eval.every:
-            evaluate(0)
+        if not past.evaluated:
+            evaluate(past.step)
         for step in range(past.step, steps):
+            stopping.look()
             checkpointer.check()  # a save that failed behind the last step
             # ---- Rollout ----
             with progress.phase("sample"):
@@ -141,9 +146,10 @@ def train(
             if desk is not None and groups is not None:
                 desk.log_step(done, groups, sums_of_updates, stats)
             check_parameters(done, sums_of_updates)
+            leaving.done(done, state, problems_seen)
             found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)
             nonfinite = nonfinite_steps(nonfinite, done, found, cfg.train.max_nonfinite)
-            if cfg.eval.every and (done % cfg.eval.every == 0 or done == steps):
+            if resuming.evaluation_due(cfg, done):
                 evaluated = evaluate(done)
             if done % cfg.checkpoint.every == 0 or done == steps:
                 checkpointer.save(done, state, resuming.checkpoint_meta(run, past, done, problems_seen), evaluated)

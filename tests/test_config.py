@@ -117,6 +117,7 @@ FLOORS = [
     {"main", "plan", "bench", "api", "__main__"},
     {"training", "supervised", "generating", "evaluating", "convert", "subset", "eval_report", "embedded_model"},
     {"planner"},
+    {"leaving"},
     {"leading", "model_card", "planning", "report", "resuming", "startup"},
     {"opening"},
     {"build"},
@@ -132,7 +133,7 @@ FLOORS = [
     {"model"},
     {"config", "grading"},
     {"user_process", "user_worker"},
-    {"option_names", "options", "records", "secrecy", "trusted"},
+    {"option_names", "options", "records", "secrecy", "stopping", "trusted"},
 ]
 LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
 NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")

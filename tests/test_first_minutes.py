@@ -11,7 +11,7 @@ from test_messages import run_main, run_python
 from test_train import small
 
 import cgrpo_jax
-from cgrpo_jax import build, command_line, config_files, main, opening, resuming, startup
+from cgrpo_jax import build, command_line, config_files, main, opening, resuming, startup, stopping
 from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.main import unforeseen
@@ -164,6 +164,19 @@ def test_an_error_that_nobody_foresaw_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="has broken"):
         main.main(["main"])
     assert not list((tmp_path / "v").iterdir())
+
+
+def test_a_run_that_was_stopped_says_what_it_left(tmp_path, monkeypatch, capsys):
+    """In its own words, and with the code of its signal."""
+    given(monkeypatch, tmp_path / "w", debug=False)
+
+    def stopped(*_):
+        raise stopping.Stopped("stopped after step 7, which is saved")
+
+    monkeypatch.setattr(main, "train", stopped)
+    with pytest.raises(SystemExit) as end:
+        main.main(["main"])
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped after step 7, which is saved\n"
 
 
 def raised(error, workdir):

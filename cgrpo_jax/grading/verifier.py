@@ -16,11 +16,14 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
+from cgrpo_jax import stopping
 from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.records import Verdict
+
+T = TypeVar("T")
 
 WORKER = pathlib.Path(__file__).with_name("verifier_worker.py")
 START_SECONDS = 120  # for importing sympy on a busy machine
@@ -116,6 +119,13 @@ class _Worker:
             self.stdin.close()
 
 
+def _watched(replies: Iterable[T]) -> Iterator[T]:
+    """The replies as they come. Raises Stopped, and asks no more, where a signal has come."""
+    for reply in replies:
+        stopping.look()
+        yield reply
+
+
 def _started(cfg: VerifierConfig, what: str) -> _Worker:
     try:
         return _Worker(cfg)
@@ -156,7 +166,7 @@ class Verifier:
         """
         golds, answers = [gold for gold, _ in pairs], [answer for _, answer in pairs]
         replies = self.threads.map(self._ask, golds, answers, [how] * len(pairs))
-        return [Verdict.of(reply.yes, reply.status) for reply in replies]
+        return [Verdict.of(reply.yes, reply.status) for reply in _watched(replies)]
 
     def compare_parts(self, answers: Sequence[tuple[Sequence[tuple[str, str, str]], float]]) -> list[list[Reply]]:
         """Replies to the (gold, answer, how) questions of each answer, in order.
@@ -165,12 +175,12 @@ class Verifier:
           answers: questions, and the CPU seconds for all of them. Where these are used up the list of replies ends
             early.
         """
-        return list(self.threads.map(self._ask_all, *zip(*answers, strict=True))) if answers else []
+        return list(_watched(self.threads.map(self._ask_all, *zip(*answers, strict=True)))) if answers else []
 
     def readable(self, golds: Sequence[str]) -> list[Reading]:
         """Whether each gold answer can be read at all."""
         replies = self.threads.map(self._ask, golds, [None] * len(golds))
-        return [Reading(reply.yes, reply.status) for reply in replies]
+        return [Reading(reply.yes, reply.status) for reply in _watched(replies)]
 
     def _ask_all(self, questions: Sequence[tuple[str, str, str]], left: float) -> list[Reply]:
         replies: list[Reply] = []

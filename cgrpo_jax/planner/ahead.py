@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgrpo_jax import planning
+from cgrpo_jax import planning, stopping
 from cgrpo_jax.build import Outline
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.learning.packing import BinSize
@@ -31,6 +31,7 @@ def compile_ahead(run: Outline, sizes: Sequence[BinSize], progress: Progress | S
     classes, (topology, _) = residents(run, largest(programs)), found_here(run)
     fullest: Occupied | None = None
     for number, program in enumerate(programs, 1):
+        stopping.look()
         with progress.phase(f"compile {number}/{len(programs)} {program.name}"):
             figures, executable = compiled(program, topology)
         place = occupied(figures, classes)

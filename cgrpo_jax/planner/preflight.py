@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax import build, planning
+from cgrpo_jax import build, planning, stopping
 from cgrpo_jax.build import Outline
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.planner.ahead import measured, too_large
@@ -37,6 +37,7 @@ def preflight(run: Outline, log: Callable[[str], None]) -> None:
     classes, (topology, _) = residents(run, chosen), found_here(run)
     order = [*(kind for kind in FIRST if kind in chosen), *(kind for kind in chosen if kind not in FIRST)]
     for kind in order:
+        stopping.look()
         figures, executable = compiled(chosen[kind], topology)
         place = occupied(figures, classes)
         if executable is None:

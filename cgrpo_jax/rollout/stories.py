@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from cgrpo_jax import stopping
 from cgrpo_jax.records import Completion, Done, Name, Request
 
+GLANCE = 0.5  # seconds, at most, until a signal is noticed while something is waited for
 REMOTE_THREADS = 1024  # at most; they only wait
 PATIENCE = (
     1.0  # seconds; a verdict takes milliseconds, and an answer that is hard to compare reaches its own limit later
@@ -55,8 +57,17 @@ class _Job:
     late: bool = False  # it was waited for once
 
 
+def _wait(futures: Sequence[concurrent.futures.Future]) -> None:
+    """Until one of them is done. Raises Stopped where a signal has come."""
+    while not any(future.done() for future in futures):
+        stopping.look()
+        concurrent.futures.wait(futures, GLANCE, concurrent.futures.FIRST_COMPLETED)
+
+
 class Stories:
     """All stories of a step as a source of the sampler. Use as a context manager: leaving waits for work under way.
+
+    A run that is stopped waits for none of it (`stopping.Stopped`).
 
     Args:
       threads: for work. Work must not depend on other work.
@@ -90,9 +101,10 @@ class Stories:
     def __enter__(self) -> Stories:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-        self.waiters.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        wait = kind is not stopping.Stopped
+        self.pool.shutdown(wait, cancel_futures=True)
+        self.waiters.shutdown(wait, cancel_futures=True)
         for story in self.stories:
             story.close()
 
@@ -152,13 +164,14 @@ class Stories:
             return local
         if self.ordered:
             return self.jobs[:1]
-        concurrent.futures.wait([job.future for job in self.jobs], return_when=concurrent.futures.FIRST_COMPLETED)
+        _wait([job.future for job in self.jobs])
         return self._due()
 
     def _tell(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:
             self.jobs.remove(job)
             with self.phase(job.work.phase):
+                _wait([job.future])
                 result = job.future.result()
             self._advance(job.story, result)
 

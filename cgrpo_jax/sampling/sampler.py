@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cgrpo_jax import stopping
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Completion, Done, Name, Request, Source
@@ -92,9 +93,11 @@ def run_together(samplers: Sequence[Sampler], source: Source) -> None:
 
     Raises:
       RequestError: a prompt is too long to be continued by a single token, or a name is asked for twice.
+      Stopped: between two chunks, where a signal has come.
     """
     schedules = [_Schedule(sampler) for sampler in samplers]
     while True:
+        stopping.look()
         requests = source.poll(idle=not any(schedule.busy for schedule in schedules))
         for model, schedule in enumerate(schedules):
             schedule.ask([request for request in requests if request.model == model])

@@ -1,0 +1,87 @@
+"""Ctrl-C and SIGTERM: a flag, which is looked at where a run can leave. Imports nothing of this package.
+
+An exception that is raised wherever the interpreter happens to be would be swallowed inside a callback of jax, or leave
+half a step behind. So a signal only sets the flag; `look` raises between two chunks of sampling, two verdicts, two
+steps. A second signal does not wait for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_asked: list[int] = []  # the signals so far
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and leaves. The message says what it leaves behind."""
+
+
+def look() -> None:
+    """Raises Stopped where a signal has come."""
+    if _asked:
+        raise Stopped
+
+
+def exit_code() -> int:
+    """Of a process that a signal has stopped, as a shell counts it."""
+    return 128 + (_asked[0] if _asked else signal.SIGINT)
+
+
+def _first(number: int) -> None:
+    _asked.append(number)
+    os.write(2, b"\nstopping after what is under way; once more leaves at once\n")
+
+
+def for_this_process() -> None:
+    """From now on, for a command: a second signal ends the process, without a word of Python's.
+
+    Signals are read by a thread of their own, so that also a compilation of minutes is left at once.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)  # what counts was written to the pipe
+
+    def watch() -> None:
+        while True:
+            number = os.read(reader, 1)[0]
+            if number in SIGNALS and not _asked:
+                _first(number)
+            elif number in SIGNALS:
+                shown = b"\x1b[?25h" if sys.stderr.isatty() else b""  # the cursor, which a progress bar hides
+                os.write(2, shown + b"left at once: what was not saved yet is lost\n")
+                os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True, name="signals").start()
+
+
+@contextlib.contextmanager
+def for_this_call() -> Iterator[None]:
+    """For a call from Python, while the block runs: a signal asks the block to stop, a second one interrupts it.
+
+    Outside the main thread nothing changes, for there Python knows no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if _asked:
+            raise KeyboardInterrupt
+        _first(number)
+
+    before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked.clear()
