@@ -143,6 +143,21 @@ def _reward_faults(cfg: Config) -> list[str]:
     return []
 
 
+def _objective_faults(cfg: Config) -> list[str]:
+    return _told(
+        (
+            0 < cfg.objective.correction_limit <= 1,
+            f"objective.correction_limit = {cfg.objective.correction_limit:g}: above 1, or 0 for the default",
+            "objective.correction_limit=0",
+        ),
+        (
+            cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform",
+            "objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform",
+            "objective.weights=uniform",
+        ),
+    )
+
+
 def _generate_faults(cfg: Config) -> list[str]:
     rows = cfg.generate.rows
     if rows != "responses" and not samples_refinements(cfg):
@@ -196,7 +211,7 @@ def check(cfg: Config, model: ModelConfig | None) -> None:
     wrong = faults(cfg)
     wrong += _evaluation_faults(cfg) + _best_faults(cfg) + _refine_faults(cfg)
     wrong += _model_faults(cfg, model) if model else []
-    wrong += _reward_faults(cfg)
+    wrong += _reward_faults(cfg) + _objective_faults(cfg)
     try:
         fixed_sizes(cfg.sampler)
     except ValueError as error:
@@ -207,16 +222,6 @@ def check(cfg: Config, model: ModelConfig | None) -> None:
             prompts % updates != 0,
             f"train.updates_per_rollout = {updates} does not divide {prompts} prompts",
             f"train.prompts={-(-prompts // updates) * updates}",
-        ),
-        (
-            0 < cfg.objective.correction_limit <= 1,
-            f"objective.correction_limit = {cfg.objective.correction_limit:g}: above 1, or 0 for the default",
-            "objective.correction_limit=0",
-        ),
-        (
-            cfg.objective.aggregation == "token_mean" and cfg.objective.weights != "uniform",
-            "objective.aggregation=token_mean weights all tokens alike: it needs objective.weights=uniform",
-            "objective.weights=uniform",
         ),
         (
             supervised and cfg.data.source.startswith("reasoning_gym:"),
