@@ -3,10 +3,12 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from cgrpo_jax.data import sources
 from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
+from cgrpo_jax.data.rows import text_of
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.options import DataConfig, VerifierConfig
@@ -61,6 +63,27 @@ def test_schemas(tmp_path, row, question, gold):
     assert list(problem.messages) == (
         CHAT if "prompt" in row else [CHAT[0], {"role": "user", "content": f"Why?\n{INSTRUCTION}"}]
     )
+
+
+def test_short_floats_of_a_file_are_the_shortest_decimals(tmp_path):
+    """As doubles they are golds that no right answer equals, 0.10000000149011612. Also within lists and records."""
+    import pyarrow
+    import pyarrow.parquet
+
+    values = [0.1, 10 / 3, 0.4, 2.5, 1e-3, 16777216.0, None]
+    golds = ["0.1", "3.3333333", "0.4", "2.5", "0.001", "16777216.0"]
+    float32 = pyarrow.array(values, pyarrow.float32())
+    nested = pyarrow.array(
+        [[{"x": value}] for value in values], pyarrow.list_(pyarrow.struct([("x", pyarrow.float32())]))
+    )
+    table = pyarrow.table({"question": [f"{i}?" for i in range(7)], "answer": float32, "of": nested, "d": values})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    problems = load(tmp_path / "a.parquet", on_bad_row="drop")
+    assert [problems.get(i).answer for i in range(6)] == golds
+    assert [problems.get(i).columns["of"][0]["x"] for i in range(6)] == [float(gold) for gold in golds]
+    assert problems.get(1).columns["d"] == 10 / 3
+    assert text_of([np.float32(0.1)], "a") == text_of(np.float32(0.1), "a") == "0.1"
+    assert text_of(np.float16(0.3), "a") == "0.3" and text_of(np.float64(10 / 3), "a") == str(10 / 3)
 
 
 def test_csv_and_parquet_and_named_columns(tmp_path):

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from cgrpo_jax.data.choice_rows import choice_problem
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.evaluation import store
@@ -37,18 +38,17 @@ def test_a_problem_is_its_question_its_gold_and_its_options():
     assert len({first, problem_digest(problem("What is 2?")), problem_digest(problem("What is 1?", "2"))}) == 3
 
 
-def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown(tmp_path):
+def test_a_choice_is_the_same_problem_in_whatever_order_its_options_are_shown():
     """The order depends on the row; another right option, other options and another question are other problems."""
-    same = {"question": "Which?", "choices": ["red", "blue", "green"], "answer": 1}
-    others = [same | {"answer": 2}, same | {"choices": ["red", "blue", "grey"]}, same | {"question": "Why?"}]
-    path = tmp_path / "choices.jsonl"
-    path.write_text("\n".join(map(json.dumps, [same] * 12 + others)))
-    problems = [
-        named.problem for named in load_task("mmlu_stem", str(path), 0, DataConfig(), lambda problem: None, print)
-    ]
-    assert len({one.question for one in problems[:12]}) > 1
-    assert len({problem_digest(one) for one in problems[:12]}) == 1
-    assert len({problem_digest(one) for one in problems[11:]}) == 4
+    colours = ["red", "blue", "green"]
+    same = [choice_problem("Which?", colours, 1, str(row)) for row in range(12)]
+    others = [
+        choice_problem("Which?", colours, 2, "0"), choice_problem("Which?", ["red", "blue", "grey"], 1),
+        choice_problem("Why?", colours, 1, "0"),
+    ]  # fmt: skip
+    assert len({one.question for one in same}) > 1
+    assert len({problem_digest(one) for one in same}) == 1
+    assert len({problem_digest(one) for one in [same[0], *others]}) == 4
 
 
 def test_the_authors_file_holds_1560_distinct_problems(shared_data):

@@ -6,9 +6,11 @@ The rows of GPQA, MMLU-Pro and AIME25 are written here after their published sch
 import json
 
 import pytest
+from test_data import Parsable
 
 from cgrpo_jax.data.choice_rows import choice_problem, order
-from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.data.sources import DataError, load_problems
+from cgrpo_jax.data.targets import parse_target_row
 from cgrpo_jax.data.tasks import TASKS, load_task, parse_names
 from cgrpo_jax.options import DataConfig
 
@@ -61,8 +63,51 @@ def test_up_to_26_options_in_an_order_of_their_own():
     assert problem.entry["options"][ord(problem.answer) - ord("A")] == "25"
     with pytest.raises(ValueError, match="27 options"):
         choice_problem("Which?", ["x"] * 27, 0, "row")
-    orders = {tuple(order(4, f"{i}")) for i in range(200)}
-    assert len(orders) == 24 and order(4, "7") == order(4, "7")
+    orders = {tuple(order("wxyz", f"{i}")) for i in range(200)}
+    assert len(orders) == 24 and order("wxyz", "7") == order("wxyz", "7")
+
+
+@pytest.mark.parametrize("last", ["All of the above", "None of the above.", "none of these options", "The others"])
+def test_options_that_speak_of_places_keep_theirs(last):
+    """Shuffled they would say something else, and be false."""
+    orders = {tuple(order(["w", last, "y", "z"], f"{i}")) for i in range(100)}
+    assert len(orders) == 6 and {one[-1] for one in orders} == {1}
+    for named in ("Both A and B", "A and C", "B, C and D", "Neither (A) nor (B)", "only A", "Options A and C"):
+        assert {tuple(order(["w", "x", named, "z"], f"{i}")) for i in range(9)} == {(0, 1, 2, 3)}, named
+    for free in ("Vitamin A and iron", "a and b", "the above-ground part", "Group A"):
+        assert len({tuple(order(["w", "x", "y", free], f"{i}")) for i in range(99)}) > 9, free
+
+
+OWN_OPTIONS = [  # of "9", the last one
+    {"options": ["4", "6", "7", "9"], "answer": "D"}, {"options": ["4", "6", "7", "9"], "answer": "(d)"},
+    {"options": ["4", "6", "7", "9"], "answer": "9"}, {"choices": ["4", "6", "7", "9"], "answer": 3},
+    {"choices": {"text": ["4", "6", "7", "9"], "label": ["1", "2", "3", "4"]}, "answerKey": "4"},
+    {"choices": {"text": ["4", "6", "7", "9"], "label": ["A", "B", "C", "D"]}, "answerKey": "D"},
+    {"options": {"A": "4", "B": "6", "C": "7", "D": "9"}, "answer_idx": "D", "answer": "9"},
+    {"options": ["4", "6", "7", "9"], "answer_index": 3, "answer": "D"}, {"options": [4, 6, 7, 9], "answer": 9},
+    {"options": ["3", "2", "1", "9"], "answer": 3},  # a number among texts is a place, as in MMLU
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", OWN_OPTIONS)
+def test_options_in_a_column_of_their_own_are_asked_with_the_question(tmp_path, row):
+    """They were lost, and the letter was a gold of mathematics. Also in a supervised row."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"question": "Which is a square?"} | row))
+    problem = load_problems(DataConfig(source=str(path)), 0, Parsable(), lambda problem: 1, print).get(0)
+    assert (problem.answer, problem.grader) == ("D", "choice") and problem.entry["options"][3] == "9"
+    assert problem.question.startswith("Which is a square?\n(A) ") and "(D) 9" in problem.messages[-1]["content"]
+    assert rows_of("mine", [{"question": "Which is a square?"} | row], tmp_path)[0].problem == problem
+    supervised = parse_target_row({"question": "Which?", "target": "D.", **row}, DataConfig()).problem
+    assert "(D) 9" in supervised.messages[-1]["content"] and supervised.answer == "D."
+
+
+@pytest.mark.parametrize("answer", ["E", "12", 7, "A and B", ""])
+def test_an_answer_that_names_no_option_is_a_bad_row(tmp_path, answer):
+    with pytest.raises(DataError, match=r"column 'answer': (.* names none of the 4 options in 'options'|empty)"):
+        rows_of("mine", [{"question": "q", "options": ["4", "6", "8", "9"], "answer": answer}], tmp_path)
+    (named,) = rows_of("mine", [{"question": "q", "options": [], "answer": "5"}], tmp_path)
+    assert named.problem.grader == "math"
 
 
 def test_mmlu_pro(tmp_path):
@@ -76,7 +121,7 @@ def test_mmlu_pro(tmp_path):
         "category": "math",
     }
     (named,) = rows_of("mmlu_pro", [row], tmp_path)
-    assert named.problem.entry["options"]["ABCDEFGHIJ".index(named.problem.answer)] == "option 8"
+    assert named.problem.entry["options"] == options and named.problem.answer == "I"  # its authors do not shuffle
     assert named.problem.grader == "choice" and "(J) option" in named.problem.question
     with pytest.raises(DataError, match=r"row 1, column 'answer_index': 12 is no index of the 10 options"):
         rows_of("mmlu_pro", [row | {"answer_index": 12}], tmp_path)
@@ -160,6 +205,8 @@ def test_bad_rows_are_listed_or_left_out(tmp_path, capsys):
         ("math500", "benchmarks/critique_grpo_test.parquet", 500),
         ("minerva_math", "benchmarks/critique_grpo_test.parquet", 272),
         ("olympiadbench", "benchmarks/critique_grpo_test.parquet", 675),
+        ("amc23", "benchmarks/critique_grpo_test.parquet", 332),
+        ("aime24", "benchmarks/critique_grpo_test.parquet", 240),
         ("amc23", "benchmarks/amc23.jsonl", 40),
         ("aime24", "benchmarks/aime24.jsonl", 30),
         ("theoremqa", "benchmarks/theoremqa.jsonl", 800),
@@ -172,6 +219,21 @@ def test_sizes_of_the_files_at_hand(shared_data, name, file, count):
     found = load_task(name, str(shared_data / file), 0, CFG, fine, print)
     assert len(found) == count and len({named.id for named in found}) == count
     assert [n.id for n in load_task(name, str(shared_data / file), 20, CFG, fine, print)] == [n.id for n in found[:20]]
+
+
+def test_a_file_of_several_sets_has_the_accuracy_of_each(tmp_path):
+    """A named set is evaluated on its own rows or refused; anything else on all of them, source by source."""
+    rows = [
+        {"question": f"{i}?", "answer": "1", "data_source": source} for i, source in enumerate(["aime", "amc", "amc"])
+    ]
+    assert [len(rows_of(name, rows, tmp_path)) for name in ("aime24", "amc23", "validation", "mine")] == [1, 2, 3, 3]
+    for name in ("aime25", "gsm8k", "math500"):
+        with pytest.raises(DataError, match=f"{name}=.*: its rows are of aime, amc .column data_source., and none of"):
+            rows_of(name, rows, tmp_path)
+    assert [named.problem.tag for named in rows_of("validation", rows, tmp_path)] == ["aime", "amc", "amc"]
+    assert (
+        len(rows_of("aime25", [row | {"data_source": "aime_2025"} for row in rows], tmp_path)) == 3
+    )  # a file of one set
 
 
 def test_every_task_says_where_its_rows_are():

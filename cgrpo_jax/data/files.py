@@ -6,10 +6,10 @@ import csv
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from cgrpo_jax.data.rows import RowError
+from cgrpo_jax.data.rows import RowError, plain
 from cgrpo_jax.workdir.places import expanded
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -35,7 +35,8 @@ def file_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
     if kind == ".parquet":
         import pyarrow.parquet
 
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+        table = pyarrow.parquet.read_table(path)
+        yield from enumerate(with_shortest(table.to_pylist(), table.schema), 1)
     elif kind == ".csv":
         yield from enumerate(_rows_of_csv(path), 1)
     elif kind == ".json":
@@ -47,6 +48,29 @@ def file_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
                 line = line.removeprefix(_BOM) if number == 1 else line
                 if line.strip():
                     yield number, _row_of_line(line)
+
+
+def with_shortest(rows: Iterable[Mapping[str, Any]], schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows of an Arrow schema; of floats of 16 and 32 bits the shortest decimal, as 0.1."""
+    short = {field.name: convert for field in schema if (convert := _shortest(field.type)) is not None}
+    for row in rows:
+        yield {name: short[name](value) if name in short else value for name, value in row.items()} if short else row
+
+
+def _shortest(kind: Any) -> Callable[[Any], Any] | None:
+    """What turns the values of an Arrow type into shortest decimals; None where there is nothing to do."""
+    import pyarrow.types as types
+
+    if types.is_float16(kind) or types.is_float32(kind):
+        scalar = kind.to_pandas_dtype()
+        return lambda value: None if value is None else plain(scalar(value))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        part = _shortest(kind.value_type)
+        return part and (lambda values: None if values is None else [part(value) for value in values])
+    if types.is_struct(kind):
+        fields = {field.name: convert for field in kind if (convert := _shortest(field.type)) is not None}
+        return lambda values: values and values | {name: convert(values[name]) for name, convert in fields.items()}
+    return None
 
 
 def _rows_of_csv(path: pathlib.Path) -> Iterator[Row]:

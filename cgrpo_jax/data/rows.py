@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import decimal
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,13 +55,20 @@ def required(row: Mapping[str, Any], column: str) -> Any:
     return row[column]
 
 
+def plain(value: np.generic) -> Any:
+    """A scalar of numpy as Python has it; of a short float the shortest decimal, 0.1 and not 0.10000000149."""
+    short = isinstance(value, np.floating) and value.dtype.itemsize < 8
+    return float(str(value)) if short else value.item()
+
+
 def text_of(value: Any, column: str) -> str:
     """Text, or a number as text, also as the one element of a list.
 
     It is neither empty nor NaN nor infinite (so a table may write a missing number), nor is it half a character.
     """
     if isinstance(value, LISTS) and len(value) == 1:
-        value = value[0].item() if isinstance(value[0], np.generic) else value[0]
+        value = value[0]
+    value = plain(value) if isinstance(value, np.generic) else value
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise RowError(column, f"text or a number is needed, not {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -89,7 +96,7 @@ def _json_like(value: Any) -> Any:
     if isinstance(value, LISTS):
         return [_json_like(part) for part in value]
     if isinstance(value, np.generic):
-        return _json_like(value.item())
+        return _json_like(plain(value))
     if isinstance(value, (datetime.date, datetime.time, decimal.Decimal)):
         return str(value)
     if value is None or isinstance(value, (str, int, float)):
@@ -246,14 +253,19 @@ def _own_gold(row: Mapping[str, Any], cfg: DataConfig) -> tuple[str, str]:
         return "", ""
 
 
-def parse_own_row(row: Mapping[str, Any], cfg: DataConfig, answerless: bool) -> Parsed:
-    """As `parse_row`, of a problem that `reward.fn` scores.
+def parse_own_row(
+    row: Mapping[str, Any],
+    cfg: DataConfig,
+    answerless: bool,
+    parse: Callable[[Mapping[str, Any], DataConfig], Parsed],
+) -> Parsed:
+    """As `parse`, of a problem that `reward.fn` scores.
 
     Args:
       answerless: a row needs no answer, for nobody is shown one.
     """
     if not answerless:
-        parsed = parse_row(row, cfg)
+        parsed = parse(row, cfg)
     else:
         gold, column = _own_gold(row, cfg)
         parsed = _asked(row, cfg, gold, column)

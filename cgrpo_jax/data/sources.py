@@ -16,7 +16,8 @@ import numpy as np
 
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, prompt_fault, report_bad_rows, sift
-from cgrpo_jax.data.files import FILE_SUFFIXES, file_rows, local_file
+from cgrpo_jax.data.choice_rows import parse_any_row
+from cgrpo_jax.data.files import FILE_SUFFIXES, file_rows, local_file, with_shortest
 from cgrpo_jax.data.rows import (
     TRACE,
     Parsed,
@@ -24,7 +25,6 @@ from cgrpo_jax.data.rows import (
     asked_by,
     column_mends,
     parse_own_row,
-    parse_row,
     scored_by_functions,
     trace_of,
 )
@@ -109,7 +109,7 @@ def _hub_rows(cfg: DataConfig) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
     name, _, config = cfg.source.partition(":")
     loaded = datasets.load_dataset(name, config or None, split=cfg.split, revision=cfg.revision)
-    yield from enumerate(loaded, 1)  # type: ignore[arg-type]
+    yield from enumerate(with_shortest(loaded, loaded.features.arrow_schema), 1)  # type: ignore[union-attr,arg-type]
 
 
 def _generator(cfg: DataConfig, seed: int) -> Callable[[int], Problem]:
@@ -239,7 +239,7 @@ def load_problems(
         raise untraced
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        parsed = parse_own_row(row, cfg, answerless) if own else parse_row(row, cfg)
+        parsed = parse_own_row(row, cfg, answerless, parse_any_row) if own else parse_any_row(row, cfg)
         if traced:
             trace_of(parsed.problem)
         return parsed._replace(problem=asked_by(parsed.problem, task))

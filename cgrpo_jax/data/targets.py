@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cgrpo_jax.data.checking import Log, prompt_fault, report_bad_rows, sift
+from cgrpo_jax.data.choice_rows import options_of, question_text
 from cgrpo_jax.data.rows import (
     QUESTION_COLUMNS,
     TRACE,
@@ -37,7 +38,8 @@ def parse_target_row(row: Mapping[str, Any], cfg: DataConfig, task: Task = quest
         messages = messages_of(row[asked], asked)
         question = messages[-1]["content"]
     else:
-        question = text_of(row[asked], asked)
+        question, options = text_of(row[asked], asked), options_of(row)
+        question = question_text(question, options.texts) if options else question
         messages = tuple(task(question))
     return Parsed(Problem(question, target, messages, grader="none"), asked, column)
 

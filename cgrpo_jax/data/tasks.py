@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cgrpo_jax.data import sources
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, Parse, report_bad_rows, sift
-from cgrpo_jax.data.choice_rows import choices, gpqa
+from cgrpo_jax.data.choice_rows import choices, gpqa, parse_any_row
 from cgrpo_jax.data.files import local_file
-from cgrpo_jax.data.rows import Parsed, RowError, asked_by, parse_row
+from cgrpo_jax.data.rows import Parsed, RowError, asked_by
 from cgrpo_jax.data.theoremqa_rows import theoremqa
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
@@ -34,7 +34,7 @@ class Task:
     revision: str = "main"  # of the hub id
     question: str = ""
     answer: str = ""
-    tag: str = ""  # of the rows in the authors' validation file (column data_source)
+    tag: str = ""  # of its rows in the authors' validation file (column data_source); "": it has none there
     parse: Parse | None = None  # of rows with another shape
     sample: int = 0  # so many rows, drawn with a fixed seed; 0: all
 
@@ -44,8 +44,8 @@ TASKS: dict[str, Task] = {
     "math500": Task("HuggingFaceH4/MATH-500", question="problem", answer="answer", tag="math"),
     "minerva_math": Task("math-ai/minervamath", question="question", answer="answer", tag="minerva"),
     "olympiadbench": Task("math-ai/olympiadbench", question="question", answer="final_answer", tag="olympiad_bench"),
-    "amc23": Task("math-ai/amc23", question="question", answer="answer"),
-    "aime24": Task("HuggingFaceH4/aime_2024", "train", question="problem", answer="answer"),
+    "amc23": Task("math-ai/amc23", question="question", answer="answer", tag="amc"),
+    "aime24": Task("HuggingFaceH4/aime_2024", "train", question="problem", answer="answer", tag="aime"),
     "aime25": Task("math-ai/aime25", question="problem", answer="answer"),
     "theoremqa": Task("TIGER-Lab/TheoremQA", parse=theoremqa),
     "gpqa_diamond": Task("Idavidrein/gpqa:gpqa_diamond", "train", parse=gpqa),
@@ -55,6 +55,9 @@ TASKS: dict[str, Task] = {
     "validation": Task(),  # the authors' 2,019 rows
     "validation500": Task(sample=500),
 }
+
+
+Rows = Sequence[tuple[int, Mapping[str, Any] | RowError]]
 
 
 class Named(NamedTuple):
@@ -135,23 +138,44 @@ def load_task(
     sources.say_large(source.source, log)
     own = local and FUNCTION.fullmatch(where) and local_file(where) is None
     opened = _own_rows(name, where) if own else sources.open_rows(source)
-    rows = [(number, row) for number, row in opened if _belongs(row, task)]
+    rows, sources_of = _of_task(name, where, opened), _sources(opened)
     if task.sample and task.sample < len(rows):
         chosen = np.random.default_rng(0).choice(len(rows), task.sample, replace=False)
         rows = [rows[i] for i in sorted(chosen)]
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        parsed = task.parse(row, number) if task.parse else parse_row(_joined(row), _columns(row, source))
-        return parsed._replace(problem=asked_by(parsed.problem, task_prompt))
+        parsed = task.parse(row, number) if task.parse else parse_any_row(_joined(row), _columns(row, source))
+        problem = asked_by(parsed.problem, task_prompt)
+        if len(sources_of) > 1 and not task.source:  # each source has its accuracy
+            problem = dataclasses.replace(problem, tag=_source(row))
+        return parsed._replace(problem=problem)
 
     good, bad = sift(itertools.islice(rows, limit or None), parse, fault, parsable, log)
     report_bad_rows(bad, len(good), source, log)
     return [Named(str(number), parsed.problem) for number, parsed in good]
 
 
-def _belongs(row: Mapping[str, Any] | RowError, task: Task) -> bool:
-    """Of a file that holds several tasks, the rows of this one."""
-    return isinstance(row, RowError) or not task.tag or row.get("data_source", task.tag) == task.tag
+def _source(row: Mapping[str, Any] | RowError) -> str:
+    """What a row says of where it is from; "" for nothing."""
+    value = "" if isinstance(row, RowError) else row.get("data_source")
+    return value if isinstance(value, str) else ""
+
+
+def _sources(rows: Rows) -> list[str]:
+    return sorted({_source(row) for _, row in rows} - {""})
+
+
+def _of_task(name: str, where: str, rows: Rows) -> Rows:
+    """Of a file that holds several tasks, the rows of this one. Raises DataError where it has none of them."""
+    task, found = TASKS.get(name, Task()), _sources(rows)
+    if not task.source or len(found) < 2:  # any file of its own, or a file of one set
+        return rows
+    if not task.tag or task.tag not in found:
+        raise DataError(
+            f"eval.tasks: {name}={where}: its rows are of {', '.join(found)} (column data_source), and none of {name}; "
+            f"another name before the = evaluates them all, as in mine={where}"
+        )
+    return [(number, row) for number, row in rows if isinstance(row, RowError) or _source(row) == task.tag]
 
 
 def _joined(row: Mapping[str, Any]) -> dict[str, Any]:
