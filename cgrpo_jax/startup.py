@@ -11,6 +11,7 @@ import huggingface_hub
 import jax
 
 from cgrpo_jax.build import Run
+from cgrpo_jax.effects import without_effect
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.places import cache_root
 
@@ -18,13 +19,14 @@ GIB = 1 << 30
 
 
 def lines(run: Run) -> list[str]:
-    """A line each, and one more of a model without a chat template; nothing is asked of a network."""
+    """Four lines, and more of a model without a chat template and of options without effect; asks no network."""
     versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "transformers"))
     return [
         f"Python {platform.python_version()}  {versions}  on {_devices(run)}",
         f"model {run.folder}  {run.model.layers} layers of width {run.model.width}  computed in {run.learner.dtype}",
         *_ends(run.tokenizer),
         f"caches {_caches()}  hub {_hub()}",
+        *without_effect(run.cfg),
     ]
 
 

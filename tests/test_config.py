@@ -119,7 +119,7 @@ FLOORS = [
     {"planner"},
     {"leaving"},
     {"leading", "model_card", "planning", "report", "resuming", "startup"},
-    {"opening"},
+    {"effects", "opening"},
     {"build"},
     {"asking", "checks", "command_line", "plugins", "widening"},
     {"config_files"},

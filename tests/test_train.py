@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import QUICKSTART
 
-from cgrpo_jax import build, config, convert, options
+from cgrpo_jax import build, config, convert, effects, options
 from cgrpo_jax.data import sources
 from cgrpo_jax.generating import generate
 from cgrpo_jax.grading.verifier import Reading, Verifier
@@ -91,7 +91,7 @@ METRICS = [
 ]
 
 
-CHECKING = ("cgrpo_jax.config", "cgrpo_jax.options", "cgrpo_jax.checks")
+CHECKING = ("cgrpo_jax.config", "cgrpo_jax.options", "cgrpo_jax.checks", "cgrpo_jax.effects")
 
 
 def record_reads(monkeypatch, read):
@@ -184,6 +184,17 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
         leaves += [field.name] if inner is None else [f"{field.name}.{leaf.name}" for leaf in inner]
     unread = [name for name in leaves if name not in read]
     assert len(leaves) > 50 and not unread, unread
+
+
+def test_what_is_said_to_have_no_effect_is_not_read(finished):
+    """And what is said to have one is. Beside: defaults that are handed on, bad rows, checks, functions of nobody."""
+    read, cfg = set(json.loads((finished / "read.json").read_text())), small(**EVALUATED)
+    holds = {key: row.holds(cfg) for row in effects.TABLE for key in row.keys.split()}
+    assert {key for key in holds if holds[key]} - read == {"data.on_bad_row", "refine.critique_fn", "sampling.stop"}
+    assert {key for key in holds if not holds[key]} & read == {
+        "data.revision", "model.revision", "objective.clip_high", "objective.clip_responses", "objective.entropy_mean",
+        "reward.correct_at", "reward.correct_by", "reward.partial", "texts.critique",
+    }  # fmt: skip
 
 
 def test_what_a_run_writes(finished):
