@@ -176,7 +176,7 @@ def outline(
         model=model,
         objective=cfg.objective,
         optimizer=cfg.optimizer,
-        temperature=cfg.sampling.temperature,
+        temperature=1.0 if cfg.method == "sft" else cfg.sampling.temperature,  # a likelihood has none
         total_updates=cfg.train.steps * cfg.train.updates_per_rollout,
         dtype=dtype,
         remat=cfg.train.remat,

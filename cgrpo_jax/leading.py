@@ -16,6 +16,7 @@ from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.learning.credit import undivided
 from cgrpo_jax.opening import open_all
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, Score, by_rule, collect_groups
@@ -142,14 +143,23 @@ class Desk:
         """Metrics and rollouts of a step that is done."""
         assert self.writer is not None
         values = self.rollout_metrics(step, groups, stats) | update_metrics(sums)
+        of, objective = self.run.cfg.train.updates_per_rollout, self.run.cfg.objective
+        if skipped := of - len(sums):
+            self.progress.log(
+                f"step {step}: {skipped} of {of} updates trained nothing, for no row in them has a loss (no advantage, "
+                "or cut and masked); weights and optimizer stayed as they were"
+            )
+        values["update/skipped"] = float(skipped)
+        if objective.divide_by_std and objective.baseline == "responses":
+            values["problems/undivided"] = float(sum(map(undivided, groups)))
         if trained := sum(update["tokens"] for update in sums):
             values["tokens_per_s/update"] = trained / values["seconds/update"]
         self.writer.rollout(step, groups, self.pieces.widths)
         self.writer.scalars(step, values)
         if values.get("policy/kl_clamped"):
             self.progress.log(
-                f"step {step}: {values['policy/kl_clamped']:.1%} of the tokens are further from the reference than "
-                "objective.kl_limit; there the KL term has no gradient"
+                f"step {step}: {values['policy/kl_clamped']:.1%} of the tokens are so far from the reference that "
+                "their KL term is clamped (objective.kl_limit) and has no gradient"
             )
         shown = {
             "reward": values["reward/responses"],

@@ -222,13 +222,15 @@ class ObjectiveConfig:
     baseline: str = option("group", choices=("group", "responses"))
     # token sum / constant (Dr.GRPO) | token_mean: of all tokens | sequence_mean: 1/|y| (GRPO)
     aggregation: str = option("constant", choices=AGGREGATIONS)
-    divide_by_std: bool = False  # advantages over the unbiased standard deviation + 1e-6 (GRPO, the release)
+    # Advantages over the unbiased standard deviation + 1e-6 (GRPO, the release); over 1 where that is 0 (LUFFY's split)
+    divide_by_std: bool = False
     kl_coef: float = option(0.0, at_least=0)  # k3 estimator against the initial policy
-    kl_limit: float = option(20.0, above=0, at_most=20)  # of the exponent in k3; 10 in the release
+    kl_limit: float = option(0.0, at_least=0)  # of a token's k3, without gradient above it; 10 in the release; 0: none
     entropy_coef: float = option(0.0, at_least=0)
     # Of the entropy over tokens: as the loss aggregates them | token_mean: of all tokens of the update (the release)
     entropy_mean: str = option("as_loss", choices=("as_loss", "token_mean"))
-    overlong: str = option("train", choices=("train", "mask"))  # mask: rows that the limit cut have no loss (DAPO)
+    # mask: rows that the limit cut have no loss, and are counted in no mean of it: n, k, tokens, questions (DAPO)
+    overlong: str = option("train", choices=("train", "mask"))
     # Of responses, where sampler and trainer disagree: token: weight min(p/p_sampler, limit) | sequence: one whose
     # geometric mean of p/p_sampler is above the limit or below its inverse has no loss
     correction: str = option("none", choices=("none", "token", "sequence"))

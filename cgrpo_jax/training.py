@@ -126,8 +126,9 @@ def train(
             # ---- Update ----
             with progress.phase("update"):
                 host_bins = hosts.agree(functools.partial(make_bins, groups, cfg, sizes))
-                updates = [put_bins(run.mesh, bins) for bins in host_bins]
-                if len(updates) > 1:  # the trainer's own log-probabilities, before the first update
+                # One in which no row has a loss is none: it would decay the weights and move Adam by old gradients.
+                updates = [put_bins(run.mesh, bins) for bins in host_bins if bins.count]
+                if len(host_bins) > 1:  # the trainer's own log-probabilities, before the first update
                     updates = [bins._replace(old_logp_ABT=logps(state.params, bins)) for bins in updates]
                 if reference is not None:
                     updates = [bins._replace(ref_logp_ABT=logps(reference, bins)) for bins in updates]

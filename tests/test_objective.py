@@ -12,6 +12,7 @@ from cgrpo_jax.learning.credit import group_advantages, group_weights
 from cgrpo_jax.learning.objective import Tokens, binds, k3, shaped_probability, token_loss
 from cgrpo_jax.options import ObjectiveConfig
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
+from cgrpo_jax.workdir.metrics import group_metrics
 
 P_VALUES = [0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.9, 1.0]
 PROBLEM = Problem("q", "1", ({"role": "user", "content": "q"},), "exact")
@@ -48,12 +49,28 @@ def test_a_baseline_over_the_responses_alone():
     np.testing.assert_allclose(group_advantages(reward, refined), reward - 1 / 3)
 
 
+@pytest.mark.parametrize("same", [0.0, 1.0, 0.1, 1 / 3])
+def test_responses_that_are_all_alike_have_no_deviation_to_divide_by(same):
+    """LUFFY's split: std 0 -> 1. Over 1e-6 a refinement's advantage was a million, which the clip hid; also of a mean
+    that is rounded (0.1 x 7). It is counted; a group whose rewards are all alike, or that has a deviation, is not."""
+    reward, refined = np.array([same] * 7 + [1.0 - same]), np.array([False] * 7 + [True])
+    found = group_advantages(reward, refined, baseline="responses", divide_by_std=True)
+    np.testing.assert_allclose(found, [0.0] * 7 + [1.0 - 2 * same], atol=1e-15)
+
+    def undivided(*rewards):
+        ids = np.zeros(1, np.int32)
+        made = [Attempt(Completion(ids, ids, ids, True), "", r, r == 1, None, "ok") for r in rewards]
+        return credit.undivided(Group(PROBLEM, [1], tuple(made[:-1]), (made[-1],), tuple(range(len(made) - 1)), (0,)))
+
+    assert undivided(same, same, 1.0 - same) and not undivided(same, same, same) and not undivided(same, 0.7, 1.0)
+
+
 def test_weights():
-    refined = np.array([False] * 7 + [True])
-    np.testing.assert_allclose(group_weights(refined), [1 / 7] * 7 + [1.0])
-    np.testing.assert_allclose(group_weights(refined[:7]), [1 / 7] * 7)
-    np.testing.assert_allclose(group_weights(refined, weights="uniform"), [1 / 8] * 8)
-    np.testing.assert_allclose(group_weights(refined, weights="sum"), [1.0] * 8)
+    refined, all_ = np.array([False] * 7 + [True]), np.ones(8, bool)
+    np.testing.assert_allclose(group_weights(refined, all_), [1 / 7] * 7 + [1.0])
+    np.testing.assert_allclose(group_weights(refined[:7], all_[:7]), [1 / 7] * 7)
+    np.testing.assert_allclose(group_weights(refined, all_, weights="uniform"), [1 / 8] * 8)
+    np.testing.assert_allclose(group_weights(refined, all_, weights="sum"), [1.0] * 8)
 
 
 def test_literal_clip_on_the_refined_term():
@@ -237,17 +254,43 @@ def test_golden_rltf_sd():
     np.testing.assert_allclose(slope, [[-0.1, -0.1]], rtol=1e-6)
 
 
-def test_rows_that_the_limit_cut_may_have_no_loss():
-    """They stay in the baseline."""
-    made = groups()
-    cut = made[0].responses[0]
-    cut = dataclasses.replace(cut, completion=cut.completion._replace(finished=False))
-    made[0] = dataclasses.replace(made[0], responses=(cut, *made[0].responses[1:]))
-    plain = credit.segments(made, ObjectiveConfig(entropy_coef=0.1), CONSTANT)
-    masked = credit.segments(made, ObjectiveConfig(entropy_coef=0.1, overlong="mask"), CONSTANT)
-    assert masked[0].silent and not plain[0].silent
-    for one, other in zip(plain[1:], masked[1:], strict=True):
-        np.testing.assert_array_equal(one.pg_T, other.pg_T)
+def cut_short(group, *indices):
+    """The group, where the limit cut these of its rows."""
+    rows = [*group.responses, *group.refinements]
+    for i in indices:
+        rows[i] = dataclasses.replace(rows[i], completion=rows[i].completion._replace(finished=False))
+    return dataclasses.replace(group, responses=tuple(rows[:3]), refinements=tuple(rows[3:]))
+
+
+MASKED = [
+    {},
+    {"weights": "uniform"},
+    {"weights": "sum"},
+    {"aggregation": "sequence_mean"},
+    {"aggregation": "token_mean", "weights": "uniform"},
+    {"entropy_mean": "token_mean"},
+]
+
+
+@pytest.mark.parametrize("changes", MASKED)
+def test_rows_that_the_limit_cut_may_have_no_loss(changes):
+    """They stay in the baseline, and nothing of the loss counts them: it is that of the rows that are left, alone.
+
+    The first question loses a response (of 6 tokens) and its refinement, a third one all of its rows.
+    """
+    cfg = ObjectiveConfig(entropy_coef=0.1, kl_coef=0.2, overlong="mask", **changes)
+    first, second = groups()
+    made = [cut_short(first, 0, 3), second, cut_short(groups()[0], 0, 1, 2, 3)]
+    masked = credit.segments(made, cfg, CONSTANT)
+    assert [s.silent for s in masked] == [True, False, False, True] + [False] * 4 + [True] * 4
+    left = dataclasses.replace(first, kept=(1, 2), selected=())
+    alone = credit.segments([left, second], dataclasses.replace(cfg, overlong="train"), CONSTANT)
+    weighted = [s for s in masked if not s.silent]
+    for one, other in zip(weighted, alone, strict=True):
+        np.testing.assert_allclose(one.kl_T, other.kl_T, rtol=1e-12)
+        np.testing.assert_allclose(one.ent_T, other.ent_T, rtol=1e-12)
+    advantages = [s.pg_T[0] / s.kl_T[0] * 0.2 for s in weighted]
+    np.testing.assert_allclose(advantages[:2], [-0.25, -0.25])  # of the whole group: its right refinement was cut
 
 
 def test_correction_by_what_the_sampler_was():
@@ -325,12 +368,11 @@ def test_supervised_segments_are_the_mean_negative_log_likelihood(rng):
 
 
 def test_k3_is_plain_up_to_its_limit_and_what_is_clamped_is_counted():
-    """At 19.9 the value and slope are those of the formula (a clamp at 10 gave gradient 0 without a word)."""
+    """Without a limit value and slope at 19.9 are those of the formula; the release's limit is in test_release.py."""
     for d in (-19.9, -3.0, 0.0, 3.0, 12.0, 19.9):
-        value, slope = jax.value_and_grad(lambda logp, d=d: k3(logp, jnp.float32(d), 20.0))(jnp.float32(0.0))
+        value, slope = jax.value_and_grad(lambda logp, d=d: k3(logp, jnp.float32(d), 0.0)[0])(jnp.float32(0.0))
         np.testing.assert_allclose(value, np.exp(d) - d - 1, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(slope, 1 - np.exp(d), rtol=1e-5, atol=1e-6)
-    assert k3(jnp.float32(0.0), jnp.float32(15.0), 10.0) == k3(jnp.float32(0.0), jnp.float32(10.0), 10.0)
     one = jnp.ones((1, 4))
     tokens = Tokens(
         scored_BT=jnp.array([[True, True, True, False]]), refined_BT=jnp.zeros((1, 4), bool), pg_BT=0 * one, kl_BT=one,
@@ -338,8 +380,9 @@ def test_k3_is_plain_up_to_its_limit_and_what_is_clamped_is_counted():
     )  # fmt: skip
     _, sums = token_loss(0 * one, one, tokens, ObjectiveConfig(kl_coef=1.0))
     assert sums["kl_clamped"] == 2
-    _, sums = token_loss(0 * one, one, tokens, ObjectiveConfig(kl_coef=1.0, kl_limit=4.0))
-    assert sums["kl_clamped"] == 3
+    for limit, clamped in ((10.0, 3), (150.0, 2)):  # k3 at 5 is 142.4
+        loss, sums = token_loss(0 * one, one, tokens, ObjectiveConfig(kl_coef=1.0, kl_limit=limit))
+        assert sums["kl_clamped"] == clamped and loss <= 3 * limit
 
 
 def test_extreme_log_probs_give_finite_values():
@@ -354,3 +397,25 @@ def test_extreme_log_probs_give_finite_values():
         assert np.isfinite(value) and np.isfinite(slope).all() and sums["nonfinite_tokens"] == 0
         _, sums = token_loss(far * jnp.array([[1.0, np.nan, np.inf]]), far, tokens, cfg)
         assert sums["nonfinite_tokens"] == 2
+
+
+def test_the_entropy_of_what_was_sampled_is_measured_whatever_is_trained():
+    """Each outcome as often as its probability: minus the mean of the logarithms is the entropy, of each kind apart.
+
+    Under top-p it is that of what was left to draw from; a text that the policy did not sample has none.
+    """
+
+    def made(probs, kept, **changes):
+        prob = np.repeat(np.array(probs, np.float32), [round(16 * p) for p in np.array(probs) / kept])
+        done = Completion(np.zeros(len(prob), np.int32), np.log(prob), np.full(len(prob), kept, np.float32), True)
+        return Attempt(done, "", 0.0, False, None, "ok", **changes)
+
+    def entropy(probs):
+        return -sum(p * np.log(p) for p in probs)
+
+    responses = (made([0.5, 0.25, 0.25], 1.0), made([0.5, 0.25, 0.25], 1.0))
+    refinements = (made([0.25, 0.125, 0.125], 0.5, prompt_ids=[1]), made([0.5, 0.5], 1.0))
+    group = Group(PROBLEM, [1], responses, refinements, (), ())  # nothing of it is trained on
+    values = group_metrics([group])
+    np.testing.assert_allclose(values["policy/entropy"], entropy([0.5, 0.25, 0.25]), rtol=1e-6)
+    np.testing.assert_allclose(values["policy/entropy_refinements"], entropy([0.5, 0.25, 0.25]), rtol=1e-6)

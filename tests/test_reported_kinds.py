@@ -141,18 +141,6 @@ def test_the_reward_of_the_release_differs(verifier):
     assert found == {"math": [False, False, True, False, True], "math_verify": [True, True, False, False, True]}
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("the final answer is $x+1$. I hope it is correct", "x+1"), ("\\boxed{\\frac{1}{2}} and \\boxed{4\\text{ cm}}", "4"),
-        ("The answer is 5.\nDone", "5"), ("final answer is: 7/", "7"), ("3 and 4,000", "4000"), ("\\boxed{12", "12"),
-        ("<|im_start|>assistant\n\\boxed{y = 3}<|im_end|>\\boxed{4}", "3"), ("nothing", None), ("", None),
-    ],
-)  # fmt: skip
-def test_extraction_of_the_release(text, answer):
-    assert release.extract(text) == answer
-
-
 def test_a_model_cannot_choose_how_it_is_compared(verifier):
     for text in ("rounded 3", "\\approx 3", "plain 3h", '3", "how": "plain'):
         assert scored(verifier, (problem("3.2"), f"\\boxed{{{text}}}"), (problem("\\pi"), f"\\boxed{{{text}}}")) == [

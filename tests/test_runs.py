@@ -5,13 +5,14 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import QUICKSTART
 from golden_run import FILE, golden_run
 from safetensors.numpy import load_file, save_file
 from test_train import EVALUATED, lines, run_main, small, weights, without_times
 
-from cgrpo_jax import training
+from cgrpo_jax import build, training
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.training import train
@@ -211,15 +212,37 @@ def test_a_model_that_overflows_ends_the_command_in_one_line(overflowing, tmp_pa
     assert "done:" not in done.stderr and "Traceback" not in done.stderr and not list(tmp_path.glob("w/checkpoints/1"))
 
 
+def untouched(workdir, step):
+    """The checkpoint holds the initial weights, and an optimizer that never took a step."""
+    stored = ocp.StandardCheckpointer().restore((workdir / f"checkpoints/{step}").absolute() / "params")
+    initial = build.initial_params(build.open_run(small()))
+    for one, other in zip(jax.tree.leaves(stored), jax.tree.leaves(initial), strict=True):
+        np.testing.assert_array_equal(one, other)
+    moments = ocp.StandardCheckpointer().restore((workdir / f"checkpoints/{step}").absolute() / "opt_state")
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(moments) if np.asarray(leaf).dtype != bool)
+
+
 def test_a_step_of_equal_rewards(tmp_path):
-    """Hard problems without refinements: every reward is 0, no row has any weight, and no mean is over nothing."""
+    """Hard problems without refinements: every reward is 0, no row has any weight, and no mean is over nothing.
+
+    So the update is none: nothing decays, and Adam's moments and count stay.
+    """
     hard = [{"question": f"What is {a}*{m}?", "answer": a * m} for a, m in ((63433, 6), (92366, 7))]
     (tmp_path / "hard.jsonl").write_text("\n".join(map(json.dumps, hard)))
     changes = {"data.source": f"{tmp_path}/hard.jsonl", "refine.trigger": "never", "train.steps": 1}
     (row,) = run(tmp_path / "w", **changes)
-    assert row["reward/trained"] == 0 and row["tokens/trained"] == 0
-    assert row["loss/total"] == row["loss/responses"] == row["policy/grad_norm"] == 0
-    policy = {name for name in row if name.startswith("policy/")}
-    assert policy == {"policy/grad_norm", "policy/nonfinite_total", "policy/nonfinite_tokens"}
+    assert row["reward/trained"] == 0 and row["tokens/trained"] == 0 and row["update/skipped"] == 1
+    assert {name for name in row if name.startswith("policy/")} == {"policy/entropy", "policy/nonfinite_tokens"}
+    assert row["loss/total"] == row["loss/responses"] == row["loss/refinements"] == 0
     assert not any(name.startswith("sampler/logp_diff") for name in row)
+    untouched(tmp_path / "w", 1)
     assert all(value is not None and np.isfinite(value) for value in row.values())
+
+
+def test_what_is_all_cut_and_masked_trains_nothing(tmp_path, capfd):
+    """One token each: no row is finished. Of two updates none is made, and that is said."""
+    cut = {"objective.overlong": "mask", "sampling.max_new_tokens": 1, "train.updates_per_rollout": 2, "train.steps": 1}
+    (row,) = run(tmp_path / "w", **cut, **{"objective.entropy_coef": 0.1})
+    assert row["truncated/responses"] == 1 and row["update/skipped"] == 2 and row["tokens/trained"] == 0
+    assert "2 of 2 updates trained nothing" in capfd.readouterr().err
+    untouched(tmp_path / "w", 1)

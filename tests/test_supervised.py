@@ -74,6 +74,13 @@ def test_the_loss_is_the_mean_likelihood_of_the_answers_and_falls(undisturbed):
     assert after < before - 0.1 and rows[2]["loss/total"] < before and rows[3]["loss/total"] < rows[1]["loss/total"]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_a_likelihood_has_temperature_one(undisturbed, tmp_path, temperature):
+    """Whatever samples are drawn at: 0 gave NaN, 0.6 another loss."""
+    rows = run(tmp_path / "w", **{"train.steps": 1, "sampling.temperature": temperature})
+    assert rows == metrics(undisturbed)[:1]
+
+
 def test_what_the_supervised_loop_writes(undisturbed):
     """Nothing of a sampler, nothing of groups; all of it finite."""
     assert (undisturbed / "report.html").exists()

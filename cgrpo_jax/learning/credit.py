@@ -31,33 +31,49 @@ def group_advantages(
     Args:
       refined_G: bool, which rows are refinements.
       baseline: whose mean: of the whole group, or of the responses alone.
-      divide_by_std: also divide by the unbiased standard deviation of the same rows + 1e-6.
+      divide_by_std: also divide by the unbiased standard deviation of the same rows + 1e-6. Where those rows are all
+        alike there is none to divide by, and a refinement that differs from them keeps its plain advantage: LUFFY's
+        rule of its split baseline, std 0 -> 1. 1e-6 in its place would make an advantage of 1 one of a million.
     """
     known = reward_G if baseline == "group" else reward_G[~refined_G]
     centred_G = reward_G - known.mean()
-    if not divide_by_std:
+    if not divide_by_std or (known == known[0]).all():
         return centred_G
     variance = ((known - known.mean()) ** 2).sum() / max(len(known) - 1, 1)
     return centred_G / (np.sqrt(variance) + 1e-6)
 
 
-def group_weights(refined_G: np.ndarray, *, weights: str = "per_kind") -> np.ndarray:
-    """Weight of each row within its group `[G]`: 1/n and 1/k (paper), one over the rows of the group, or 1."""
+def undivided(group: Group) -> bool:
+    """Whether the rewards of the responses are all alike and some refinement's is another, see `group_advantages`."""
+    known = {attempt.reward for attempt, refined in group.rows() if not refined}
+    return len(known) == 1 and any(attempt.reward not in known for attempt, refined in group.rows() if refined)
+
+
+def group_weights(refined_G: np.ndarray, counted_G: np.ndarray, *, weights: str = "per_kind") -> np.ndarray:
+    """Weight of each row within its group `[G]`: 1/n and 1/k (paper), one over the rows of the group, or 1.
+
+    Args:
+      refined_G: bool, which rows are refinements.
+      counted_G: bool, which rows have a loss. n and k count those alone, and the weight of any other is 0.
+    """
     if weights == "sum":
-        return np.ones(len(refined_G))
+        return counted_G.astype(np.float64)
     if weights == "uniform":
-        return np.full(len(refined_G), 1.0 / len(refined_G))
-    k = int(refined_G.sum())
-    return np.where(refined_G, 1.0 / max(k, 1), 1.0 / max(len(refined_G) - k, 1))
+        return counted_G / max(int(counted_G.sum()), 1)
+    k, n = int((refined_G & counted_G).sum()), int((~refined_G & counted_G).sum())
+    return np.where(refined_G, 1.0 / max(k, 1), 1.0 / max(n, 1)) * counted_G
 
 
-def _token_weights(lengths: np.ndarray, weight: np.ndarray, groups: int, constant: float, how: str) -> np.ndarray:
-    """What each token of a row counts in the loss of the whole update, one number a row.
+def _token_weights(
+    lengths: np.ndarray, counted: np.ndarray, weight: np.ndarray, groups: int, constant: float, how: str
+) -> np.ndarray:
+    """What each token of a row counts in the loss of the whole update, one number a row; 0 for a row without a loss.
 
     constant: row weight / (groups x constant) | sequence_mean: row weight / (groups x length) | token_mean: 1 / tokens.
+    Groups and tokens are those with a loss.
     """
     if how == "token_mean":
-        return np.full(len(lengths), 1.0 / max(lengths.sum(), 1))
+        return counted / max(lengths[counted].sum(), 1)
     if how == "sequence_mean":
         return weight / (groups * np.maximum(lengths, 1))
     return weight / (groups * constant)
@@ -77,29 +93,41 @@ def _trained(group: Group) -> Iterator[list[Row]]:
 def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> list[Segment]:
     """The rows of one update, in the order of the groups.
 
+    With `overlong` = "mask" a row that the limit cut stays in its group's baseline and has no loss: n, k, the tokens
+    and the questions that a loss is averaged over are then those that have one.
+
     Args:
       constant: what a token sum is divided by where `aggregation` is "constant": max_new_tokens.
     """
     rows: list[Row] = []
-    advantages, weights = [], []
-    for own in (part for group in groups for part in _trained(group)):
-        refined_G = np.array([refined for _, _, refined in own])
-        reward_G = np.array([attempt.reward for _, attempt, _ in own], np.float64)
-        rows += own
-        advantage_G = group_advantages(reward_G, refined_G, baseline=cfg.baseline, divide_by_std=cfg.divide_by_std)
-        advantages.append(advantage_G)
-        weights.append(group_weights(refined_G, weights=cfg.weights))
+    advantages, weights, counts = [], [], []
+    questions = 0  # with a loss
+    for group in groups:
+        has_loss = False
+        for own in _trained(group):
+            refined_G = np.array([refined for _, _, refined in own])
+            reward_G = np.array([attempt.reward for _, attempt, _ in own], np.float64)
+            counted_G = np.array([cfg.overlong == "train" or attempt.completion.finished for _, attempt, _ in own])
+            rows += own
+            advantages.append(
+                group_advantages(reward_G, refined_G, baseline=cfg.baseline, divide_by_std=cfg.divide_by_std)
+            )
+            weights.append(group_weights(refined_G, counted_G, weights=cfg.weights))
+            counts.append(counted_G)
+            has_loss |= bool(counted_G.any())
+        questions += has_loss
     lengths = np.array([len(attempt.completion.ids) for _, attempt, _ in rows])
-    weight = np.concatenate(weights)
-    token = _token_weights(lengths, weight, len(groups), constant, cfg.aggregation)
-    entropy_how = "token_mean" if cfg.entropy_mean == "token_mean" else cfg.aggregation
-    entropy = cfg.entropy_coef * _token_weights(lengths, weight, len(groups), constant, entropy_how)
-    advantage = np.concatenate(advantages)
-    counted = np.array([cfg.overlong == "train" or attempt.completion.finished for _, attempt, _ in rows])
+    advantage, weight, counted = (np.concatenate(parts) for parts in (advantages, weights, counts))
+
+    def per_token(how: str) -> np.ndarray:
+        return _token_weights(lengths, counted, weight, max(questions, 1), constant, how)
+
+    token = per_token(cfg.aggregation)
+    entropy = cfg.entropy_coef * per_token("token_mean" if cfg.entropy_mean == "token_mean" else cfg.aggregation)
 
     def segment(index: int) -> Segment:
         prompt_ids, attempt, refined = rows[index]
-        one_T = np.full(len(attempt.completion.ids), float(counted[index]))
+        one_T = np.ones(len(attempt.completion.ids))
         gain_T = token[index] * advantage[index] * one_T
         by_likelihood = refined and cfg.refined_shape == "log_probability"
         return Segment(

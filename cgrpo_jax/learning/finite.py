@@ -19,8 +19,8 @@ def check_last(nonfinite: int, steps: int) -> None:
 
 
 def check_parameters(step: int, updates: Sequence[Mapping[str, float]]) -> None:
-    """Raises TrainingError where the updates of a step left parameters that are no finite numbers."""
-    if count := updates[-1]["nonfinite_parameters"]:
+    """Raises TrainingError where the updates of a step, if it has any, left parameters that are no finite numbers."""
+    if updates and (count := updates[-1]["nonfinite_parameters"]):
         raise TrainingError(
             f"step {step}: {count:.0f} parameters are no finite numbers after this update, and are not saved: "
             "optimizer.learning_rate (with optimizer.weight_decay) is too large; a smaller one goes on from the newest "

@@ -85,10 +85,18 @@ def correction_weight(
     return (jnp.abs(mean_BT) <= jnp.log(limit)).astype(log_ratio_BT.dtype)
 
 
-def k3(logp_BT: jax.Array, ref_logp_BT: jax.Array, limit: float) -> jax.Array:
-    """KL(pi || ref) per token by the k3 estimator: exp(d) - d - 1, d = log ref - log pi, d within +-limit."""
-    d_BT = jnp.clip(ref_logp_BT - logp_BT, -limit, limit)
-    return jnp.exp(d_BT) - d_BT - 1.0
+def k3(logp_BT: jax.Array, ref_logp_BT: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
+    """KL(pi || ref) per token by the k3 estimator, and where it is clamped, so that it has no gradient there.
+
+    exp(d) - d - 1, d = log ref - log pi within +-LOG_RATIO_LIMIT; at most `limit`, as the release clamps it, unless
+    that is 0.
+    """
+    gap_BT = ref_logp_BT - logp_BT
+    d_BT = jnp.clip(gap_BT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    k3_BT, clamped_BT = jnp.exp(d_BT) - d_BT - 1.0, jnp.abs(gap_BT) > LOG_RATIO_LIMIT
+    if not limit:
+        return k3_BT, clamped_BT
+    return jnp.minimum(k3_BT, limit), clamped_BT | (k3_BT > limit)
 
 
 class Tokens(NamedTuple):
@@ -163,10 +171,9 @@ def token_loss(
     if tokens.ent_BT is not None:
         gain_BT += tokens.ent_BT * entropy_BT
     if tokens.kl_BT is not None and tokens.ref_logp_BT is not None:
-        k3_BT = k3(logp_BT, tokens.ref_logp_BT, cfg.kl_limit)
+        k3_BT, clamped_BT = k3(logp_BT, tokens.ref_logp_BT, cfg.kl_limit)
         gain_BT -= tokens.kl_BT * k3_BT
-        beyond_BT = jnp.abs(tokens.ref_logp_BT - logp_BT) > cfg.kl_limit
-        sums |= {"kl": total(k3_BT, scored_BT), "kl_clamped": total(beyond_BT, scored_BT)}
+        sums |= {"kl": total(k3_BT, scored_BT), "kl_clamped": total(clamped_BT, scored_BT)}
     loss_BT = jnp.where(scored_BT, -gain_BT, 0.0)
     sums |= {"response_loss": total(loss_BT, on_BT), "refined_loss": total(loss_BT, off_BT)}
     if tokens.sampler_logp_BT is not None:

@@ -38,7 +38,7 @@ class Learner:
     model: ModelConfig
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
-    temperature: float  # of the sampler: log-probabilities are those of the distribution that was sampled
+    temperature: float  # of the sampler, for log-probabilities are those of what was sampled; 1 of a likelihood
     total_updates: int  # length of the schedule
     dtype: DTypeLike
     remat: str  # a key of decoder.REMAT
@@ -217,7 +217,8 @@ def _update(
 def make_update(cfg: Learner, mesh: Mesh, params: Params) -> Callable:
     """The jitted update: (state, frozen, bins) -> (state, metric sums). The state is donated.
 
-    Without any bin the gradient is zero, and the optimizer does with it what it does with every gradient.
+    Without any bin the gradient is zero, and the optimizer does with it what it does with every gradient: the training
+    loop asks for no such update.
     """
     out = (state_shardings(cfg, mesh, params), sharding.replicated(mesh))
     update = _named("update", functools.partial(_update, cfg=cfg, mesh=mesh))

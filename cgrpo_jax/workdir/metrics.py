@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from cgrpo_jax.records import Attempt, Group
@@ -22,6 +23,13 @@ Widths = Callable[[Sequence[int], str], list[int] | None]  # ids and their text 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _entropy(attempts: Sequence[Attempt]) -> float | None:
+    """Nats a token, estimated without bias by what was drawn: -log of the probability it was drawn with."""
+    tokens = sum(len(attempt.completion.ids) for attempt in attempts)
+    surprise = sum(float((np.log(a.completion.kept) - a.completion.logp).sum(dtype=np.float64)) for a in attempts)
+    return surprise / tokens if tokens else None
 
 
 def _without_room(group: Group) -> int:
@@ -61,6 +69,8 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "critique/tries": _mean([critique.tries for critique in written]),
         "tokens/critiques": float(sum(critique.tokens for critique in critiques)),
         "refine/no_room": float(sum(map(_without_room, groups))),
+        "policy/entropy": _entropy(responses),
+        "policy/entropy_refinements": _entropy([a for a in refinements if a.prompt_ids is not None]),
         "length/responses": _mean([len(a.completion.ids) for a in responses]),
         "length/refinements": _mean([len(a.completion.ids) for a in refinements]),
         "truncated/responses": _mean([not a.completion.finished for a in responses]),
@@ -75,12 +85,18 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+LOSSES = ("loss/total", "loss/responses", "loss/refinements")
+
+
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over the updates of a rollout from their sums over tokens; each sum is divided once, here.
 
-    Losses are normalised already. Only tokens with a weight were trained on: a mean over none is left out. Sampler and
-    trainer are compared in the first update only: from the second on the policy has moved.
+    Losses are normalised already. Only tokens with a weight were trained on: a mean over none is left out; without an
+    update the losses are 0, being sums. Sampler and trainer are compared in the first update only: from the second on
+    the policy has moved.
     """
+    if not updates:
+        return dict.fromkeys([*LOSSES, "tokens/trained", "policy/nonfinite_tokens"], 0.0)
     first, last = updates[0], updates[-1]
     sums = {name: sum(update[name] for update in updates) for name in first}
     values: dict[str, float | None] = {
@@ -97,7 +113,7 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return sums[name] / sums[count] if name in sums and sums[count] else None
 
     values |= {
-        "policy/entropy": share("entropy", "tokens"),
+        "policy/entropy_trained": share("entropy", "tokens"),
         "policy/logp": share("logp", "tokens"),
         "policy/clipped": share("clipped", "response_tokens"),
         "policy/clipped_refinements": share("refined_clipped", "refined_tokens"),
