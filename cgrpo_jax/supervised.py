@@ -74,6 +74,9 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         desk = stack.enter_context(open_desk(run, progress, workdir))
         sizes = build.bin_sizes(run, PLAIN_PROMPT if cfg.data.source == "arithmetic" else desk.longest_prompt)
         progress.log("\n".join(startup.lines(run)))
+        if size := desk.problems.size:
+            learnt = steps * cfg.train.prompts
+            progress.log(f"{steps} steps of {cfg.train.prompts} rows are {learnt / size:.2f} epochs of {size} rows")
         state, past = resuming.initial_state(run, checkpointer, past)
         resuming.start_workdir(run, past, workdir, progress.log)
         tracker = open_tracker(cfg.train.tracker, workdir, for_others(public(cfg)), progress.log)

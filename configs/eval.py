@@ -5,6 +5,8 @@
     python -m cgrpo_jax.main --config=eval:pass_at_k ...     # 32 samples at temperature 0.6, top-p 0.95
 
 The same command again goes on where it was stopped, and grades anew what is stored. Tasks: cgrpo_jax/data/tasks.py.
+Answers have 8,192 tokens, as in the paper; a model whose window holds less is refused, and wants
+--config.sampling.max_new_tokens=2048 or so.
 """
 
 from cgrpo_jax.config import default_config
@@ -19,7 +21,7 @@ def get_config(decoding: str = "greedy"):
     config.eval.problems = 0  # all
     config.data.max_prompt_tokens = 2048
     config.data.on_bad_row = "drop"
-    config.sampling.max_new_tokens = 2048
+    config.sampling.max_new_tokens = 8192
     if decoding == "pass_at_k":
         config.eval.samples, config.eval.temperature, config.eval.top_p = 32, 0.6, 0.95
     elif decoding == "greedy":

@@ -6,13 +6,17 @@
     python -m cgrpo_jax.main --config=paper:qwen2_5_7b,eval --workdir=runs/row_eval --config.model.path=runs/row_model
 
 MODEL: of MODELS. ROW: a method of cgrpo_jax/config.py or of ROWS below; `eval`: the eight tasks, greedy, by the paper's
-own grader (without --config.model.path the base model's row). data/validation.parquet is the authors' test.parquet of
-2,019 rows; it is asked every 50 of 400 steps, and the best step is kept. Rows that generate (raft, refinement_ft,
-critique_ft, citl_ft, grpo_then_refinement_sft) are followed by ROW sft with data.source=WORKDIR/rows.jsonl.
+own grader, and the two of multiple choice by the letter (without --config.model.path the base model's row).
+data/validation.parquet is the authors' test.parquet of 2,019 rows; it is asked every 50 of 400 steps, and the best step
+is kept. Rows that generate are followed by one that learns data.source=WORKDIR/rows.jsonl: raft, refinement_ft, citl_ft
+by sft_generated, critique_ft by sft_critiques, grpo_then_refinement_sft by sft.
 
 Where the paper says nothing this says what was chosen: lengths, two updates a rollout and the critic's sampling are
-those of the release and of the authors' replies; sft is LUFFY's recipe; the seed of the subset is ours, for their rows
-are not public. Revisions are "main": no commit could be looked up here; pin them (--config.model.revision=COMMIT).
+those of the release and of the authors' replies, but luffy's answers, which are LUFFY's; sft is LUFFY's recipe, and as
+the paper trains such rows to convergence and reports the best checkpoint, sft_generated makes three epochs of the most
+rows there can be, 32,000; how many epochs of the rows at hand a run makes is said at its start. A model's own critique
+has the 1,024 tokens that the authors' replies give one. The seed of the subset is ours, for their rows are not public.
+Revisions are "main": no commit could be looked up here; pin them (--config.model.revision=COMMIT).
 Memory and mesh are those of one's chips, see tpu_v4.py and its neighbours. Nothing here has been run at scale.
 """
 
@@ -38,6 +42,15 @@ SFT = {
     "optimizer.warmup_updates": 19,
     "sampling.max_new_tokens": 8192,
 }
+# Of the 4,000 problems x 8 responses, each of which is right or refined
+GENERATED = SFT | {"train.steps": 1500, "optimizer.warmup_updates": 150}
+# A prompt is a question and a whole response; Critique-FT's own rate
+CRITIQUES = SFT | {
+    "data.max_prompt_tokens": 9216,
+    "sampling.max_new_tokens": 6144,
+    "optimizer.learning_rate": 5e-6,
+}
+CONCISE = {"refine.critique_tokens": 1024}
 EIGHT = "math500,minerva_math,olympiadbench,amc23,aime24,theoremqa,gpqa_diamond,mmlu_pro"
 EVAL = {"method": "eval", "eval.tasks": EIGHT, "sampling.max_new_tokens": 8192, "refine.trigger": "never"}
 # row -> its method, and what the row changes
@@ -45,13 +58,18 @@ ROWS = {
     "critique_grpo_indicative": ("critique_grpo", {"refine.critique": "indicative"}),
     "critique_grpo_cot": ("critique_grpo", COT),
     "critique_grpo_text": ("critique_grpo_text", {key: COT[key] for key in ("api.base_url", "api.model")}),
-    "self_evaluation": ("critique_grpo", {"refine.critique": "self_eval"}),
+    "self_critique": ("self_critique", CONCISE),
+    "self_evaluation": ("critique_grpo", CONCISE | {"refine.critique": "self_eval"}),
+    # 8,192 of LUFFY; its 1,024 for prompts would leave rows of the validation file out
+    "luffy": ("luffy", {"sampling.max_new_tokens": 8192}),
     "weak_to_strong": ("weak_to_strong", {"local.path": "Qwen/Qwen3-8B-Base"}),
     "refinement_ft": ("refinement_ft", COT),
     "critique_ft": ("critique_ft", COT),
     "citl_ft": ("citl_ft", COT),
     "grpo_then_refinement_sft": ("grpo_then_refinement_sft", COT),
     "sft": ("sft", SFT),
+    "sft_generated": ("sft", GENERATED),
+    "sft_critiques": ("sft", CRITIQUES),
     "eval": ("dr_grpo", EVAL),
 }
 

@@ -33,10 +33,35 @@ def test_each_recipe_fits_its_model(model, row):
     if asks_local(cfg):
         check_local(cfg, config_from_hf(shape_folder(cfg.local.path, "local.path")))
     assert cfg.data.grader == "math_verify" and cfg.eval.every == 50 and cfg.model.revision == "main"
-    assert cfg.data.source.endswith("4k.parquet") and cfg.train.steps in (188, 400)
+    assert cfg.data.source.endswith("4k.parquet") and cfg.train.steps in (188, 400, 1500)
     trains = cfg.method in ("rl", "sft")
     assert cfg.checkpoint.best == ("eval/validation/pass@1" if trains else "")
     assert (cfg.eval.tasks.count(",") == 7) == (cfg.method == "eval")
+
+
+def test_limits_and_epochs_are_those_of_the_paper():
+    """Lengths of the release (2,048 and 6,144), of LUFFY (8,192), of critiques (1,024), of evaluations (8,192).
+
+    Rows are 4,000 annotated ones, and at most eight for each of these problems where they are generated: three epochs.
+    """
+    for row, prompt, new, critique, rows in (
+        ("critique_grpo", 2048, 6144, 0, 0), ("critique_grpo_cot", 2048, 6144, 0, 0), ("grpo", 2048, 6144, 0, 0),
+        ("luffy", 2048, 8192, 0, 0), ("self_critique", 2048, 6144, 1024, 0), ("self_evaluation", 2048, 6144, 1024, 0),
+        ("sft", 2048, 8192, 0, 4_000), ("sft_generated", 2048, 8192, 0, 32_000), ("sft_critiques", 9216, 6144, 0, 4_000),
+        ("eval", 2048, 8192, 0, 0),
+    ):  # fmt: skip
+        cfg = from_config_dict(config_files.get_config(f"paper:qwen2_5_7b,{row}"))
+        assert (cfg.data.max_prompt_tokens, cfg.sampling.max_new_tokens) == (prompt, new), row
+        assert cfg.refine.critique_tokens == critique, row
+        if rows:
+            assert cfg.train.steps == -(-3 * rows // cfg.train.prompts), row
+            assert cfg.optimizer.warmup_updates == round(cfg.train.steps / 10), row
+        if row.startswith("critique_grpo"):  # a response of full length is shown whole, with question and critique
+            assert cfg.refine.max_prompt_tokens >= prompt + new + 1024
+        if row.endswith("cot"):
+            api = cfg.api
+            assert (api.tokens, api.temperature, api.top_p, cfg.refine.critique_tries) == (1024, 0.7, 0.75, 3)
+    assert from_config_dict(config_files.get_config("eval")).sampling.max_new_tokens == 8192
 
 
 def test_only_the_mathematical_model_is_widened():

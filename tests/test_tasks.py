@@ -5,6 +5,7 @@ The rows of GPQA, MMLU-Pro and AIME25 are written here after their published sch
 
 import json
 
+import numpy as np
 import pytest
 from test_data import Parsable
 
@@ -12,7 +13,10 @@ from cgrpo_jax.data.choice_rows import choice_problem, order
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.data.targets import parse_target_row
 from cgrpo_jax.data.tasks import TASKS, load_task, parse_names
-from cgrpo_jax.options import DataConfig
+from cgrpo_jax.grading import rewards
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.options import DataConfig, VerifierConfig
+from cgrpo_jax.records import Completion
 
 CFG = DataConfig(max_prompt_tokens=512)
 
@@ -155,6 +159,24 @@ def test_theoremqa_asks_true_or_false(tmp_path):
     assert "\\boxed{True} or \\boxed{False}" in boolean.question and "boxed{True}" not in integer.question
     assert boolean.entry == {"answer_type": "bool", "answer": True} and boolean.grader == "theoremqa"
     assert integer.entry == {"answer_type": "integer", "answer": 3}
+
+
+def test_theoremqa_is_graded_as_the_paper_does_where_that_is_asked_for(tmp_path):
+    """`data.grader` says so for every task of mathematics: no 4 %; True and lists are text that math-verify reads."""
+    rows = [
+        {"question": f"q{i}", "answer": answer, "answer_type": kind}
+        for i, (answer, kind) in enumerate([(0.25, "float"), (True, "bool"), ([1, 2, 3], "list of integer")])
+    ]
+    asked = [["0.25", "0.26", "\\frac14"], ["True", "False"], ["[1, 2, 3]", "[1, 2, 4]"]]
+    found = {}
+    with Verifier(VerifierConfig()) as verifier:
+        for grader in ("auto", "math_verify"):
+            problems = [named.problem for named in rows_of("theoremqa", rows, tmp_path, grader=grader)]
+            pairs = [(p, f"\\boxed{{{text}}}") for p, texts in zip(problems, asked, strict=True) for text in texts]
+            empty = Completion(*[np.zeros(0)] * 3, True)
+            scored = rewards.score([(p, empty, text) for p, text in pairs], verifier)
+            found[grader] = [attempt.reward for attempt in scored]
+    assert found == {"auto": [1, 1, 1, 1, 0, 1, 0], "math_verify": [1, 0, 1, 1, 0, 1, 0]}
 
 
 @pytest.mark.parametrize(

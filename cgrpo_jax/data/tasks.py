@@ -145,7 +145,7 @@ def load_task(
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
         parsed = task.parse(row, number) if task.parse else parse_any_row(_joined(row), _columns(row, source))
-        problem = asked_by(parsed.problem, task_prompt)
+        problem = asked_by(graded_by(parsed.problem, source.grader), task_prompt)
         if len(sources_of) > 1 and not task.source:  # each source has its accuracy
             problem = dataclasses.replace(problem, tag=_source(row))
         return parsed._replace(problem=problem)
@@ -153,6 +153,16 @@ def load_task(
     good, bad = sift(itertools.islice(rows, limit or None), parse, fault, parsable, log)
     report_bad_rows(bad, len(good), source, log)
     return [Named(str(number), parsed.problem) for number, parsed in good]
+
+
+def graded_by(problem: Problem, grader: str) -> Problem:
+    """With data.grader=math_verify TheoremQA is graded as mathematics are, without its own types and tolerance of 4 %.
+
+    Choices stay with the grader of choices: the release has none for them.
+    """
+    if problem.grader != "theoremqa" or problem.entry is None or grader == "auto":
+        return problem
+    return dataclasses.replace(problem, grader=grader, answer=str(problem.entry["answer"]))  # True, not true
 
 
 def _source(row: Mapping[str, Any] | RowError) -> str:
