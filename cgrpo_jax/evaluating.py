@@ -20,7 +20,7 @@ from cgrpo_jax.data.tasks import Named, load_task, parse_names
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.identity import contents, problem_digest
 from cgrpo_jax.evaluation.intervals import cluster_problems, mean_of_tasks, summarise
-from cgrpo_jax.evaluation.sample import sample_and_grade
+from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.evaluation.store import Answers
 from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.choices import chosen
@@ -130,7 +130,7 @@ def entry(
         return np.array([[value(attempt) for attempt in row] for row in attempts_PG])
 
     votes = [[_vote(named.problem, attempt) for attempt in row] for named, row in zip(task, attempts_PG, strict=True)]
-    return summarise(
+    of_task = summarise(
         [named.id for named in task],
         [problem_digest(named.problem) for named in task],
         correct_PG=of(lambda a: a.correct),
@@ -138,8 +138,22 @@ def entry(
         length_PG=of(lambda a: len(a.completion.ids)),
         finished_PG=of(lambda a: a.completion.finished),
         answered_PG=of(lambda a: a.extracted is not None),
+        judged_PG=of(lambda a: a.status == "ok"),
         seed=seed,
     )
+    return of_task | _of_sources(task, attempts_PG)
+
+
+def _of_sources(task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]]) -> dict[str, Any]:
+    """pass@1 and its interval of each set of which the task's file has rows; nothing of a file of one."""
+    problems = [named.problem for named in task]
+    values, sources = accuracies(problems, attempts_PG, ""), sorted({problem.tag for problem in problems} - {""})
+    figures = {
+        source: {f"pass@1{end}": values[f"/pass@1/{source}{end}"] for end in ("", "/low", "/high")}
+        | {"problems": len({problem_digest(problem) for problem in problems if problem.tag == source})}
+        for source in sources
+    }
+    return {"sources": figures} if figures else {}
 
 
 def _load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None], task: Task) -> dict[str, list[Named]]:

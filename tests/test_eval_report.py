@@ -51,7 +51,7 @@ def test_a_run_against_itself_and_against_a_better_one(done, results, tmp_path, 
     better["tasks"]["sums"]["correct"] = [[1]] * 12
     folders = [written(tmp_path / "same", results), written(tmp_path / "better", better)]
     rows, _ = compare(monkeypatch, done, *folders)
-    assert rows["same"][2:] == ["12", "+0.0 [+0.0, +0.0]", "1", ""]
+    assert rows["same"][2:] == ["12", "+0.0 [-24.3, +24.3]", "1", ""]
     margin = float(rows["better"][3].split(" ")[0])
     assert margin == pytest.approx(100 * (1 - results["tasks"]["sums"]["pass@1"]), abs=0.06)
     assert (done.parent / "compared/pass_at_1.png").exists()
@@ -66,7 +66,7 @@ def test_the_same_problems_in_other_rows_are_paired_by_content(done, results, tm
     evaluate_tasks(cfg, tmp_path / "moved")
     assert 0 < results["tasks"]["sums"]["pass@1"] < 1
     found, text = compare(monkeypatch, done, tmp_path / "moved")
-    assert found["moved"][2:5] == ["10", "+0.0 [+0.0, +0.0]", "1"]
+    assert found["moved"][2:5] == ["10", "+0.0 [-27.8, +27.8]", "1"]
     assert "sums: 10 are among both the 12 problems of w and the 11 of moved; the others are left out." in text
 
 
@@ -101,7 +101,7 @@ def test_runs_that_share_nothing_or_cannot_be_read_are_refused(done, results, tm
     assert "no problem of sums in common" in refused(monkeypatch, done, strange)
     assert "no such file" in refused(monkeypatch, done, tmp_path)
     old = refused(monkeypatch, done, written(tmp_path / "old", results, version=1))
-    assert "old/results.json: version 1, this reads version 3; grade again: the same eval command" in old
+    assert "old/results.json: version 1, this reads version 4; grade again: the same eval command" in old
     assert "version None" in refused(monkeypatch, done, written(tmp_path / "list", {}))
 
 

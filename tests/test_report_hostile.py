@@ -51,10 +51,18 @@ def hostile_run(folder):
         "pass@1/low": 0.2,
         "pass@1/high": 1.0,
     }
-    of |= {"pass@k": {"1": 1.0}, "maj@G": 1.0, "length": 5.0, "truncated": 0.0, "no_answer": 0.0}
-    mean = {"pass@1": 1.0, "pass@1/low": 0.8, "pass@1/high": 1.0, "length": 5.0, "truncated": 0.0, "no_answer": 0.0}
+    of |= {"pass@k": {"1": 1.0}, "maj@G": 1.0, "length": 5.0, "truncated": 0.0, "no_answer": 0.0, "no_verdict": 0.0}
+    mean = {
+        "pass@1": 1.0,
+        "pass@1/low": 0.8,
+        "pass@1/high": 1.0,
+        "length": 5.0,
+        "truncated": 0.0,
+        "no_answer": 0.0,
+        "no_verdict": 0.0,
+    }
     results = {
-        "version": 3,
+        "version": 4,
         "model": HOSTILE[4],
         "settings": {name: name for name in HOSTILE[:20]},
         "notes": HOSTILE[:40],

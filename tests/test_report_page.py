@@ -75,7 +75,7 @@ def evaluated(folder, answers):
         ids = [str(number) for number in range(len(rows))]
         shape = correct_PG.shape
         entries[task] = intervals.summarise(
-            ids, ids, correct_PG, np.zeros(shape, int), np.full(shape, 5), np.ones(shape), np.ones(shape), 0
+            ids, ids, correct_PG, np.zeros(shape, int), np.full(shape, 5), *[np.ones(shape)] * 3, 0
         )
     results = {"version": tables.VERSION, "model": "m", "settings": {"samples": 2}, "notes": [], "tasks": entries}
     results |= {

@@ -178,7 +178,20 @@ def test_bootstrap_is_reproducible_and_blind_to_the_order_of_problems(rng):
     first = intervals.bootstrap(values_P, 5)
     assert first == intervals.bootstrap(values_P[::-1], 5) != intervals.bootstrap(values_P, 6)
     assert all(type(bound) is float for bound in first)
-    assert intervals.bootstrap(np.ones(9), 0) == (1.0, 1.0)
+    assert intervals.bootstrap(np.ones(9), 0) == pytest.approx(intervals.wilson(1.0, 9))
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_no_interval_is_without_width(count):
+    """Of one problem, and of problems that are all alike: a bootstrap has the same mean in each resample."""
+    for value in (0.0, 1 / 3, 1.0):
+        low, high = intervals.bootstrap(np.full(count, value), 0)
+        assert 0 <= low <= value <= high <= 1 and high - low == pytest.approx(intervals.wilson(0.0, count)[1])
+    a_P, b_P = np.full(count, 2 / 3), np.full(count, 1 / 3)
+    for first, second, difference in ((a_P, b_P, -1 / 3), (a_P, a_P, 0.0), (b_P, a_P, 1 / 3)):
+        found = intervals.paired(first, second, 0)
+        assert found.difference == pytest.approx(difference) and -1 <= found.low < difference < found.high <= 1
+        assert found.high - found.low == pytest.approx(2 * intervals.wilson(0.0, count)[1])
 
 
 def test_draws_in_chunks_are_all_drawn(rng, monkeypatch):
@@ -191,12 +204,14 @@ def test_draws_in_chunks_are_all_drawn(rng, monkeypatch):
 
 
 def test_bootstrap_of_tasks_resamples_within_each_task(rng):
-    """Tasks whose problems are all alike leave no spread, however different the tasks are."""
-    assert intervals.bootstrap_tasks([np.zeros(5), np.ones(50)], 0) == (0.5, 0.5)
-    spread_P = rng.random(40)
-    low, high = intervals.bootstrap(spread_P, 0)
-    half_low, half_high = intervals.bootstrap_tasks([spread_P, np.zeros(7)], 0)
-    assert half_high - half_low == pytest.approx((high - low) / 2, rel=0.05)
+    """However different the tasks are; one whose problems are all alike has the width of its own interval."""
+    spread_P, other_P = rng.random(40), 0.5 * rng.random(40)
+    (low, high), (other_low, other_high) = intervals.bootstrap(spread_P, 0), intervals.bootstrap(other_P, 0)
+    both_low, both_high = intervals.bootstrap_tasks([spread_P, other_P], 0)
+    assert both_high - both_low == pytest.approx(math.hypot(high - low, other_high - other_low) / 2, rel=0.06)
+    half = intervals.bootstrap_tasks([spread_P, np.zeros(7)], 0)
+    of_zeros = intervals.of_alike(0.0, 7)
+    assert half == pytest.approx(intervals.of_mean([spread_P.mean(), 0.0], [low, of_zeros[0]], [high, of_zeros[1]]))
 
 
 def test_interval_of_a_mean_of_tasks(rng):
@@ -249,7 +264,8 @@ def test_paired_test_rejects_about_five_in_a_hundred_where_nothing_differs(rng):
 
 def test_runs_that_agree_do_not_differ_and_a_swap_changes_the_sign(rng):
     a_P, b_P = rng.random(20), rng.random(20) + 0.2
-    assert intervals.paired(a_P, a_P, 0) == (0.0, 0.0, 0.0, 1.0)
+    same = intervals.paired(a_P, a_P, 0)
+    assert (same.difference, same.p) == (0.0, 1.0) and -same.low == same.high == intervals.wilson(0.0, 20)[1]
     there, back = intervals.paired(a_P, b_P, 0), intervals.paired(b_P, a_P, 0)
     assert there.difference == pytest.approx(-back.difference) and there.difference > 0 and there.p == back.p
     assert there.low == pytest.approx(-back.high, abs=0.02)
@@ -258,7 +274,7 @@ def test_runs_that_agree_do_not_differ_and_a_swap_changes_the_sign(rng):
 def test_paired_tasks_weights_every_task_alike(rng):
     """One task of 3 problems that gain 1 and one of 300 that gain nothing: the mean difference is a half."""
     got = intervals.paired_tasks([np.zeros(3), np.zeros(300)], [np.ones(3), np.zeros(300)], 0)
-    assert got == pytest.approx((0.5, 0.5, 0.5, 2 / 8))
+    assert (got.difference, got.p) == pytest.approx((0.5, 2 / 8)) and got.low < 0.5 < got.high
     a, b = rng.random(30), rng.random(30)
     assert intervals.paired_tasks([a], [b], 3) == intervals.paired(a, b, 3)
 
@@ -280,6 +296,7 @@ def entry(**changes):
         "length_PG": np.arange(15).reshape(3, 5),
         "finished_PG": np.array([[1, 1, 1, 1, 1], [1, 0, 0, 1, 1], [1, 1, 1, 1, 1]], bool),
         "answered_PG": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 1], [1, 1, 1, 1, 1]], bool),
+        "judged_PG": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], bool),
         "seed": 0,
     }  # fmt: skip
     return intervals.summarise(**values | changes)
@@ -299,6 +316,7 @@ def test_entry_of_a_task():
     assert (
         got["length"] == 7 and got["truncated"] == pytest.approx(2 / 15) and got["no_answer"] == pytest.approx(1 / 15)
     )
+    assert got["no_verdict"] == pytest.approx(3 / 15)  # time-outs, which stood in no figure
     assert got["content"] == ["A", "B", "C"] and got["correct"][0] == [1, 0, 1, 0, 1]
 
 
@@ -321,7 +339,7 @@ def test_whole_copies_of_a_set_change_no_figure_and_no_interval(correct_PG, copi
     def of(times):
         rows = np.tile(correct_PG, (times, 1))
         P = len(rows)
-        same = dict.fromkeys(("cluster_PG", "length_PG", "finished_PG", "answered_PG"), rows)
+        same = dict.fromkeys(("cluster_PG", "length_PG", "finished_PG", "answered_PG", "judged_PG"), rows)
         content_P = [str(p % len(correct_PG)) for p in range(P)]
         return entry(ids=[str(p) for p in range(P)], content_P=content_P, correct_PG=rows, **same)
 
@@ -348,9 +366,34 @@ def test_an_entry_of_clashing_arrays_is_refused():
 
 
 def test_mean_over_tasks_is_plain_and_of_what_all_tasks_have():
-    small = entry(**{name: np.ones((1, 2), bool) for name in ("correct_PG", "finished_PG", "answered_PG")}, ids=["x"], content_P=["X"], cluster_PG=np.zeros((1, 2), int), length_PG=np.full((1, 2), 9))  # fmt: skip
+    small = entry(**{name: np.ones((1, 2), bool) for name in ("correct_PG", "finished_PG", "answered_PG", "judged_PG")}, ids=["x"], content_P=["X"], cluster_PG=np.zeros((1, 2), int), length_PG=np.full((1, 2), 9))  # fmt: skip
     got = intervals.mean_of_tasks({"A": entry(), "B": small}, 0)
     assert got["pass@1"] == pytest.approx((8 / 15 + 1) / 2) and got["maj@G"] == pytest.approx(5 / 6)
     assert got["length"] == 8 and list(got["pass@k"]) == ["1", "2"] and "runs" not in got
     assert got["pass@1/bootstrap"][0] < got["pass@1"] < got["pass@1/bootstrap"][1]
     assert intervals.mean_of_tasks({"A": entry(), "B": entry()}, 0)["runs"] == pytest.approx(entry()["runs"])
+
+
+def test_an_entry_has_the_accuracy_of_each_source_and_its_time_outs():
+    from cgrpo_jax.data.tasks import Named
+    from cgrpo_jax.evaluating import entry as entry_of
+    from cgrpo_jax.evaluation.tables import table
+    from cgrpo_jax.records import Attempt, Completion, Problem
+
+    ended = Completion(np.zeros(3, np.int32), np.zeros(3, np.float32), np.ones(3, np.float32), True)
+    asked = [("aime", True, "ok"), ("aime", False, "timeout"), ("amc", False, "ok"), ("amc", False, "died")]
+    task = [Named(str(i), Problem(f"{i}?", "1", (), tag=source)) for i, (source, _, _) in enumerate(asked)]
+    attempts = [[Attempt(ended, "1", float(right), right, "1", status)] for _, right, status in asked]
+    got = entry_of(task, attempts, None, 0)
+    assert got["no_verdict"] == 0.5 and {name: of["pass@1"] for name, of in got["sources"].items()} == {
+        "aime": 0.5,
+        "amc": 0.0,
+    }
+    sampling = {"seconds": 1.0, "tokens": 12, "tokens_per_s": None}
+    results = {"tasks": {"validation": got}, "mean": intervals.mean_of_tasks({"validation": got}, 0), "notes": []}
+    rows = {row[0]: row for row in table(results | {"sampling": sampling}).rows}
+    assert list(rows) == ["validation", "validation: aime", "validation: amc"] and rows["validation"][-1] == "50.0"
+    assert rows["validation: aime"][1:3] == [
+        "2",
+        f"50.0 [{100 * intervals.wilson(0.5, 2)[0]:.1f}, {100 * intervals.wilson(0.5, 2)[1]:.1f}]",
+    ]

@@ -166,16 +166,42 @@ def _resampled_means(values_P: np.ndarray, rng: np.random.Generator, draws: int)
 def bootstrap(values_P: np.ndarray, seed: int, draws: int = 10_000) -> tuple[float, float]:
     """95 % percentile interval of the mean over problems (Efron 1979). The order of the problems does not matter.
 
+    Values that are all alike, one problem's above all, have no resample that differs: see `of_alike`.
+
     Raises:
       ValueError: no problem, or a value that is not finite.
     """
     return bootstrap_tasks([values_P], seed, draws)
 
 
-def bootstrap_tasks(values_TP: Sequence[np.ndarray], seed: int, draws: int = 10_000) -> tuple[float, float]:
-    """As `bootstrap`, of the plain mean over tasks: problems are resampled within their task."""
+def of_alike(value: float, count: int, least: float = 0.0, most: float = 1.0) -> tuple[float, float]:
+    """95 % interval of a mean where `count` problems have all the same value, in [least, most].
+
+    Of other problems so many may be otherwise as none among `count` allows (Wilson), by as much as the range allows.
+    """
+    share = wilson(0.0, count)[1]
+    return value - share * (value - least), value + share * (most - value)
+
+
+def bootstrap_tasks(
+    values_TP: Sequence[np.ndarray], seed: int, draws: int = 10_000, least: float = 0.0, most: float = 1.0
+) -> tuple[float, float]:
+    """As `bootstrap`, of the plain mean over tasks: problems are resampled within their task.
+
+    Args:
+      least, most: what a value can be, for tasks in which all are alike.
+    """
+    tasks = [_checked(values_P) for values_P in values_TP]
+    alike = [bool(np.ptp(values_P) == 0) for values_P in tasks]
+    if any(alike):
+        each = [
+            of_alike(float(values_P[0]), len(values_P), least, most) if same else bootstrap(values_P, seed, draws)
+            for values_P, same in zip(tasks, alike, strict=True)
+        ]
+        low_T, high_T = zip(*each, strict=True)
+        return of_mean([float(values_P.mean()) for values_P in tasks], low_T, high_T)
     rng = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(_checked(values_P), rng, draws) for values_P in values_TP], axis=0)
+    means = np.mean([_resampled_means(values_P, rng, draws) for values_P in tasks], axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
@@ -214,7 +240,7 @@ def paired_tasks(a_TP: Sequence[np.ndarray], b_TP: Sequence[np.ndarray], seed: i
         if np.shape(a_P) != np.shape(b_P):
             raise ValueError(f"paired values of {np.shape(a_P)} and {np.shape(b_P)} problems")
     d_TP = [_checked(b_P) - _checked(a_P) for a_P, b_P in zip(a_TP, b_TP, strict=True)]
-    low, high = bootstrap_tasks(d_TP, seed, draws)
+    low, high = bootstrap_tasks(d_TP, seed, draws, least=-1.0)
     terms = np.concatenate([d_P / (len(d_P) * len(d_TP)) for d_P in d_TP])
     # the interval and the test draw from streams of their own
     return Paired(float(terms.sum()), low, high, _sign_flip_p(terms, np.random.default_rng([seed, 1]), draws))
@@ -233,12 +259,13 @@ def summarise(
     length_PG: np.ndarray,
     finished_PG: np.ndarray,
     answered_PG: np.ndarray,
+    judged_PG: np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
     """A task's entry of `results.json`: plain numbers, lists and strings.
 
-    Accuracies are means over distinct problems, after the mean over the copies of each; length, truncated and no_answer
-    are means over all answers.
+    Accuracies are means over distinct problems, after the mean over the copies of each; length, truncated, no_answer
+    and no_verdict are means over all answers.
 
     Args:
       ids: names of the rows, no two alike.
@@ -246,12 +273,13 @@ def summarise(
       cluster_PG: of `cluster_problems`.
       length_PG: sampled tokens.
       finished_PG, answered_PG: ended by themselves; an answer was found in the text.
+      judged_PG: a grader came to a verdict; where it did not (a time limit, say) the answer counts as wrong.
 
     Raises:
       ValueError: shapes that differ, or two rows with one id.
     """
     rows, samples = correct_PG.shape
-    shapes = {array.shape for array in (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG)}
+    shapes = {array.shape for array in (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG, judged_PG)}
     if shapes != {(len(ids), samples)} or len(content_P) != rows or not correct_PG.size:
         raise ValueError(f"{len(ids)} problems with arrays of shapes {sorted(shapes)}: all must be [P, G]")
     if repeated := [name for name, count in Counter(ids).items() if count > 1]:
@@ -280,6 +308,7 @@ def summarise(
         "length": float(length_PG.mean()),
         "truncated": float(1 - finished_PG.astype(bool).mean()),
         "no_answer": float(1 - answered_PG.astype(bool).mean()),
+        "no_verdict": float(1 - judged_PG.astype(bool).mean()),
         "ids": list(ids),
         "content": list(content_P),
         "correct": correct_PG.astype(int).tolist(),
@@ -299,7 +328,7 @@ def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str
     A k above a task's G is left out; `pass@1/bootstrap` is stratified by task. Its interval beside that is `of_mean`.
     """
     entries = list(tasks.values())
-    names = ("pass@1", "maj@G", "length", "truncated", "no_answer")
+    names = ("pass@1", "maj@G", "length", "truncated", "no_answer", "no_verdict")
     mean: dict[str, Any] = {name: sum(entry[name] for entry in entries) / len(entries) for name in names}
     shared = [k for k in entries[0]["pass@k"] if all(k in entry["pass@k"] for entry in entries)]
     for name in ("pass@k", "first@k"):
@@ -317,7 +346,7 @@ def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str
 def of_mean(values_T: Sequence[float], low_T: Sequence[float], high_T: Sequence[float]) -> tuple[float, float]:
     """Interval of the mean of independent accuracies from their own intervals (MOVER, Zou and Donner 2008).
 
-    That of one task is its own. A bootstrap has no width where all answers are right, or all wrong; this has.
+    That of one task is its own.
     """
     below, above = np.subtract(values_T, low_T), np.subtract(high_T, values_T)
     mean, tasks = float(np.mean(values_T)), len(values_T)

@@ -97,7 +97,8 @@ def _store(answers: Answers, name: Name, completion: Completion, prompt: Sequenc
 
 
 def accuracies(problems: Sequence[Problem], attempts_PG: Sequence[Sequence[Attempt]], name: str) -> dict[str, float]:
-    """Metrics of an evaluation: pass@1 (the mean over samples) of all problems and of each tag, length, truncation.
+    """Metrics of an evaluation: pass@1 (the mean over samples) of all problems and of each tag, length, truncation,
+    and the share of answers whose grading ended at a limit (they count as wrong).
 
     pass@1 and its 95 % interval are over distinct problems: copies of one are averaged first. `nonfinite`, the count of
     sampled tokens whose log-probability is not finite, is there only where there are some.
@@ -114,6 +115,7 @@ def accuracies(problems: Sequence[Problem], attempts_PG: Sequence[Sequence[Attem
         values[f"{key}/low"], values[f"{key}/high"] = wilson(mean, len(correct_D))
     completions = [attempt.completion for row in attempts_PG for attempt in row]
     values[f"{name}/length"] = float(np.mean([len(c.ids) for c in completions]))
+    values[f"{name}/no_verdict"] = float(np.mean([attempt.status != "ok" for row in attempts_PG for attempt in row]))
     values[f"{name}/truncated"] = float(np.mean([not c.finished for c in completions]))
     if nonfinite := nonfinite_tokens(completions):
         values[f"{name}/nonfinite"] = float(nonfinite)

@@ -16,8 +16,8 @@ from cgrpo_jax.told import public_name
 
 Results = Mapping[str, Any]  # of results.json
 
-VERSION = 3  # of results.json
-COLUMNS = ("task", "n", "pass@1 [95 %]", "avg@r", "maj@r", "pass@k", "tokens", "cut", "no answer")
+VERSION = 4  # of results.json
+COLUMNS = ("task", "n", "pass@1 [95 %]", "avg@r", "maj@r", "pass@k", "tokens", "cut", "no answer", "no verdict")
 DIGESTS = ("weights", "files", "prompt")  # settings that are digests
 # Settings that two runs should share where their models are to be compared.
 SAMPLED = ("max_new_tokens", "temperature", "top_p", "samples", "thinking", "dtype", "prompt")
@@ -96,14 +96,17 @@ def table(results: Results) -> Table:
         several = [_share(of["pass@1"]), _share(of["maj@G"]), f"{_share(of['pass@k'][k])} (k={k})"]
         several = several if of["samples"] > 1 else ["", "", ""]
         rows.append([name, _count(of), interval, *several, *_tail(of)])
+        for source, part in of.get("sources", {}).items():
+            interval = f"{_share(part['pass@1'])} [{_share(part['pass@1/low'])}, {_share(part['pass@1/high'])}]"
+            rows.append([f"{name}: {source}", str(part["problems"]), interval, *[""] * (len(COLUMNS) - 3)])
     mean = results["mean"]
-    if len(rows) > 1:
+    if len(results["tasks"]) > 1:
         of_mean = f"{_share(mean['pass@1'])} [{_share(mean['pass@1/low'])}, {_share(mean['pass@1/high'])}]"
         rows.append(["mean", str(len(results["tasks"])), of_mean, "", "", "", *_tail(mean)])
     meaning = (
         "n: distinct problems, copies where a problem stands in several rows, samples a row. Accuracies are means over "
         "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, from those "
-        "of the tasks."
+        "of the tasks. No verdict: answers whose grading ended at a limit; they count as wrong."
     )
     return Table(COLUMNS, rows, [meaning, _sampling(results["sampling"]), *results["notes"]])
 
@@ -114,7 +117,7 @@ def asked(results: Results) -> str:
 
 
 def _tail(of: Results) -> list[str]:
-    return [f"{of['length']:.0f}", _share(of["truncated"]), _share(of["no_answer"])]
+    return [f"{of['length']:.0f}", _share(of["truncated"]), _share(of["no_answer"]), _share(of["no_verdict"])]
 
 
 def _other_settings(first: Results, second: Results) -> str:
@@ -152,7 +155,8 @@ def differences(runs: Mapping[str, Results]) -> Table:
             other = _other_settings(first, results)
             rows.append([task, name, str(len(shared)), points, f"{found.p:.3g}", other])
     meaning = (
-        f"Against {base}. n: distinct problems, paired by content. Interval: bootstrap over problems; p: two-sided "
+        f"Against {base}. n: distinct problems, paired by content. Interval: bootstrap over problems; where all differ "
+        "alike (one problem, say), as many others as Wilson's interval allows may differ by anything. p: two-sided "
         "sign-flip test, for one task at a time. Sampled otherwise: settings of the two runs that differ; a difference "
         "may come from them."
     )
