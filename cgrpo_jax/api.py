@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,7 +98,7 @@ def train(
     with stopping.for_this_call():
         verbs[cfg.method](cfg, folder, on_row=on_step)
     last: dict[bool, dict[str, Any]] = {}
-    for row in reading.metrics(folder):
+    for row in reading.metrics(folder, warnings.warn):
         last[any(name.startswith("eval/") for name in row)] = row
     return last.get(True, {}) | last[False]
 
@@ -241,7 +242,7 @@ def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
 
 def _attempts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """ROLLOUT_COLUMNS of each attempt of a step."""
-    for problem, group in enumerate(reading.rows(path)):
+    for problem, group in enumerate(reading.groups(path, warnings.warn)):
         shared = {"step": int(path.stem), "problem": problem, "question": group["question"], "gold": group["answer"]}
         second = group["selected"] + group.get("own_group", [])
         for kind, trained in (("response", group["kept"]), ("refinement", second)):
@@ -254,13 +255,14 @@ def load_run(workdir: str | os.PathLike) -> RunTables:
     """Metrics and rollouts of a run of training (one that still works, or was killed, too) as pandas tables.
 
     A refinement's `source` is the `attempt` of the response it refines; the critique it was given is that response's
-    `critique`. `trained`: the attempt is a row of the update.
+    `critique`. `trained`: the attempt is a row of the update. A line that is damaged is left out, with a warning that
+    names it.
 
     Raises: RunError where `workdir` holds no metrics.
     """
     folder = expanded(workdir)
     steps: dict[int, dict[str, Any]] = {}
-    for row in reading.metrics(folder):  # training and evaluation of a step have a line each
+    for row in reading.metrics(folder, warnings.warn):  # training and evaluation of a step have a line each
         steps.setdefault(row["step"], {}).update(row)
     import pandas
 

@@ -84,7 +84,7 @@ def model_folder(path: str, revision: str = "main", key: str = "model.path") -> 
         return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
     folder = expanded(path)
     if path.strip() and folder.is_dir():
-        return folder
+        return folder.absolute()
     if not path.strip() or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise CheckpointError(
             f"{key} = {path!r}: no such folder; give a Hugging Face folder or a hub id "

@@ -36,6 +36,7 @@ from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.lock import exclusive
+from cgrpo_jax.workdir.places import writing
 from cgrpo_jax.workdir.progress import Progress
 
 
@@ -99,7 +100,7 @@ def _check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
 
 def _write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]]) -> None:
     """One line an answer: what was found in the text, and the verdict."""
-    with path.open("w", encoding="utf-8") as file:
+    with writing(path), path.open("w", encoding="utf-8") as file:
         for named, row in zip(task, attempts_PG, strict=True):
             for g, attempt in enumerate(row):
                 record = {

@@ -39,6 +39,7 @@ from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
 from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer
+from cgrpo_jax.workdir.places import writing
 from cgrpo_jax.workdir.progress import Progress
 
 
@@ -73,7 +74,8 @@ def kept_rows(
 def _write(path: pathlib.Path, lines: Sequence[str]) -> None:
     """A file that is there whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
+    with writing(partial):
+        partial.write_text("".join(lines), encoding="utf-8")
     partial.rename(path)
 
 
@@ -97,8 +99,12 @@ def _check_begun(run: build.Run, workdir: pathlib.Path, step: int, progress: Pro
             raise DataError(
                 f"{path}: not there, so nobody knows what the rows beside it come from; take another workdir"
             )
-        old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before, after = (flat(of["config"]) | of["contents"] for of in (old, now))
+        try:
+            old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            before = flat(old["config"]) | old["contents"]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); take another workdir") from None
+        after = flat(now["config"]) | now["contents"]
         check_changes(before, after, run.cfg.train.accept_changes, step, progress.log)
         progress.log(f"going on after step {step}")
     _write(path, [json.dumps(now, indent=1) + "\n"])

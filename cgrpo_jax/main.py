@@ -12,6 +12,7 @@ from cgrpo_jax import stopping
 if __name__ == "__main__":
     stopping.for_this_process()  # before the imports, which take seconds: a Ctrl-C in them would be lost
 
+import errno
 import pathlib
 import sys
 import traceback
@@ -82,7 +83,8 @@ def main(argv: list[str]) -> None:
     except (*ERRORS, OSError) as error:
         if command_line.DEBUG.value:
             raise
-        sys.exit(f"error: {error}")
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        sys.exit(f"error: {error}{'; make room on that disk, and the same command goes on' if full else ''}")
     except Exception as error:
         if command_line.DEBUG.value:
             raise

@@ -131,16 +131,22 @@ def check_evaluated(evaluated: pathlib.Path, model: pathlib.Path) -> None:
 
 
 def of_run(
-    workdir: pathlib.Path, step: int, repo: str, license_id: str = UNKNOWN, evaluated: pathlib.Path | None = None
+    workdir: pathlib.Path,
+    step: int,
+    repo: str,
+    license_id: str = UNKNOWN,
+    evaluated: pathlib.Path | None = None,
+    say: reading.Say = print,
 ) -> Card:
     """The card of a checkpoint of a run.
 
     Args:
       evaluated: the workdir of an evaluation of this checkpoint (method=eval), whose table is shown, too.
+      say: is told what of the run could not be read, and is not in the card.
 
     Raises: RunError where `workdir` holds no metrics; ReportError where `evaluated` holds no results.
     """
-    rows, config = reading.metrics(workdir), gather.config_of(workdir)
+    rows, config = reading.metrics(workdir, say), gather.config_of(workdir, say)
     image = picture(rows, step)
     base, data = (plain(public_name(key, str(config.get(key, "?")))) for key in ("model.path", "data.source"))
     method = plain(gather.method_of(config))

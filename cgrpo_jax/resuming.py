@@ -22,6 +22,7 @@ from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.changes import check_changes, files_digest, flat
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.digests import tree_digest
+from cgrpo_jax.workdir.places import writing
 
 Log = Callable[[str], None]
 
@@ -78,7 +79,7 @@ def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_mend(run, checkpointer, step)}") from error
     check_changes(flat(meta["config"]) | meta["contents"], new, accept, step, log)
-    evaluated = not evaluation_due(run.cfg, step) or _is_evaluated(checkpointer.folder.parent, step)
+    evaluated = not evaluation_due(run.cfg, step) or _is_evaluated(checkpointer.folder.parent, step, log)
     return Past(step, meta["problems_seen"], contents, evaluated, meta["initial"])
 
 
@@ -87,11 +88,11 @@ def evaluation_due(cfg: Config, step: int) -> bool:
     return cfg.eval.every > 0 and (step % cfg.eval.every == 0 or step == cfg.train.steps)
 
 
-def _is_evaluated(workdir: pathlib.Path, step: int) -> bool:
+def _is_evaluated(workdir: pathlib.Path, step: int, log: Log) -> bool:
     """Whether the metrics hold an evaluation of this step; a run that was stopped in it has saved the step without."""
     if not (workdir / "metrics.jsonl").exists():
         return False
-    rows = [row for row in reading.metrics(workdir) if row["step"] == step]
+    rows = [row for row in reading.metrics(workdir, log) if row["step"] == step]
     return any(name.startswith("eval/") for row in rows for name in row)
 
 
@@ -171,5 +172,6 @@ def start_workdir(run: Run, past: Past, workdir: pathlib.Path, log: Log) -> None
             raise CheckpointError(f"{side}: files of another model than {run.folder}; take another workdir")
         log(f"{side} keeps the files the run began with")
     partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(public(run.cfg), indent=2) + "\n", encoding="utf-8")
+    with writing(partial):
+        partial.write_text(json.dumps(public(run.cfg), indent=2) + "\n", encoding="utf-8")
     partial.rename(workdir / "config.json")

@@ -166,6 +166,17 @@ def test_an_error_that_nobody_foresaw_is_one_line(tmp_path, monkeypatch):
     assert not list((tmp_path / "v").iterdir())
 
 
+def test_a_full_disk_has_its_mend(tmp_path, monkeypatch):
+    given(monkeypatch, tmp_path / "w", debug=False)
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "/a/metrics.jsonl")
+
+    monkeypatch.setattr(main, "train", full)
+    with pytest.raises(SystemExit, match=r"'/a/metrics.jsonl'; make room on that disk, and the same command goes on"):
+        main.main(["main"])
+
+
 def test_a_run_that_was_stopped_says_what_it_left(tmp_path, monkeypatch, capsys):
     """In its own words, and with the code of its signal."""
     given(monkeypatch, tmp_path / "w", debug=False)

@@ -39,7 +39,7 @@ def test_home_in_every_path(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     assert model_folder("~/model") == tmp_path / "model"
     assert places.local_folder("~/runs/a", "--workdir") == tmp_path / "runs/a"
-    assert places.local_folder(".", "--workdir") == pathlib.Path(".")
+    assert places.local_folder("a", "--workdir") == pathlib.Path.cwd() / "a"  # wherever a function of the user goes
     (tmp_path / "own.py").write_text("from cgrpo_jax.config import default_config\nget_config = default_config\n")
     assert config_files.get_config("~/own.py").train.steps == 400
     monkeypatch.setenv("XDG_CACHE_HOME", "~/store")

@@ -62,6 +62,21 @@ def test_the_bar_keeps_to_one_line(monkeypatch, width):
     assert not [frame for frame in frames if frame.strip() and "/50" not in frame and "a line above it" not in frame]
 
 
+def test_what_others_named_is_shown_as_it_is(monkeypatch, capsys):
+    """A log line, a phase (of a task's name) and a note: neither markup nor names of emojis mean anything."""
+    wild = "[red]x[/] :warning: [bold"
+    with Progress(0, 3) as told:
+        told.log(wild)
+    assert capsys.readouterr().err == f"{wild}\n"
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "200")
+    with Progress(0, 3) as told, told.phase(wild):
+        told.step_done(1, {wild: 1.0})
+        told.bar.refresh()
+    assert ANSI.sub("", screen.getvalue()).count(wild) >= 2
+
+
 @pytest.mark.parametrize("variable", ["", "FORCE_COLOR", "TTY_COMPATIBLE"])
 def test_a_file_gets_a_line_a_step(monkeypatch, variable):
     """No control characters, whatever a variable says of colours, and no line is folded."""

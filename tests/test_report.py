@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import attempt, group
 
-from cgrpo_jax import report
+from cgrpo_jax import api, model_card, report
 from cgrpo_jax.learning.credit import group_advantages
 from cgrpo_jax.report_page import gather, page, rollouts
 from cgrpo_jax.text.pieces import Pieces
@@ -25,13 +25,76 @@ LEVELS = {letter: level for level, letter in enumerate(shades.LETTERS)}
 
 def found(workdir, room=10**7, characters=10**6):
     """The rollouts of a workdir as the page holds them, and what is said of those left out."""
-    of = rollouts.rollouts_of(workdir, gather.config_of(workdir), room, characters)
+    of = rollouts.rollouts_of(workdir, gather.config_of(workdir, print), room, characters, print)
     return {step["step"]: [json.loads(one) for one in step["groups"]] for step in of["steps"]}, of["said"]
 
 
 def block(html, name):
     """The JSON of a script element, given by one of its attributes."""
     return json.loads(re.search(rf'<script type="application/json" {name}>(.*?)</script>', html, re.DOTALL)[1])
+
+
+# ---- Damage ----
+
+OF_METRICS = [
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[1]",
+    b'{"a": 1}',
+    b'{"step": "3"}',
+    b'{"step": 3, "a": "b"}',
+    b'{"step": 3, "a": 1e999}',
+]
+OF_METRICS += [b"[" * 9999, b'{"step": ' + b"1" * 5000 + b"}"]
+
+
+def test_damaged_files_are_named_and_the_rest_is_read(tmp_path, recwarn):
+    """By the report (which says so), by load_run, by a model card: file and line of each, and nothing else is lost."""
+    run = report_runs.write(tmp_path / "run")
+    whole = [line.encode() for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_bytes(b"\n".join([*OF_METRICS, *whole, b'{"step": 5, "to']))
+    (run / "config.json").write_text((run / "config.json").read_text()[:99])
+    (run / "rollouts/note.jsonl").write_text("mine")
+    steps = run / "rollouts/000001.jsonl"
+    good = steps.read_bytes()
+    without = json.dumps({name: value for name, value in report_runs.SOLVED.items() if name != "kept"})
+    steps.write_bytes(without.encode() + b"\n" + good + b"\xff\n")
+    wanted = [f"{run}/metrics.jsonl, line {number}: " for number in range(1, 11)] + [f"{run}/config.json: "]
+    wanted += [f"{steps}, line 1: 'kept' does not name responses; left out", f"{steps}, line 4: not valid JSON"]
+    said = page.write([run], tmp_path / "page.html").splitlines()
+    assert len(said) == len(wanted) and all(
+        line.startswith(f"run: {of}") for line, of in zip(said, wanted, strict=True)
+    )
+    data = block((tmp_path / "page.html").read_text(), 'id="data"')["runs"][0]
+    assert [f"run: {line}" for line in data["damaged"]] == said and data["method"] == "unknown"
+    assert data["training"]["steps"] == [1, 2, 3, 4] and [len(groups) for groups in found(run)[0].values()] == [2, 1]
+    metrics, attempts = api.load_run(run)
+    told = sorted(str(one.message) for one in recwarn)
+    assert told == sorted(line.removeprefix("run: ") for line in said if "config.json" not in line)
+    assert list(metrics["step"]) == [0, 1, 2, 3, 4] and sorted(set(attempts["step"])) == [1, 2]
+    cards = []
+    assert "step 3" in model_card.of_run(run, 3, "me/mine", say=cards.append).text
+    assert len(cards) == 11
+
+
+def test_whatever_a_rollout_lacks_the_report_is_written(tmp_path):
+    """Each key of a problem and of an attempt gone, or of another kind; what is no more needed may be missing."""
+    spoilt = []
+    for name in report_runs.FIXED:
+        rest = {key: value for key, value in report_runs.FIXED.items() if key != name}
+        spoilt += [rest, rest | {name: 7}, rest | {name: [None]}]
+    first, *others = report_runs.FIXED["responses"]
+    for name in first:
+        rest = {key: value for key, value in first.items() if key != name}
+        wrong = [rest, rest | {name: [7]}, rest | {name: "?"}]
+        spoilt += [report_runs.FIXED | {"responses": [one, *others]} for one in wrong]
+    run = report_runs.write(tmp_path / "run", rollouts={1: [*spoilt, report_runs.SOLVED]})
+    said = page.write([run], tmp_path / "page.html", characters=10)
+    assert len(said.splitlines()) > len(spoilt) / 2 and "line 1: 'question' is no text" in said
+    assert found(run)[0][1][-1]["question"] == report_runs.SOLVED["question"]
+    with pytest.warns(UserWarning, match="left out"):
+        api.load_run(run)
 
 
 # ---- Tokens of a text ----
@@ -240,7 +303,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 def test_a_report_that_fails_never_fails_its_run(tmp_path):
     said = []
     report.leave(tmp_path, said.append)
-    workdir = report_runs.write(tmp_path / "w", {1: [{"question": "half a record"}]})
+    workdir = report_runs.write(tmp_path / "w")
+    (workdir / "results.json").write_text("{}")
     report.leave(workdir, said.append)
-    assert [line.split(":")[0] for line in said] == ["no report", "no report"] and "KeyError" in said[1]
+    assert [line.split(":")[0] for line in said] == ["no report", "no report"] and "ReportError" in said[1]
     assert not list(tmp_path.rglob("report.html*"))

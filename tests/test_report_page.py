@@ -121,10 +121,10 @@ def test_answers_without_room_are_left_out_and_said(tmp_path):
     """Those of tasks that are evaluated now, in their order; what an earlier command left is none of them."""
     rows = [(f"Question {number}?", [False]) for number in range(9)]
     workdir = evaluated(tmp_path / "w", {"more": rows[:1], "eggs": rows, "old": rows})
-    (step,) = rollouts.answers_of(workdir, ["more", "eggs"], 10**6, 1000)["steps"]
+    (step,) = rollouts.answers_of(workdir, ["more", "eggs"], 10**6, 1000, print)["steps"]
     tags = [json.loads(record)["tag"] for record in step["groups"]]
     assert tags == ["more"] + 9 * ["eggs"]
-    found = rollouts.answers_of(workdir, ["more", "eggs"], 3 * max(map(len, step["groups"])) + 1, 1000)
+    found = rollouts.answers_of(workdir, ["more", "eggs"], 3 * max(map(len, step["groups"])) + 1, 1000, print)
     assert found["steps"][0]["groups"] == step["groups"][:3] and found["said"].startswith("3 of 10 problems")
 
 

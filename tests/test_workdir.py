@@ -371,6 +371,31 @@ def test_a_full_disk_ends_the_run_in_one_line(small_disk):
     assert sorted(path.name for path in (small_disk / "checkpoints").iterdir()) == ["1", "2", "3"]
 
 
+FILLING = """
+import sys, pathlib
+from cgrpo_jax.workdir.metrics import Writer
+writer, step = Writer(sys.argv[1] + "/w", 0, print), 0
+try:
+    pathlib.Path(sys.argv[1], "fill").write_bytes(bytes(4_000_000))
+except OSError:
+    pass
+try:
+    while True:
+        writer.scalars(step := step + 1, {"a": 1.0})
+except OSError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_full_disk_names_the_file(small_disk):
+    done = subprocess.run(
+        [sys.executable, "-c", FILLING, small_disk], capture_output=True, text=True, timeout=60, cwd=HERE.parent
+    )
+    assert any(
+        f"No space left on device: '{small_disk}/w/{name}'" in done.stdout for name in ("metrics.jsonl", "tensorboard")
+    )
+
+
 def test_a_file_in_the_place_of_the_checkpoints_is_noticed_at_the_start(tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w/checkpoints").write_text("mine")

@@ -14,6 +14,7 @@ import numpy as np
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.records import Completion
+from cgrpo_jax.workdir.places import writing
 
 
 class Stored(NamedTuple):
@@ -68,7 +69,7 @@ class Store:
         record = stored._asdict()
         completion = record.pop("completion")
         record |= {"finished": completion.finished, "ids": completion.ids.tolist(), "text": text}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.lines[stored.problem, stored.sample] = stored
 
@@ -130,7 +131,8 @@ class SamplingRuns:
         self.runs[-1]["seconds"] = time.perf_counter() - self.since
         self.runs[-1]["tokens"] += tokens
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.runs) + "\n", encoding="utf-8")
+        with writing(partial):
+            partial.write_text(json.dumps(self.runs) + "\n", encoding="utf-8")
         partial.rename(self.path)
 
     def summary(self) -> dict[str, Any]:

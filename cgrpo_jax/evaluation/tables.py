@@ -38,7 +38,7 @@ def read(workdir: pathlib.Path) -> Results:
         raise ReportError(f"{path}: no such file; run configs/eval.py with this workdir first")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path}: not valid JSON ({error})") from error
     version = results.get("version") if isinstance(results, dict) else None
     if version != VERSION:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +16,6 @@ POINTS = 2000  # of a curve
 DIGITS = 6  # significant ones of a number
 
 
-def null(_: str) -> None:
-    """What stands for NaN and the infinities, which JSON does not know."""
-
-
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted names of all leaves, with their values."""
     leaves: dict[str, Any] = {}
@@ -29,10 +24,9 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def config_of(workdir: pathlib.Path) -> dict[str, Any]:
-    """The leaves of `config.json`; none where it is missing."""
-    path = workdir / "config.json"
-    return flat(json.loads(path.read_text(encoding="utf-8"), parse_constant=null)) if path.exists() else {}
+def config_of(workdir: pathlib.Path, say: reading.Say) -> dict[str, Any]:
+    """The leaves of `config.json`; none where it is missing, or cannot be read."""
+    return flat(reading.config(workdir, say))
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -61,9 +55,9 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"steps": [part[-1]["step"] for part in parts], "values": values, "each": each}
 
 
-def metrics_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def metrics_of(workdir: pathlib.Path, say: reading.Say) -> list[dict[str, Any]]:
     """The curves of training, then those of evaluations; either may be empty."""
-    rows = reading.metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+    rows = reading.metrics(workdir, say) if (workdir / "metrics.jsonl").exists() else []
     evaluated = [any(name.startswith("eval/") for name in row) for row in rows]
     return [_curves([row for row, own in zip(rows, evaluated, strict=True) if own is kind]) for kind in (False, True)]
 
@@ -90,12 +84,16 @@ def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:
 
 
 def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
-    """All of a run but its rollouts. Raises RunError where `workdir` holds neither metrics nor an evaluation."""
-    training, evaluations = metrics_of(workdir)
-    results, config = evaluation_of(workdir), config_of(workdir)
+    """All of a run but its rollouts; what could not be read is in `damaged`, a sentence each.
+
+    Raises RunError where `workdir` holds neither metrics nor an evaluation.
+    """
+    damaged: list[str] = []
+    training, evaluations = metrics_of(workdir, damaged.append)
+    results, config = evaluation_of(workdir), config_of(workdir, damaged.append)
     if not (training["steps"] or evaluations["steps"] or results):
         raise reading.RunError(f"{workdir}: neither metrics.jsonl nor results.json; give the workdir of a run")
-    method = method_of(config) if config or results is None else "evaluation"
+    method = method_of(config) if config else "evaluation" if results else "unknown"
     model = public_name("model.path", str(results["model"] if results else config.get("model.path", "")), marked=True)
     seen = {name for name in training["values"] if name in NOTES}
     return {
@@ -103,6 +101,7 @@ def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
         "method": method,
         "model": model,
         "planned": None if results else config.get("train.steps"),
+        "damaged": damaged,
         "training": training,
         "evaluations": evaluations,
         "results": results,

@@ -12,6 +12,7 @@ from typing import Any
 
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.report_page import gather, rollouts
+from cgrpo_jax.workdir.places import writing
 
 FOLDER = pathlib.Path(__file__).parent
 SCRIPTS = ["vendor/uPlot.iife.min.js", "vendor/temml.min.js", "dom.js", "strip.js", "curves.js", "tables.js"]
@@ -80,15 +81,18 @@ def write(
     """
     runs = dict(zip(tables.names_of(workdirs), workdirs, strict=True))
     gathered = [gather.run_of(name, path) for name, path in runs.items()]
-    data = {"runs": gathered, "compared": gather.compared(runs)}
     room = int(megabytes * 1e6 / len(runs))
     found = [
-        rollouts.answers_of(path, run["results"]["tasks"], room, characters)
+        rollouts.answers_of(path, run["results"]["tasks"], room, characters, run["damaged"].append)
         if run["results"] and not run["training"]["steps"]
-        else rollouts.rollouts_of(path, run["config"], room, characters)
+        else rollouts.rollouts_of(path, run["config"], room, characters, run["damaged"].append)
         for run, path in zip(gathered, runs.values(), strict=True)
     ]
+    data = {"runs": gathered, "compared": gather.compared(runs)}
     partial = out.with_name(out.name + ".partial")
-    partial.write_text(page(data, found), encoding="utf-8")
+    text = page(data, found)
+    with writing(partial):
+        partial.write_text(text, encoding="utf-8")
     partial.rename(out)
-    return "\n".join(f"{name}: {of['said']}" for name, of in zip(runs, found, strict=True) if of["said"])
+    said = [(run, [*run["damaged"], *filter(None, [of["said"]])]) for run, of in zip(gathered, found, strict=True)]
+    return "\n".join(f"{run['name']}: {line}" for run, lines in said for line in lines)

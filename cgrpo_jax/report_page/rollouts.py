@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from cgrpo_jax.learning.credit import group_advantages
-from cgrpo_jax.report_page.gather import null
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.shades import read_widths, write_widths
 
@@ -94,11 +93,13 @@ def _record(group: dict[str, Any], characters: int) -> str:
     return json.dumps(group, allow_nan=False, separators=(",", ":"))
 
 
-def answers_of(workdir: pathlib.Path, tasks: Sequence[str], room: int, characters: int) -> dict[str, Any]:
+def answers_of(
+    workdir: pathlib.Path, tasks: Sequence[str], room: int, characters: int, say: reading.Say
+) -> dict[str, Any]:
     """As `rollouts_of`, of an evaluation: the problems of its tasks with all their answers; the step is None."""
     groups, of, left = list[str](), 0, room
     for task in tasks:
-        rows = reading.rows(workdir / "eval" / task / "graded.jsonl")
+        rows = reading.graded(workdir, task, say)
         for _, answers in itertools.groupby(rows, lambda row: row["id"]):
             record = _record(_answered(task, list(answers)), characters)
             of += 1
@@ -121,22 +122,24 @@ def _answered(task: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     return first | {"responses": responses, "refinements": [], "kept": list(range(len(answers))), "selected": []}
 
 
-def rollouts_of(workdir: pathlib.Path, config: Mapping[str, Any], room: int, characters: int) -> dict[str, Any]:
+def rollouts_of(
+    workdir: pathlib.Path, config: Mapping[str, Any], room: int, characters: int, say: reading.Say
+) -> dict[str, Any]:
     """{"steps": [{"step", "groups": JSON of each, "of": problems of the step}], "said": what was left out, or ""}.
 
     Args:
       room: bytes that the records may take.
       characters: of a text, at most.
+      say: is told what could not be read.
     """
     files = reading.rollouts(workdir)
     share = room if sum(path.stat().st_size for path in files) <= room else room // STEPS
     steps, left = list[dict[str, Any]](), room
     for index in in_order(len(files)):
         path, groups = files[index], list[str]()
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines = reading.groups(path, say)
         budget = min(share, left)
-        for line in lines:
-            group = json.loads(line, parse_constant=null)
+        for group in lines:
             with_advantages(group, config)
             record = _record(group, characters)
             if len(record) > budget:

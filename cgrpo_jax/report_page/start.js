@@ -2,6 +2,9 @@
 // The summary and the curves first, the rollouts once these are in sight.
 
 const report = JSON.parse(byId("data").textContent);
+for (const { name, damaged } of report.runs) {
+  for (const line of damaged) byId("damaged").append(el("p", { class: "said" }, `${name}: ${line}`));
+}
 drawStrip(report);
 drawCurves(report.runs);
 drawEvaluation(report);

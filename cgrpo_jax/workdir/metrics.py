@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 
 from cgrpo_jax.records import Attempt, Group
 from cgrpo_jax.workdir.notes import NOTES
+from cgrpo_jax.workdir.places import writing
 from cgrpo_jax.workdir.shades import write_logp, write_widths
 from cgrpo_jax.workdir.tracking import Tracker
 
@@ -220,18 +221,20 @@ class Writer:
             log(f"{self.path}: without a step, moved to {aside.name}: line {places}")
         partial = self.path.with_suffix(".partial")
         kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= first_step]
-        partial.write_bytes(b"".join(line + b"\n" for line in kept if first_step))
+        with writing(partial):
+            partial.write_bytes(b"".join(line + b"\n" for line in kept if first_step))
         partial.rename(self.path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             # JSON knows no NaN and no infinity: null
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}
             row = {"step": step} | known
             file.write(json.dumps(row) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step, summary_description=NOTES.get(name, ""))
-        self.board.flush()
+        with writing(self.workdir / "tensorboard"):
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step, summary_description=NOTES.get(name, ""))
+            self.board.flush()
         if self.tracker is not None:
             self.tracker.row(row)
         if self.on_row is not None:
@@ -243,7 +246,7 @@ class Writer:
         Of each token its probability and its characters (`workdir.shades`), where the text can be told by tokens.
         """
         path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
-        with path.open("w", encoding="utf-8") as file:
+        with writing(path), path.open("w", encoding="utf-8") as file:
             for group in groups:
                 record = {
                     "question": group.problem.question,
@@ -262,6 +265,7 @@ class Writer:
                 file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
-        self.board.close()
+        with writing(self.workdir / "tensorboard"):
+            self.board.close()
         if self.tracker is not None:
             self.tracker.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -9,6 +10,7 @@ import pathlib
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 
 from cgrpo_jax.config import ConfigError
 
@@ -21,7 +23,8 @@ def expanded(path: str | os.PathLike) -> pathlib.Path:
 
 
 def local_folder(given: str | os.PathLike, name: str) -> pathlib.Path:
-    """A folder of this machine that something is written to; `name` is that of the option.
+    """A folder of this machine that something is written to, absolute, so that no `chdir` of a user's function moves
+    it; `name` is that of the option.
 
     Raises:
       ConfigError: nothing is named, a file, or a place that only a network knows (`gs://`, `s3://`).
@@ -36,7 +39,18 @@ def local_folder(given: str | os.PathLike, name: str) -> pathlib.Path:
         raise ConfigError(f"{name} = {text!r}: no such home folder")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{name} = {text!r} is a file; name a folder")
-    return path
+    return path.absolute()
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Errors of the block name the file that it writes; that of a full disk does not by itself."""
+    try:
+        yield path
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def cache_root() -> pathlib.Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -25,15 +26,16 @@ def duration(seconds: float) -> str:
 def _columns(width: int) -> list[rich.progress.ProgressColumn]:
     """What fits on a line of so many characters; nothing wraps, the note gives way first."""
     fixed, free = rich.table.Column(no_wrap=True), rich.table.Column(no_wrap=True, ratio=1, overflow="ellipsis")
+    plain = functools.partial(rich.progress.TextColumn, markup=False)  # tasks and metrics have names of the user
     columns: list[rich.progress.ProgressColumn] = [
-        rich.progress.TextColumn("[bold]{task.description}", table_column=fixed),
-        rich.progress.TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=fixed),
-        rich.progress.TextColumn("{task.fields[note]}", table_column=free),
+        plain("{task.description}", style="bold", table_column=fixed),
+        plain("{task.completed:.0f}/{task.total:.0f}", table_column=fixed),
+        plain("{task.fields[note]}", table_column=free),
     ]
     if width >= 50:
         columns.append(rich.progress.TimeElapsedColumn(table_column=fixed))
     if width >= 30:
-        columns.append(rich.progress.TextColumn("{task.fields[left]}", table_column=fixed))
+        columns.append(plain("{task.fields[left]}", table_column=fixed))
     if width >= 110:
         columns.insert(1, rich.progress.BarColumn(bar_width=30))
     return columns
@@ -50,7 +52,9 @@ class Progress:
         # When a step (an answer) was done; the first of a process compiles, and only begins the clock.
         self.marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
         terminal = sys.stderr.isatty()  # also where a variable asks for colours in files
-        self.console = rich.console.Console(file=sys.stderr, highlight=False, soft_wrap=True, force_terminal=terminal)
+        self.console = rich.console.Console(
+            file=sys.stderr, highlight=False, soft_wrap=True, force_terminal=terminal, emoji=False
+        )
         self.live = terminal and not self.console.is_dumb_terminal
         columns = _columns(self.console.width)
         self.bar = rich.progress.Progress(*columns, console=self.console, disable=not self.live, expand=True)
@@ -120,7 +124,7 @@ class Progress:
             self.log(f"{self.unit} {self.first}/{self.steps}  {passed}  {left}".rstrip())
 
     def log(self, text: str) -> None:
-        """A line above the bar; markup and control characters in it mean nothing."""
+        """A line above the bar; markup, names of emojis and control characters in it mean nothing."""
         printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
         self.console.print(printable, markup=False)
 
