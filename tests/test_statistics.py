@@ -377,6 +377,7 @@ def test_mean_over_tasks_is_plain_and_of_what_all_tasks_have():
 def test_an_entry_has_the_accuracy_of_each_source_and_its_time_outs():
     from cgrpo_jax.data.tasks import Named
     from cgrpo_jax.evaluating import entry as entry_of
+    from cgrpo_jax.evaluation.sample import accuracies
     from cgrpo_jax.evaluation.tables import table
     from cgrpo_jax.records import Attempt, Completion, Problem
 
@@ -385,6 +386,9 @@ def test_an_entry_has_the_accuracy_of_each_source_and_its_time_outs():
     task = [Named(str(i), Problem(f"{i}?", "1", (), tag=source)) for i, (source, _, _) in enumerate(asked)]
     attempts = [[Attempt(ended, "1", float(right), right, "1", status)] for _, right, status in asked]
     got = entry_of(task, attempts, None, 0)
+    in_training = accuracies([named.problem for named in task], attempts, "eval")
+    assert in_training["eval/no_verdict"] == 0.5 and in_training["eval/pass@1/aime"] == 0.5
+    assert "eval/no_verdict" not in accuracies([task[0].problem], attempts[:1], "eval")
     assert got["no_verdict"] == 0.5 and {name: of["pass@1"] for name, of in got["sources"].items()} == {
         "aime": 0.5,
         "amc": 0.0,

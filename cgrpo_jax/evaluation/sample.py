@@ -97,11 +97,11 @@ def _store(answers: Answers, name: Name, completion: Completion, prompt: Sequenc
 
 
 def accuracies(problems: Sequence[Problem], attempts_PG: Sequence[Sequence[Attempt]], name: str) -> dict[str, float]:
-    """Metrics of an evaluation: pass@1 (the mean over samples) of all problems and of each tag, length, truncation,
-    and the share of answers whose grading ended at a limit (they count as wrong).
+    """Metrics of an evaluation: pass@1 (the mean over samples) of all problems and of each tag, length, truncation.
 
-    pass@1 and its 95 % interval are over distinct problems: copies of one are averaged first. `nonfinite`, the count of
-    sampled tokens whose log-probability is not finite, is there only where there are some.
+    pass@1 and its 95 % interval are over distinct problems: copies of one are averaged first. Only where there are some
+    are `no_verdict`, the share of answers whose grading ended at a limit (they count as wrong), and `nonfinite`, the
+    count of sampled tokens whose log-probability is not finite.
     """
     values: dict[str, float] = {}
     content_P = [problem_digest(problem) for problem in problems]
@@ -115,8 +115,9 @@ def accuracies(problems: Sequence[Problem], attempts_PG: Sequence[Sequence[Attem
         values[f"{key}/low"], values[f"{key}/high"] = wilson(mean, len(correct_D))
     completions = [attempt.completion for row in attempts_PG for attempt in row]
     values[f"{name}/length"] = float(np.mean([len(c.ids) for c in completions]))
-    values[f"{name}/no_verdict"] = float(np.mean([attempt.status != "ok" for row in attempts_PG for attempt in row]))
     values[f"{name}/truncated"] = float(np.mean([not c.finished for c in completions]))
+    if unjudged := sum(attempt.status != "ok" for row in attempts_PG for attempt in row):
+        values[f"{name}/no_verdict"] = unjudged / len(completions)
     if nonfinite := nonfinite_tokens(completions):
         values[f"{name}/nonfinite"] = float(nonfinite)
     return values
