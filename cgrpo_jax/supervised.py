@@ -68,8 +68,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
         checkpointer = stack.enter_context(Checkpointer(workdir, cfg.checkpoint, progress.log))
         past = resuming.look_back(run, checkpointer, progress.log)
         if resuming.all_done(run, past, progress.log):
-            report.renew(workdir, progress.log)
-            return
+            return report.renew(workdir, progress.log)
         progress.resume_at(past.step)
         desk = stack.enter_context(open_desk(run, progress, workdir))
         sizes = build.bin_sizes(run, PLAIN_PROMPT if cfg.data.source == "arithmetic" else desk.longest_prompt)
@@ -99,7 +98,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
                 bins = put_bins(run.mesh, _bins_of_step(run, desk.problems, sizes, step))
                 state, sums = update(state, {}, bins)
                 scalars = {name: float(value) for name, value in jax.device_get(sums).items()}
-            done, evaluated = step + 1, None
+            done = step + 1
             values = update_metrics([scalars])
             values |= {f"seconds/{name}": value for name, value in progress.take_seconds().items()}
             desk.writer.scalars(done, values)
@@ -107,8 +106,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
             check_parameters(done, [scalars])
             leaving.done(done, state, done * cfg.train.prompts)
             nonfinite = nonfinite_steps(nonfinite, done, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
-            if resuming.evaluation_due(cfg, done):
-                evaluated = evaluate(done)
+            evaluated = evaluate(done) if resuming.evaluation_due(cfg, done) else None
             if done % cfg.checkpoint.every == 0 or done == steps:
                 meta = resuming.checkpoint_meta(run, past, done, done * cfg.train.prompts)
                 checkpointer.save(done, state, meta, evaluated)
