@@ -222,7 +222,8 @@ def _others(row: Mapping[str, Any], question_columns: Collection[str], answer_co
 
     The answer's column stays where it holds more than the answer: a worked solution, whose box or #### has the gold.
     """
-    worked = str(row.get(answer_column, "")).strip() != gold
+    cell = row.get(answer_column)
+    worked = isinstance(cell, str) and cell.strip() != gold
     columns = other_columns(row, {*question_columns} if worked else {*question_columns, answer_column})
     if answer_column == "reward_model.ground_truth":
         columns["reward_model"] = other_columns(row["reward_model"], ("question", "ground_truth"))

@@ -276,14 +276,10 @@ def summarise(
       judged_PG: a grader came to a verdict; where it did not (a time limit, say) the answer counts as wrong.
 
     Raises:
-      ValueError: shapes that differ, or two rows with one id.
+      ValueError: see `_check_one_each`.
     """
     rows, samples = correct_PG.shape
-    shapes = {array.shape for array in (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG, judged_PG)}
-    if shapes != {(len(ids), samples)} or len(content_P) != rows or not correct_PG.size:
-        raise ValueError(f"{len(ids)} problems with arrays of shapes {sorted(shapes)}: all must be [P, G]")
-    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
-        raise ValueError(f"{len(repeated)} problem ids are used more than once, the first is {repeated[0]!r}")
+    _check_one_each(ids, content_P, (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG, judged_PG))
     correct_PG = correct_PG.astype(bool)
     ks = powers_of_two(samples)
     correct_DG = average_copies(correct_PG.astype(float), content_P)
@@ -313,6 +309,15 @@ def summarise(
         "content": list(content_P),
         "correct": correct_PG.astype(int).tolist(),
     }
+
+
+def _check_one_each(ids: Sequence[str], content_P: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+    """Raises ValueError for arrays that are not all of one shape [P, G], and for two rows with one id."""
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1 or len(arrays[0]) != len(ids) or len(content_P) != len(ids) or not arrays[0].size:
+        raise ValueError(f"{len(ids)} problems with arrays of shapes {sorted(shapes)}: all must be [P, G]")
+    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"{len(repeated)} problem ids are used more than once, the first is {repeated[0]!r}")
 
 
 def scores_by_content(entry: Mapping[str, Any]) -> dict[str, float]:
