@@ -42,13 +42,31 @@ def pytest_unconfigure(config):
         shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With SKIPPED=FILE what an earlier run left out has the mark `skipped`: `.ci/run` makes up for it by that."""
+    record = pathlib.Path(os.environ.get("SKIPPED") or os.devnull)
+    left_out = set(record.read_text(encoding="utf-8").splitlines()) if record.exists() else set()
+    for item in items:
+        if item.nodeid in left_out:
+            item.add_marker("skipped")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With REQUIRE_ALL set (continuous integration) a test that skips has failed; NO_BROWSER excuses what opens one."""
+    """With REQUIRE_ALL set (continuous integration) a test that skips has failed; NO_BROWSER excuses what opens one.
+
+    Without it SKIPPED=FILE is told which tests did.
+    """
     report = (yield).get_result()
     excused = os.environ.get("NO_BROWSER") and "browser" in item.fixturenames
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("REQUIRE_ALL") and not excused:
+    if not report.skipped or hasattr(report, "wasxfail") or excused:
+        return
+    if os.environ.get("REQUIRE_ALL"):
         report.outcome, report.longrepr = "failed", f"skipped although REQUIRE_ALL is set: {report.longrepr}"
+    elif os.environ.get("SKIPPED"):
+        with open(os.environ["SKIPPED"], "a", encoding="utf-8") as record:
+            record.write(f"{item.nodeid}\n")
 
 
 def tiny_config(family: str = "qwen3", **changes) -> ModelConfig:

@@ -100,6 +100,7 @@ def test_no_module_has_the_name_of_a_call():
         cgrpo_jax.trian  # noqa: B018
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", ["import cgrpo_jax", "import cgrpo_jax.main, cgrpo_jax.api, cgrpo_jax.bench"])
 def test_every_call_twice(trained, tmp_path, first):
     """In a process of its own; the runs are finished ones, so that little is computed."""
@@ -176,6 +177,7 @@ MAIN = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arguments", "words"), MAIN)
 def test_the_command_takes_names_from_any_folder(tmp_path, arguments, words):
     """One line of error each; the last ones have read the configuration and the embedded model."""
@@ -195,6 +197,7 @@ def test_training_returns_the_last_metrics(trained):
         assert cgrpo_jax.train(from_config_dict(small()), workdir) == metrics
 
 
+@pytest.mark.thorough
 def test_supervised_training_returns_the_last_metrics(tmp_path):
     with jax.numpy_rank_promotion("allow"):
         metrics = cgrpo_jax.train(small_sft(), tmp_path / "w")

@@ -68,7 +68,9 @@ def test_what_is_kept_of_a_problem():
     assert found == [("critique", asked[0], f"{RIGHT} [END]"), ("critique", asked[1], f"{WRONG} [END]")]
 
 
-@pytest.mark.parametrize("name", GENERATING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "raft" else pytest.mark.thorough) for name in GENERATING]
+)
 def test_each_baseline_generates_and_is_learnt(tmp_path, name):
     """Two steps of each; the rows are those that the rollouts on file say, and all of them have been trained on."""
     changes = dict(METHODS[name]) | ({"refine.critique": "worked"} if name == "critique_ft" else {})

@@ -35,6 +35,7 @@ def test_questions_differ_by_round_and_know_their_answers():
         assert problem.answer == str(int(a) + int(b))
 
 
+@pytest.mark.thorough
 def test_command(tmp_path):
     """Each mode on the embedded model; `sample` makes exactly rows x new_tokens tokens."""
     for mode in ("sample", "update", "step"):
@@ -57,6 +58,7 @@ def test_a_record_of_lengths_that_is_none(tmp_path, record):
         recorded(tmp_path / "lengths.json", 1, 10)
 
 
+@pytest.mark.thorough
 def test_recorded_lengths(tmp_path):
     """`refill` makes exactly the recorded tokens in fewer row-steps than `static`, which is as long as its longest."""
     lengths = {"prompt_tokens": [5, 9, 7], "response_tokens": [[30, 2, 3, 4], [1, 2, 3, 4], [5, 6, 20, 8]]}

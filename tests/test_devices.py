@@ -31,6 +31,7 @@ def on_one(tmp_path_factory):
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("count", "changes"), [(3, ()), (8, ()), (2, ("mesh.tensor=2", "mesh.fsdp=1"))], ids=["3", "8", "tensor"]
 )

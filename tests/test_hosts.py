@@ -4,6 +4,7 @@ import pickle
 
 import jax
 import numpy as np
+import pytest
 from test_train import small
 
 from cgrpo_jax import leading, opening, training
@@ -80,6 +81,7 @@ def forbidden(*args, **kwargs):
     raise AssertionError("a follower must not do this")
 
 
+@pytest.mark.thorough
 def test_a_follower_does_what_its_leader_did(tmp_path, monkeypatch):
     """The same requests, bins and losses, while data, graders, critics, texts, files and clocks raise if called."""
     leader, follower = [], []

@@ -73,6 +73,7 @@ def test_a_twin_criticises_as_the_policy_does(twin, tmp_path, monkeypatch):
     assert sorted(texts[:half]) == sorted(texts[half:]) and half >= 8 and len(set(texts)) > 2
 
 
+@pytest.mark.thorough
 def test_the_policy_samples_the_same_beside_a_second_model(shallow, tmp_path):
     """Tokens follow from names: who else decodes changes none. And every row is of the model it was asked of."""
     seen = []
@@ -102,6 +103,7 @@ def test_a_sampler_at_another_step_is_one_bound_there():
     assert [one.ids.tolist() for one in moved] != [one.ids.tolist() for one in first]
 
 
+@pytest.mark.thorough
 def test_a_run_with_a_second_model_resumes_to_the_bit(shallow, tmp_path):
     changes = BOTH | {"local.path": str(shallow)}
     with jax.numpy_rank_promotion("allow"):
@@ -129,6 +131,7 @@ def test_a_follower_does_what_its_leader_did(shallow, tmp_path, monkeypatch):
     assert follower == leader and len(leader) > 20
 
 
+@pytest.mark.thorough
 def test_no_program_compiles_that_is_not_listed(shallow, tmp_path, compiled):  # noqa: F811
     cfg = small(**BOTH | {"local.path": str(shallow)})
     run = build.open_run(cfg)

@@ -48,6 +48,7 @@ def test_home_in_every_path(tmp_path, monkeypatch):
         cgrpo_jax.load_run("~/none")
 
 
+@pytest.mark.thorough
 def test_home_in_the_flags_of_the_other_commands(tmp_path):
     """Each says which place it did not find."""
     (tmp_path / "a").mkdir()
@@ -114,6 +115,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("named", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"])
 def test_a_cache_that_cannot_be_written_costs_the_cache(tmp_path, named):
     """A file stands where the folder should be (root may write into any folder). It is said once."""
@@ -204,6 +206,7 @@ def test_an_error_in_a_configuration_file_has_its_line(tmp_path, name):
     assert error.value.__cause__ is not None  # for --debug
 
 
+@pytest.mark.thorough
 def test_debug_shows_where_a_configuration_file_fails(tmp_path):
     (tmp_path / "own.py").write_text(BROKEN["a name"][0])
     for debug in (False, True):
@@ -285,6 +288,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arguments", "words"), COMMANDS)
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, arguments, words):
     done = run_main("--config=quickstart", f"--workdir={tmp_path}/w", *arguments, cwd=tmp_path)
@@ -376,6 +380,7 @@ assert not transformers.utils.is_torch_available()
 """
 
 
+@pytest.mark.thorough
 def test_nothing_is_said_of_pytorch():
     done = run_python(WITHOUT_TORCH)
     assert done.returncode == 0 and done.stderr == "", done.stderr

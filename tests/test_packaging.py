@@ -132,6 +132,7 @@ print(pathlib.Path(cgrpo_jax.__file__).parent, config_files.folder(), *config_fi
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["wheel", "archive", "editable"])
 def test_installed_it_works_from_an_empty_folder(built, from_archive, checkout, tmp_path, how):
     what = {"wheel": [built[0]], "archive": [from_archive], "editable": ["-e", checkout]}[how]

@@ -17,7 +17,10 @@ from cgrpo_jax.planner.cost import cost_of
 from cgrpo_jax.planner.largest import most_in_a_bin
 from cgrpo_jax.sampling.room import row_devices
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
+]
 LAYERS = 4  # compile time is flat in depth
 SHORT = [
     "--config.data.max_prompt_tokens=512",

@@ -66,6 +66,7 @@ def planned(cfg):
     return planning.programs(run, build.bin_sizes(run, 64))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", [{}, CHANGES])
 def test_no_program_compiles_that_is_not_listed(tmp_path, compiled, changes):
     cfg = small(**changes)
@@ -81,6 +82,7 @@ def test_no_program_compiles_that_is_not_listed(tmp_path, compiled, changes):
         assert any(is_within(found, of) for of in listed[name]), f"{name} {found}"
 
 
+@pytest.mark.thorough
 def test_what_training_lowers_is_what_was_planned(tmp_path, monkeypatch):
     """The StableHLO of each program that a run calls, letter by letter."""
     lowered = {}

@@ -63,6 +63,7 @@ def undisturbed(tmp_path_factory):
     return folder, said
 
 
+@pytest.mark.thorough
 def test_killed_anywhere_it_ends_the_same(undisturbed, tmp_path):
     """Also across the compilation cache: the undisturbed run compiled everything, the others load most of it."""
     folder, _ = undisturbed
@@ -87,6 +88,7 @@ def test_killed_anywhere_it_ends_the_same(undisturbed, tmp_path):
     assert "step 6 is done already" in again and metrics(tmp_path / "run") == metrics(folder / "run")
 
 
+@pytest.mark.thorough
 def test_compilation_is_kept_on_disk_and_mended(undisturbed, tmp_path):
     """The second start compiles next to nothing; broken entries are removed and made again."""
     folder, said = undisturbed
@@ -108,6 +110,7 @@ def test_compilation_is_kept_on_disk_and_mended(undisturbed, tmp_path):
     assert metrics(tmp_path / "mended") == metrics(folder / "run")
 
 
+@pytest.mark.thorough
 def test_an_unreadable_checkpoint_stops_the_run(undisturbed, tmp_path):
     """In one line, with nothing touched; before it, the other configuration has to be asked for, as the message says."""
     folder, _ = undisturbed

@@ -124,6 +124,7 @@ def referred(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_resume_with_a_reference_is_bit_equal(referred, tmp_path):
     shutil.copytree(referred / "stopped", tmp_path / "w")
     found = run(tmp_path / "w", **WITH_REFERENCE)
@@ -141,6 +142,7 @@ def without_logp(workdir):
     return groups
 
 
+@pytest.mark.thorough
 def test_resume_with_harmless_changes_is_the_same_but_for_rounding(referred, tmp_path, capsys):
     shutil.copytree(referred / "stopped", tmp_path / "w")
     found = run(tmp_path / "w", **WITH_REFERENCE | HARMLESS)
@@ -196,6 +198,7 @@ def test_a_short_run_of_a_model_that_overflows_is_not_called_done(overflowing, t
     assert "done:" not in told and "of eval were sampled from numbers that are not finite" in told
 
 
+@pytest.mark.thorough
 def test_a_model_that_overflows_ends_the_command_in_one_line(overflowing, tmp_path):
     keys = {
         "model.path": overflowing,

@@ -45,6 +45,7 @@ def test_the_same_on_every_mesh_and_schedule(tmp_path):
         np.testing.assert_allclose(found[f"loss/{name}"], found["loss/1x1x1/shared"], rtol=1e-10, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_float32_gradients_and_what_each_device_holds(tmp_path):
     """Within 1e-5 of the gradient's norm; no device holds more than its share (the norms are replicated)."""
     found = on_eight_devices(tmp_path, "float32")
@@ -84,6 +85,7 @@ def test_an_axis_that_does_not_divide_is_replicated():
     assert param_spec("layers/attn_norm/scale", (2, 48), axes_of(fsdp=5)) == P()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("devices", "meshes"), [(8, ["1x8x1", "1x1x2", "1x3x2"]), (3, ["1x3x1"])])
 def test_the_embedded_model_on_meshes_that_do_not_divide_it(devices, meshes):
     """Its 485 tokens are odd, its width is 128: it loads, and its logits are those of one device."""

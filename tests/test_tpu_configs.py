@@ -35,6 +35,7 @@ def test_what_is_not_known_is_refused_by_name():
         config_files.get_config("tpu_v5p:qwen3_8b,fast")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "name"), [(8, "tpu_v5p:qwen3_8b,speed"), (16, "tpu_v4")])
 def test_two_steps_of_a_tiny_model_on_fake_devices(tmp_path, count, name):
     command = [sys.executable, str(HERE / "tpu_configs_run.py"), str(count), name, str(tmp_path / "w")]

@@ -156,6 +156,7 @@ def asked_problem():
     return Problem("What is 23+46?", "69", question_messages("What is 23+46?"), "exact")
 
 
+@pytest.mark.thorough
 def test_every_key_is_read(finished, tmp_path, monkeypatch):
     """By the run, or where the run has no use for it: a file, the hub, another source of evaluation, a cosine, a KL."""
     read = set(json.loads((finished / "read.json").read_text()))
@@ -226,7 +227,7 @@ def test_what_a_run_writes(finished):
     assert json.loads((finished / "config.json").read_text())["train"]["steps"] == 2
 
 
-def test_named_tasks_are_evaluated_in_training(tmp_path):
+def test_named_tasks_are_evaluated_in_training(tmp_path, capsys):
     """Beside the evaluation source, and alone; the metrics carry the name of the task."""
     (tmp_path / "sums.jsonl").write_text('{"question": "What is 23+46?", "answer": 69}\n' * 2)
     asked = {"eval.every": 1, "eval.samples": 2, "eval.problems": 2, "eval.tasks": f"sums={tmp_path}/sums.jsonl"}
@@ -239,6 +240,7 @@ def test_named_tasks_are_evaluated_in_training(tmp_path):
         train(small(**asked, **{"train.steps": 1}), tmp_path / "w")
     evaluated = [row for row in lines(tmp_path / "w/metrics.jsonl") if "eval/sums/pass@1" in row]
     assert [row["step"] for row in evaluated] == [0, 1] and all("eval/pass@1" not in row for row in evaluated)
+    assert capsys.readouterr().out.count("]  sampled, T=1\n") == 2
     assert all(0 <= row["eval/sums/pass@1/low"] <= row["eval/sums/pass@1"] <= 1 for row in evaluated)
 
 
@@ -303,6 +305,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_switch_of_the_tables_trains(tmp_path, name):
     with jax.numpy_rank_promotion("allow"):
@@ -344,7 +347,7 @@ def run_main(*arguments):
 
 ERRORS = [
     ("--config.train.stepz=3", "steps", 1),
-    ("--config.data.source=nowhere.jsonl", "eval.source", 1),
+    ("--config.data.source=nowhere.jsonl", "data.source: nowhere.jsonl: no such file", 1),
     ("--config.data.source=reasoning_gym:countdown", "not on the list", 2),  # training and evaluation
     ("--config.refine.k=0", "refine.k must be at least 1", 1),
     ("--config.model.path=/no/such/folder", "/no/such/folder", 1),
@@ -353,6 +356,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("argument", "words", "count"), ERRORS)
 def test_errors_name_the_fault_and_cost_nothing(tmp_path, argument, words, count):
     """As many lines as faults, no traceback, nothing compiled, no checkpoint begun."""
