@@ -19,6 +19,7 @@ from cgrpo_jax import stopping
 from cgrpo_jax.config import Config, ConfigError, from_config_dict
 from cgrpo_jax.config_files import get_config
 from cgrpo_jax.live import Curves
+from cgrpo_jax.options import drawn
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.places import expanded, local_folder
 from cgrpo_jax.workdir.reading import RunError
@@ -94,6 +95,8 @@ def train(
     from cgrpo_jax import supervised, training
 
     _keep_programs()
+    if isinstance(on_step, Curves):
+        on_step.drawn = drawn(cfg.eval.temperature, cfg.eval.top_p)
     verbs: dict[str, Callable[..., None]] = {"rl": training.train, "sft": supervised.sft}
     with stopping.for_this_call():
         verbs[cfg.method](cfg, folder, on_row=on_step)

@@ -26,7 +26,7 @@ from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
-from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.options import SamplingConfig, drawn
 from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
 from cgrpo_jax.sampling.room import room_for
@@ -206,7 +206,8 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
                 _write_grades(folder / name / "graded.jsonl", task, attempts)
                 entries[name] = of = entry(task, attempts, verifier, cfg.seed)
             interval = f"[{of['pass@1/low']:.3f}, {of['pass@1/high']:.3f}]"
-            progress.log(f"{name}  pass@1 {of['pass@1']:.3f}  {interval}  of {of['problems']}")
+            how = drawn(cfg.eval.temperature, cfg.eval.top_p)
+            progress.log(f"{name}  pass@1 {of['pass@1']:.3f}  {interval}  of {of['problems']}  {how}")
         texts = [attempt.text for attempts_PG in graded for attempts in attempts_PG for attempt in attempts]
         notes = [note for note in (answers.runs.resumed(settings["dtype"]), going_on(texts)) if note]
         for note in notes:

@@ -18,6 +18,7 @@ from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning.credit import undivided
 from cgrpo_jax.opening import open_all
+from cgrpo_jax.options import drawn
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, Score, by_rule, collect_groups
 from cgrpo_jax.rollout.own_critic import OwnCritic
@@ -114,7 +115,8 @@ class Desk:
             )
         for name in [name for name in values if f"{name}/low" in values]:
             low, high = values[f"{name}/low"], values[f"{name}/high"]
-            self.progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]")
+            how = drawn(cfg.eval.temperature, cfg.eval.top_p)
+            self.progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]  {how}")
         return values
 
     def rollout_metrics(self, step: int, groups: Sequence[Group], stats: Stats) -> dict[str, float]:

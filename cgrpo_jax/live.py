@@ -21,6 +21,7 @@ class Curves:
 
     def __init__(self, names: Sequence[str] = SHOWN):
         self.names, self.place = tuple(names), None
+        self.drawn = ""  # how the answers of evaluations are drawn, as `options.drawn` says it
         self.points: dict[str, list[tuple[int, float]]] = {name: [] for name in self.names}
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -45,7 +46,7 @@ class Curves:
         for axes, name in zip(figure.subplots(1, len(known), squeeze=False)[0], known, strict=True):
             steps, values = zip(*self.points[name], strict=True)
             axes.plot(steps, values, marker=".", linewidth=1.2)
-            axes.set_title(name, fontsize=10)
+            axes.set_title(f"{name}, {self.drawn}" if self.drawn and "pass@1" in name else name, fontsize=10)
             axes.set_xlabel("step")
             axes.grid(alpha=0.3)
         return figure

@@ -73,9 +73,10 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return "{:.1f} % [{:.1f}, {:.1f}]".format(*known) if len(known) == 3 else ""
 
 
-def picture(rows: Sequence[Mapping[str, Any]], step: int) -> bytes | None:
+def picture(rows: Sequence[Mapping[str, Any]], step: int, drawn: str) -> bytes | None:
     """The curves up to `step`, as a PNG; None where nothing that it shows was measured."""
     curves = Curves()
+    curves.drawn = drawn
     for row in rows:
         if row["step"] <= step:
             curves.add(row)
@@ -98,10 +99,14 @@ def front_matter(config: Mapping[str, Any], license_id: str) -> str:
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _evaluation(rows: Sequence[Mapping[str, Any]], step: int, evaluated: pathlib.Path | None) -> list[str]:
+def _evaluation(rows: Sequence[Mapping[str, Any]], drawn: str, step: int, evaluated: pathlib.Path | None) -> list[str]:
     parts = []
     if (table := accuracies(rows, step)) is not None:
-        parts += ["Held-out problems, during training, with 95 % intervals:", "\n".join(table.markdown())]
+        how = f", {drawn}" if drawn else ""
+        parts += [
+            f"Held-out problems, during training{how}, with 95 % intervals:",
+            "\n".join(table.markdown()),
+        ]
     if evaluated is not None:
         results = gather.evaluation_of(evaluated)
         if results is None:
@@ -147,7 +152,7 @@ def of_run(
     Raises: RunError where `workdir` holds no metrics; ReportError where `evaluated` holds no results.
     """
     rows, config = reading.metrics(workdir, say), gather.config_of(workdir, say)
-    image = picture(rows, step)
+    image = picture(rows, step, gather.drawn_in(config))
     base, data = (plain(public_name(key, str(config.get(key, "?")))) for key in ("model.path", "data.source"))
     method = plain(gather.method_of(config))
     changed = [[plain(name), plain(value)] for name, value in settings(config)]
@@ -158,7 +163,7 @@ def of_run(
         f"an implementation of [Critique-GRPO](https://arxiv.org/abs/{PAPER}) on JAX. This card was written by the "
         "program from what the run left behind; no person has added to it.",
         "## Evaluation",
-        *_evaluation(rows, step, evaluated),
+        *_evaluation(rows, gather.drawn_in(config), step, evaluated),
         "## Training",
         *([f"![curves of the run, by step]({PICTURE})"] if image is not None else []),
         "Settings that are not the defaults:",

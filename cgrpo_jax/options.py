@@ -107,6 +107,11 @@ class SamplingConfig:
     stop: str = ""
 
 
+def drawn(temperature: float, top_p: float) -> str:
+    """How answers were drawn, to stand beside what they score: "greedy", "sampled, T=1", "sampled, T=1, top-p 0.9"."""
+    return "greedy" if temperature == 0 else f"sampled, T={temperature:g}" + (f", top-p {top_p:g}" if top_p < 1 else "")
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerMemory:
     """What the sampler may use of each device, and what lies where."""

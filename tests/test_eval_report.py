@@ -9,6 +9,8 @@ from test_eval_tasks import settings
 
 from cgrpo_jax import eval_report
 from cgrpo_jax.evaluating import evaluate_tasks
+from cgrpo_jax.evaluation import tables
+from cgrpo_jax.options import drawn
 
 
 def compare(monkeypatch, *folders):
@@ -77,6 +79,25 @@ def test_other_sampling_settings_are_in_the_table(done, results, tmp_path, monke
     prompted = results["settings"] | {"prompt": "f" * 64}
     rows, _ = compare(monkeypatch, done, written(tmp_path / "prompted", results, settings=prompted))
     assert rows["prompted"][5] == f"prompt {results['settings']['prompt'][:12]} / {'f' * 12}"
+
+
+def test_how_answers_were_drawn_stands_beside_every_accuracy(done, results, tmp_path, monkeypatch):
+    """In the table of a run, its figures and a comparison."""
+    assert [drawn(*pair) for pair in ((0, 1), (1, 1), (0.6, 0.95))] == [
+        "greedy",
+        "sampled, T=1",
+        "sampled, T=0.6, top-p 0.95",
+    ]
+    assert "| pass@1 [95 %], greedy |" in (done / "results.md").read_text()
+    hot = results | {"settings": results["settings"] | {"temperature": 0.6, "top_p": 0.95}}
+    said = []
+    monkeypatch.setattr(tables, "_finish", lambda figure, axes, runs, path: said.append((axes, path.name)))
+    _, text = compare(monkeypatch, done, written(tmp_path / "hot", hot))
+    assert text.count("pass@1: w greedy, hot sampled, T=0.6, top-p 0.95. Against w.") == 1
+    names = {label for axes, _ in said for axis in axes for label in axis.get_legend_handles_labels()[1]}
+    assert names == {"w (greedy)", "hot (sampled, T=0.6, top-p 0.95)"}
+    tables.plot_pass_at_1({"w": results}, tmp_path / "one.png")
+    assert said[-1][0][0].get_ylabel() == "pass@1 (%)\ngreedy"
 
 
 def test_copies_are_averaged_before_they_are_paired(done, results, tmp_path, monkeypatch):

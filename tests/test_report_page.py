@@ -33,6 +33,8 @@ def test_the_strip_says_which_run_and_how_good(one):
     assert one.locator("h1").inner_text() == "w" and one.title() == "w – run report"
     assert facts["Method"] == "critique_grpo" and facts["Model"] == "model" and facts["Steps"] == "4"
     assert facts["pass@1"].split() == ["0.375", "[0.125,", "0.500]"]
+    assert "sampled, T=1; eval/pass@1, step 4" in one.locator(".strip").inner_text()
+    assert one.locator("#evaluation-body tbody th").first.inner_text() == "pass@1, sampled, T=1"
     assert facts["Reward"] == "0.313 → 0.5" and facts["Fixed by refinement"] == "0.5 → 0.5"
     assert "0.250 at step 0" in one.locator(".strip").inner_text()
 
@@ -77,7 +79,13 @@ def evaluated(folder, answers):
         entries[task] = intervals.summarise(
             ids, ids, correct_PG, np.zeros(shape, int), np.full(shape, 5), *[np.ones(shape)] * 3, 0
         )
-    results = {"version": tables.VERSION, "model": "m", "settings": {"samples": 2}, "notes": [], "tasks": entries}
+    results = {
+        "version": tables.VERSION,
+        "model": "m",
+        "settings": {"samples": 2, "temperature": 0.6, "top_p": 0.95},
+        "notes": [],
+        "tasks": entries,
+    }
     results |= {
         "sampling": {"seconds": 1.0, "tokens": 5, "tokens_per_s": 5.0},
         "mean": intervals.mean_of_tasks(entries, 0),
@@ -90,15 +98,10 @@ def test_answers_of_an_evaluation(opened, tmp_path):
     """They are browsed as rollouts are; an accuracy of 0 has an interval with a width; steps and rewards are not there."""
     rows = [("Ducks?", [False, False]), ("Robes?", [False, False])]
     page = opened(evaluated(tmp_path / "one", {"eggs": rows}))
-    assert page.locator(".strip").inner_text().split("pass@1")[1].split() == [
-        "0.000",
-        "[0.000,",
-        "0.658]",
-        "eggs,",
-        "95",
-        "%",
-        "interval",
-    ]
+    said = page.locator(".strip").inner_text().split("pass@1")[1].split()
+    assert " ".join(said) == "0.000 [0.000, 0.658] sampled, T=0.6, top-p 0.95; eggs, 95 % interval"
+    heads = page.locator("#evaluation-body thead th").all_inner_texts()
+    assert "pass@1 [95 %], sampled, T=0.6, top-p 0.95" in heads
     assert questions(page) == ["Ducks?", "Robes?"] and page.locator("#filter-step").count() == 0
     assert page.locator("#evaluation-body tbody tr").count() == 1
     detail = page.locator("#detail").inner_text()
@@ -142,7 +145,7 @@ def test_curves_tell_their_values_under_the_cursor(one):
     titles = one.locator(".panel h3").all_inner_texts()
     assert titles == [
         "Reward",
-        "Held-out accuracy",
+        "Held-out accuracy, sampled, T=1",
         "Refinement",
         "Entropy",
         "Gradient norm",
@@ -151,7 +154,7 @@ def test_curves_tell_their_values_under_the_cursor(one):
         "Any metric",
     ]
     assert legend(one, "Reward").split() == ["responses", "0.5", "refinements", "0.875", "last"]
-    assert "0.375 [0.125, 0.500]" in legend(one, "Held-out accuracy")
+    assert "0.375 [0.125, 0.500]" in legend(one, "Held-out accuracy, sampled, T=1")
     box = one.locator(".panel .u-over").first.bounding_box()
     one.mouse.move(box["x"] + box["width"] / 3, box["y"] + 40)
     assert legend(one, "Reward").split() == ["responses", "0.375", "refinements", "0.875", "step", "2"]
@@ -244,16 +247,16 @@ def test_keys_move_through_problems_and_attempts(one):
 
 
 def test_the_view_changes_from_a_filter_too(one):
-    """What was clicked last has the focus."""
-    views = [one.locator(".segments [aria-pressed=true]").inner_text()]
+    """What was clicked last has the focus. In the search it is a letter."""
+    views = [one.evaluate("view")]
     for clicked in (".chip[data-status=all]", "#filter-order"):
         one.focus(clicked)
         one.keyboard.press("v")
-        views.append(one.locator(".segments [aria-pressed=true]").inner_text())
+        views.append(one.evaluate("view"))
     assert len(set(views)) == 3
     one.fill("#search", "v")
     one.press("#search", "v")
-    assert one.input_value("#search") == "vv" and one.locator(".segments [aria-pressed=true]").inner_text() == views[-1]
+    assert one.input_value("#search") == "vv" and one.evaluate("view") == views[-1]
 
 
 def test_a_problem_from_question_to_refinement(one):

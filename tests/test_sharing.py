@@ -75,7 +75,7 @@ def test_a_card_of_an_earlier_step_knows_nothing_later(tmp_path):
     front, page = parts_of(model_card.of_run(run, 3, "me/mine"))
     assert "step 2</th>" in page and "75.0" not in page and "step 3 of 400" in page
     assert front["license"] == "unknown" and "is not known" in page
-    assert model_card.picture(json.loads(f"[{','.join((run / 'metrics.jsonl').read_text().splitlines())}]"), 1) != (
+    assert model_card.picture(json.loads(f"[{','.join((run / 'metrics.jsonl').read_text().splitlines())}]"), 1, "") != (
         model_card.of_run(run, 4, "me/mine").picture
     )
     (run / "metrics.jsonl").write_text('{"step": 1, "loss/total": 0.1}\n')

@@ -12,12 +12,24 @@ import numpy as np
 
 from cgrpo_jax.evaluation.identity import SHOWN
 from cgrpo_jax.evaluation.intervals import paired, scores_by_content
+from cgrpo_jax.options import drawn
 from cgrpo_jax.told import public_name
 
 Results = Mapping[str, Any]  # of results.json
 
 VERSION = 4  # of results.json
-COLUMNS = ("task", "n", "pass@1 [95 %]", "avg@r", "maj@r", "pass@k", "tokens", "cut", "no answer", "no verdict")
+COLUMNS = (
+    "task",
+    "n",
+    "pass@1 [95 %], {drawn}",
+    "avg@r",
+    "maj@r",
+    "pass@k",
+    "tokens",
+    "cut",
+    "no answer",
+    "no verdict",
+)
 DIGESTS = ("weights", "files", "prompt")  # settings that are digests
 # Settings that two runs should share where their models are to be compared.
 SAMPLED = ("max_new_tokens", "temperature", "top_p", "samples", "thinking", "dtype", "prompt")
@@ -108,7 +120,13 @@ def table(results: Results) -> Table:
         "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, from those "
         "of the tasks. No verdict: answers whose grading ended at a limit; they count as wrong."
     )
-    return Table(COLUMNS, rows, [meaning, _sampling(results["sampling"]), *results["notes"]])
+    columns = [column.format(drawn=drawn_of(results)) for column in COLUMNS]
+    return Table(columns, rows, [meaning, _sampling(results["sampling"]), *results["notes"]])
+
+
+def drawn_of(results: Results) -> str:
+    """How the answers of an evaluation were drawn: "greedy", "sampled, T=1"."""
+    return drawn(results["settings"]["temperature"], results["settings"]["top_p"])
 
 
 def asked(results: Results) -> str:
@@ -154,11 +172,12 @@ def differences(runs: Mapping[str, Results]) -> Table:
             points = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             other = _other_settings(first, results)
             rows.append([task, name, str(len(shared)), points, f"{found.p:.3g}", other])
+    how = ", ".join(f"{name} {drawn_of(of)}" for name, of in runs.items())
     meaning = (
-        f"Against {base}. n: distinct problems, paired by content. Interval: bootstrap over problems; where all differ "
-        "alike (one problem, say), as many others as Wilson's interval allows may differ by anything. p: two-sided "
-        "sign-flip test, for one task at a time. Sampled otherwise: settings of the two runs that differ; a difference "
-        "may come from them."
+        f"pass@1: {how}. Against {base}. n: distinct problems, paired by content. Interval: bootstrap over problems; "
+        "where all differ alike (one problem, say), as many others as Wilson's interval allows may differ by anything. "
+        "p: two-sided sign-flip test, for one task at a time. Sampled otherwise: settings of the two runs that differ; "
+        "a difference may come from them."
     )
     return Table(header, rows, [meaning, *notes])
 
@@ -181,9 +200,18 @@ def _curve(by_k: Mapping[str, float], ks: Sequence[int]) -> list[float]:
     return [100 * by_k[str(k)] for k in ks]
 
 
+def _told_apart(runs: Mapping[str, Results]) -> tuple[Mapping[str, Results], str]:
+    """How answers were drawn, where a figure says it: on its axis, or behind each run's name where they differ."""
+    said = {drawn_of(results) for results in runs.values()}
+    if len(said) == 1:
+        return runs, f"\n{said.pop()}"
+    return {f"{name} ({drawn_of(results)})": results for name, results in runs.items()}, ""
+
+
 def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
     """A panel a task, a curve a run, with its interval."""
     tasks = list(dict.fromkeys(task for results in runs.values() for task in results["tasks"]))
+    runs, beside = _told_apart(runs)
     figure, axes = _panels(len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
         ticks: set[int] = set()
@@ -195,7 +223,7 @@ def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
             axis.plot(ks, _curve(of["pass@k"], ks), color=colour, marker=marker, markersize=4, label=name)
             low, high = _curve(of["pass@k/low"], ks), _curve(of["pass@k/high"], ks)
             axis.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.set(title=task, xscale="log", xlabel="k", ylabel="pass@k (%)", ylim=PERCENT)
+        axis.set(title=task, xscale="log", xlabel="k", ylabel=f"pass@k (%){beside}", ylim=PERCENT)
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted(ticks), [str(k) for k in sorted(ticks)])
         axis.grid(alpha=0.3)
@@ -205,6 +233,7 @@ def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
 def plot_pass_at_1(runs: Mapping[str, Results], path: pathlib.Path) -> None:
     """All tasks in one panel: pass@1 with its interval."""
     tasks = list(dict.fromkeys(task for results in runs.values() for task in results["tasks"]))
+    runs, beside = _told_apart(runs)
     figure, (axis,) = _panels(1, width=2.5 + 0.9 * len(tasks))
     for index, ((name, results), (colour, marker)) in enumerate(zip(runs.items(), STYLES * len(runs), strict=False)):
         own = [task for task in tasks if task in results["tasks"]]
@@ -214,7 +243,7 @@ def plot_pass_at_1(runs: Mapping[str, Results], path: pathlib.Path) -> None:
         error = np.abs(np.stack([mean - low, high - mean]))
         axis.errorbar(place, mean, error, fmt=marker, color=colour, capsize=3, label=name)
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-    axis.set(ylabel="pass@1 (%)", xlim=(-0.5, len(tasks) - 0.5), ylim=PERCENT)
+    axis.set(ylabel=f"pass@1 (%){beside}", xlim=(-0.5, len(tasks) - 0.5), ylim=PERCENT)
     axis.grid(axis="y", alpha=0.3)
     _finish(figure, [axis], len(runs), path)
 

@@ -206,7 +206,8 @@ function addPanel(panel, runs, before = null, extra = null) {
   const legend = makeLegend(lines, (line, shown) => entry.plot.setSeries(line.at, { show: shown }));
   const holder = el("div", { class: "plot" });
   const note = Object.keys(namesOf(panel, runs)).map((name) => runs.map((run) => run.notes[name]).find(Boolean));
-  const title = el("h3", { title: note.find(Boolean) }, panel.title);
+  const drawn = panel.evaluations ? [...new Set(runs.map((run) => run.drawn).filter(Boolean))].join(" / ") : "";
+  const title = el("h3", { title: note.find(Boolean) }, [panel.title, drawn].filter(Boolean).join(", "));
   const node = el("figure", { class: "panel" }, el("figcaption", {}, title, extra), legend.node, holder);
   byId("panels").insertBefore(node, before);
   entry.plot = makePlot(panel, lines, holder, legend);

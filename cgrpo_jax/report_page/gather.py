@@ -8,6 +8,7 @@ from typing import Any
 
 from cgrpo_jax.config import METHODS
 from cgrpo_jax.evaluation import tables
+from cgrpo_jax.options import drawn
 from cgrpo_jax.told import for_others, public_name
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.metrics import NOTES
@@ -69,7 +70,7 @@ def evaluation_of(workdir: pathlib.Path) -> dict[str, Any] | None:
     results = tables.read(workdir)
     table = tables.table(results)._asdict()
     of = {"model": results["model"], "asked": tables.asked(results), "mean": results["mean"]}
-    return table | of | {"tasks": list(results["tasks"])}
+    return table | of | {"drawn": tables.drawn_of(results), "tasks": list(results["tasks"])}
 
 
 def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:
@@ -81,6 +82,14 @@ def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:
         return tables.differences(evaluated)._asdict()
     except tables.ReportError as error:
         return tables.Table([], [], [f"Not compared: {error}."])._asdict()
+
+
+def drawn_in(config: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> str:
+    """How the answers that pass@1 is of were drawn; "" where nothing says it."""
+    if results is not None:
+        return str(results["drawn"])
+    known = "eval.temperature" in config and "eval.top_p" in config
+    return drawn(config["eval.temperature"], config["eval.top_p"]) if known else ""
 
 
 def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
@@ -100,6 +109,7 @@ def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
         "name": name,
         "method": method,
         "model": model,
+        "drawn": drawn_in(config, results),
         "planned": None if results else config.get("train.steps"),
         "damaged": damaged,
         "training": training,

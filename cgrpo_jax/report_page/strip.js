@@ -28,7 +28,7 @@ function accuracyFact(run) {
     const mean = run.results.mean;
     const names = run.results.tasks;
     const what = names.length === 1 ? names[0] : `mean of ${plural(names.length, "task")}`;
-    return { value: share(mean["pass@1"]), beside: interval(mean["pass@1/low"], mean["pass@1/high"]), note: `${what}, 95 % interval` };
+    return { value: share(mean["pass@1"]), beside: interval(mean["pass@1/low"], mean["pass@1/high"]), note: `${run.drawn}; ${what}, 95 % interval` };
   }
   const name = accuracyNames(run)[0];
   const found = name && ends(run.evaluations, name);
@@ -36,7 +36,7 @@ function accuracyFact(run) {
   const [[firstStep, first], [step, last]] = found;
   const [low, high] = ["low", "high"].map((side) => ends(run.evaluations, `${name}/${side}`)?.[1][1]);
   const before = firstStep === step ? "" : `, ${share(first)} at step ${firstStep}`;
-  return { value: share(last), beside: interval(low, high), note: `${name}, step ${step}${before}; 95 % interval` };
+  return { value: share(last), beside: interval(low, high), note: `${[run.drawn, name].filter(Boolean).join("; ")}, step ${step}${before}; 95 % interval` };
 }
 
 /** First and last reward; of supervised training, which has none, the loss. */

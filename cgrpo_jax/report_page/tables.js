@@ -20,7 +20,7 @@ function trainingEvaluations(runs) {
     const known = values[name].filter((value) => value !== null);
     const best = Math.max(...known);
     const bestStep = run.evaluations.steps[values[name].indexOf(best)];
-    const label = name.replace(/^eval\//, "");
+    const label = [name.replace(/^eval\//, ""), run.drawn].filter(Boolean).join(", ");
     const cells = [shown(firstStep, first), `step ${firstStep}`, shown(bestStep, best), `step ${bestStep}`, shown(lastStep, last), `step ${lastStep}`];
     return several ? [label, run.name, ...cells] : [label, ...cells];
   });
