@@ -45,7 +45,7 @@ def problem(gold="", grader="math_verify", question="?"):
 def test_each_part_is_on_file_with_its_source():
     counts = collections.Counter(row["part"] for row in ROWS)
     assert counts["extraction"] > 50 and counts["loss"] > 5 and counts["k3"] > 5 and counts["advantage"] > 10
-    assert {"selection", "group", "critique", "refinement_prompt", "task_prompt"} < counts.keys()
+    assert {"selection", "group", "critique", "critic_prompt", "refinement_prompt", "task_prompt"} < counts.keys()
     assert all(row["source"] for row in ROWS) and all("why" in row for row in ROWS if "here" in row)
 
 
@@ -143,6 +143,9 @@ def test_texts():
         assert critics.TEMPLATES[row["critic"]](problem(row["answer"]), judged) == row["text"]
     (row,) = part("refinement_prompt")
     asked = prompts.refinement_messages(row["question"], [(row["solution"], row["critique"])])
+    assert [message["content"] for message in asked] == [row["system"], row["user"]]
+    (row,) = part("critic_prompt")
+    asked = prompts.release_critique_messages(row["question"], row["solution"], row["reference"], True)
     assert [message["content"] for message in asked] == [row["system"], row["user"]]
     (row,) = part("task_prompt")
     assert [m["content"] for m in prompts.question_messages(row["question"])] == [row["system"], row["user"]]
