@@ -74,6 +74,17 @@ class Run(Outline):
     second: Spoken | None  # the second model (`local`), where one is asked
 
 
+def _run_of(folder: pathlib.Path) -> pathlib.Path | None:
+    """The workdir that a folder is, or lies in as a checkpoint; an Orbax folder of weights; None for all else."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        return folder.parent.parent
+    if folder.name == "checkpoints":
+        return folder.parent
+    return folder if (folder / "checkpoints").is_dir() or (folder / "params").is_dir() else None
+
+
 def model_folder(path: str, revision: str = "main", key: str = "model.path") -> pathlib.Path:
     """A local Hugging Face folder for a path, a hub id, or `package://NAME`. Downloads only what is safe to read.
 
@@ -84,6 +95,11 @@ def model_folder(path: str, revision: str = "main", key: str = "model.path") -> 
         return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
     folder = expanded(path)
     if path.strip() and folder.is_dir():
+        if run := _run_of(folder):
+            raise CheckpointError(
+                f"{key} = {path!r} is of a run or of Orbax, not a Hugging Face folder: "
+                f"python -m cgrpo_jax.convert --from={run} --to=hf --out={run}_model writes one"
+            )
         return folder.absolute()
     if not path.strip() or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise CheckpointError(

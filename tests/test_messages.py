@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 import cgrpo_jax
-from cgrpo_jax import command_line, config, config_files, option_names
+from cgrpo_jax import build, command_line, config, config_files, option_names
 from cgrpo_jax.api import RunError
 from cgrpo_jax.build import model_folder
 from cgrpo_jax.checks import check
@@ -31,6 +31,19 @@ def run_main(*arguments, cwd=None, **environment):
     given = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     command = [sys.executable, "-m", "cgrpo_jax.main", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=given, cwd=cwd, timeout=300)
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/4"])
+def test_a_workdir_is_no_model_and_it_is_said_what_makes_one_of_it(tmp_path, place):
+    run = tmp_path / "run"
+    (run / "checkpoints/4").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    for look in (model_folder, build.shape_folder):
+        with pytest.raises(CheckpointError) as error:
+            look(str(run / place))
+        assert f"cgrpo_jax.convert --from={run} --to=hf --out={run}_model writes one" in str(error.value)
+    (run / "model.safetensors").touch()  # a folder of a model may hold any others
+    assert model_folder(str(run)) == run
 
 
 def test_home_in_every_path(tmp_path, monkeypatch):

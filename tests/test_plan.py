@@ -271,6 +271,19 @@ def test_what_a_program_does_not_use_is_not_handed_to_it():
     assert not update.beside and sum(update.held.values()) == pytest.approx(3 * own, rel=1e-3)
 
 
+def test_the_most_rows_beside_a_second_model():
+    """Its rows are as large as those of the policy, and yet no program of the policy is handed them."""
+    found = {}
+    for who, changes in (("one", {}), ("two", {"refine.critique": "local", "local.path": "package://quickstart"})):
+        with Progress(0, 1) as progress:
+            cfg, wanted = small(**changes), making.Wanted(("decode",), largest=True)
+            found[who] = making.make(cfg, chips.topology("local"), wanted, progress)
+    one, two = (found[who].places["decode"] for who in ("one", "two"))
+    own = {c.name: total_bytes(c.leaves) for c in found["two"].classes if "second model" in c.name}
+    assert two.held == one.held and {name: two.beside[name] for name in own} == own
+    assert found["one"].rows.number == found["two"].rows.number > 1000
+
+
 def test_what_does_not_fit_is_told_with_class_and_knob():
     plan = local_plan(**{"sampler.kv_cache_mb": 64.0, "train.prompts": 64})
     plan.hbm = 20e6

@@ -90,12 +90,16 @@ class Occupied(NamedTuple):
 
 
 def occupied(figures: Figures, classes: Sequence[Resident]) -> Occupied:
-    """Matches the tensors of the run with those of the program; before sampling there are none of the sampler."""
+    """Matches the tensors of the run with those of the program; before sampling there are none of the sampler.
+
+    A program of one model is handed nothing of the other, however alike their tensors are.
+    """
     handed = collections.Counter(figures.holds)
     held, beside = dict[str, int](), dict[str, int]()
     sampling = figures.kind not in LEARNING
     for resident in classes:
-        own = resident.leaves & handed
+        second = resident.name in (LOCAL, LOCAL_ROWS)
+        own = resident.leaves & handed if second == figures.kind.startswith("local_") else collections.Counter()
         handed -= own
         if own:
             held[resident.name] = total_bytes(own)
