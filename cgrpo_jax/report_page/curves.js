@@ -50,6 +50,11 @@ function namesOf(panel, runs) {
 }
 
 /** The curves of a panel: {label, hue, dash, steps, values, low?, high?} each. */
+/** Whether the answers of all runs' evaluations were drawn in the same way; then it stands in the title, else by each. */
+function drawnAlike(runs) {
+  return runs.every((run) => run.drawn === runs[0].drawn);
+}
+
 function linesOf(panel, runs) {
   const several = runs.length > 1;
   const lines = [];
@@ -59,7 +64,8 @@ function linesOf(panel, runs) {
       if (!(name in curves.values)) return;
       const hueIndex = several ? runIndex : nameIndex;
       const dash = several ? nameIndex : 0;
-      const line = { label: several ? `${run.name}: ${label}` : label, hue: hueIndex, dash, run: runIndex };
+      const how = panel.evaluations && !drawnAlike(runs) && run.drawn ? ` (${run.drawn})` : "";
+      const line = { label: several ? `${run.name}: ${label}${how}` : label, hue: hueIndex, dash, run: runIndex };
       Object.assign(line, { steps: curves.steps, values: curves.values[name] });
       if (panel.evaluations) {
         [line.low, line.high] = [curves.values[`${name}/low`], curves.values[`${name}/high`]];
@@ -206,8 +212,8 @@ function addPanel(panel, runs, before = null, extra = null) {
   const legend = makeLegend(lines, (line, shown) => entry.plot.setSeries(line.at, { show: shown }));
   const holder = el("div", { class: "plot" });
   const note = Object.keys(namesOf(panel, runs)).map((name) => runs.map((run) => run.notes[name]).find(Boolean));
-  const drawn = panel.evaluations ? [...new Set(runs.map((run) => run.drawn).filter(Boolean))].join(" / ") : "";
-  const title = el("h3", { title: note.find(Boolean) }, [panel.title, drawn].filter(Boolean).join(", "));
+  const how = panel.evaluations && drawnAlike(runs) ? runs[0].drawn : "";
+  const title = el("h3", { title: note.find(Boolean) }, [panel.title, how].filter(Boolean).join(", "));
   const node = el("figure", { class: "panel" }, el("figcaption", {}, title, extra), legend.node, holder);
   byId("panels").insertBefore(node, before);
   entry.plot = makePlot(panel, lines, holder, legend);
