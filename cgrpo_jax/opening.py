@@ -66,7 +66,9 @@ class Together:
         except REFUSALS as error:
             if without:
                 error.args = (f"{error} ({without} does without)",)
-            self.errors += error.errors if isinstance(error, Refused) else [error]
+            known = set(map(str, self.errors))  # one source that is trained on and evaluated is told once
+            found = error.errors if isinstance(error, Refused) else [error]
+            self.errors += [one for one in found if str(one) not in known]
             return None
 
     def settle(self) -> None:

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-CLOSE = 0.78  # the similarity (difflib) from which on a name is a misspelling of another
+CLOSE, SURE = 0.75, 0.85  # the similarity (difflib) from which on a name is a misspelling: of as many letters, of any
 FEW = 3  # suggestions, at most
 
 
@@ -103,7 +103,10 @@ def closest(name: str, known: Iterable[str]) -> list[str]:
     """The known names that begin with `name`, where these are few, else the one of which it is a misspelling."""
     known = sorted(set(known))
     begun = [other for other in known if len(name) > 2 and other.startswith(name)]
-    return begun if 0 < len(begun) <= FEW else difflib.get_close_matches(name, known, 1, CLOSE)
+    if 0 < len(begun) <= FEW:
+        return begun
+    as_long = [other for other in known if abs(len(other) - len(name)) <= 1]
+    return difflib.get_close_matches(name, known, 1, SURE) or difflib.get_close_matches(name, as_long, 1, CLOSE)
 
 
 def suggested(key: str, known: Sequence[str]) -> list[str]:

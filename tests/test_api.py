@@ -276,7 +276,7 @@ def test_the_projects_own_errors_come_out(tmp_path):
         (cgrpo_jax.evaluate, small(), ConfigError, "method = 'rl'; here: eval; cgrpo_jax.train runs it"),
         (cgrpo_jax.train, small(method="lr"), ConfigError, "method = 'lr'; here: rl, sft$"),
         (cgrpo_jax.train, "quickstart", ConfigError, "config is of type str; get_config"),
-        (cgrpo_jax.train, small().to_dict() | {"sead": 1}, ConfigError, "config.sead; did you mean 'seed'"),
+        (cgrpo_jax.train, small().to_dict() | {"sead": 1}, ConfigError, r"config\.sead; did you mean config\.seed\?"),
         (cgrpo_jax.train, small(**{"data.source": "reasoning_gym:none", "eval.every": 0}), DataError, "not on the"),
     ):
         with pytest.raises(error, match=words):

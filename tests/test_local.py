@@ -121,6 +121,7 @@ def test_a_run_with_a_second_model_resumes_to_the_bit(shallow, tmp_path):
         train(small(**changes | moved), tmp_path / "w")
 
 
+@pytest.mark.thorough
 def test_a_follower_does_what_its_leader_did(shallow, tmp_path, monkeypatch):
     recorder, leader, follower = Recorder(), [], []
     cfg = small(**BOTH | {"local.path": str(shallow)})

@@ -156,6 +156,7 @@ def command(tmp_path, *arguments):
     return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=120)
 
 
+@pytest.mark.thorough
 def test_the_command(tmp_path):
     """4,000 rows in a file that training reads; one line where something is wrong, and nothing is left behind."""
     written(tmp_path / "open.parquet", [open_row(number) for number in range(4100)])

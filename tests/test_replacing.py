@@ -96,6 +96,7 @@ def test_what_was_replaced_is_in_no_bin(tokenizer):
         jax.tree.map(np.testing.assert_array_equal, bins, wanted)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_goes_on_in_the_stream(tmp_path):
     """Two steps and two more are four, to the last bit, and no problem is asked twice."""
     changes = {"train.replacements": 3, "train.steps": 4, "checkpoint.every": 2}

@@ -149,6 +149,7 @@ def test_a_model_cannot_choose_how_it_is_compared(verifier):
         ]
 
 
+@pytest.mark.thorough
 def test_odd_text_is_quick_and_raises_nothing():
     """Pieces of answers in any order, as long as an answer may be: no exception, no hang, whoever asks whom."""
     rng = random.Random(0)

@@ -155,6 +155,7 @@ def test_resume_with_harmless_changes_is_the_same_but_for_rounding(referred, tmp
     assert without_logp(tmp_path / "w") == without_logp(referred / "whole")
 
 
+@pytest.mark.thorough
 def test_resume_with_another_loss_is_refused(referred, tmp_path):
     shutil.copytree(referred / "stopped", tmp_path / "w")
     with pytest.raises(ConfigError, match=r"objective.kl_coef = 0.2 \(was 0.1\): another loss"):

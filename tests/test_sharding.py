@@ -28,6 +28,7 @@ def on_eight_devices(folder, dtype):
     return dict(np.load(folder / "out.npz"))
 
 
+@pytest.mark.thorough
 def test_the_same_on_every_mesh_and_schedule(tmp_path):
     """float64: tokens, under random rows, chunks, room and orders; loss and gradients to 1e-10, prompts shared or not."""
     found = on_eight_devices(tmp_path, "float64")
@@ -45,7 +46,6 @@ def test_the_same_on_every_mesh_and_schedule(tmp_path):
         np.testing.assert_allclose(found[f"loss/{name}"], found["loss/1x1x1/shared"], rtol=1e-10, err_msg=name)
 
 
-@pytest.mark.thorough
 def test_float32_gradients_and_what_each_device_holds(tmp_path):
     """Within 1e-5 of the gradient's norm; no device holds more than its share (the norms are replicated)."""
     found = on_eight_devices(tmp_path, "float32")

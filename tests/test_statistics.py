@@ -395,6 +395,7 @@ def test_an_entry_has_the_accuracy_of_each_source_and_its_time_outs():
     }
     sampling = {"seconds": 1.0, "tokens": 12, "tokens_per_s": None}
     results = {"tasks": {"validation": got}, "mean": intervals.mean_of_tasks({"validation": got}, 0), "notes": []}
+    results["settings"] = {"temperature": 0.0, "top_p": 1.0}
     rows = {row[0]: row for row in table(results | {"sampling": sampling}).rows}
     assert list(rows) == ["validation", "validation: aime", "validation: amc"] and rows["validation"][-1] == "50.0"
     assert rows["validation: aime"][1:3] == [

@@ -57,6 +57,7 @@ def on_disk(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.thorough
 def test_the_last_step_is_saved_and_the_run_ends_the_same(undisturbed, tmp_path, signalled, capfd):
     """In an update, in an evaluation, in a rollout, by either signal, with the report written each time."""
     for number, phase, count, after in (

@@ -62,6 +62,7 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.thorough
 def test_the_loss_is_the_mean_likelihood_of_the_answers_and_falls(undisturbed):
     """Of the first batch exactly; of the plain rows (steps 1, 3) and of the refinements (2, 4) it falls."""
     rows, opened = metrics(undisturbed), build.open_run(small(**ROWS))
@@ -81,6 +82,7 @@ def test_a_likelihood_has_temperature_one(undisturbed, tmp_path, temperature):
     assert rows == metrics(undisturbed)[:1]
 
 
+@pytest.mark.thorough
 def test_what_the_supervised_loop_writes(undisturbed):
     """Nothing of a sampler, nothing of groups; all of it finite."""
     assert (undisturbed / "report.html").exists()
@@ -91,6 +93,7 @@ def test_what_the_supervised_loop_writes(undisturbed):
     assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["2", "4"]
 
 
+@pytest.mark.thorough
 def test_a_stopped_supervised_run_resumes_to_the_same_end(undisturbed, tmp_path):
     run(tmp_path / "w", **{"train.steps": 2})
     assert run(tmp_path / "w") == metrics(undisturbed)

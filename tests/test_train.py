@@ -240,7 +240,7 @@ def test_named_tasks_are_evaluated_in_training(tmp_path, capsys):
         train(small(**asked, **{"train.steps": 1}), tmp_path / "w")
     evaluated = [row for row in lines(tmp_path / "w/metrics.jsonl") if "eval/sums/pass@1" in row]
     assert [row["step"] for row in evaluated] == [0, 1] and all("eval/pass@1" not in row for row in evaluated)
-    assert capsys.readouterr().out.count("]  sampled, T=1\n") == 2
+    assert capsys.readouterr().err.count("]  sampled, T=1\n") == 2
     assert all(0 <= row["eval/sums/pass@1/low"] <= row["eval/sums/pass@1"] <= 1 for row in evaluated)
 
 
@@ -348,7 +348,7 @@ def run_main(*arguments):
 ERRORS = [
     ("--config.train.stepz=3", "steps", 1),
     ("--config.data.source=nowhere.jsonl", "data.source: nowhere.jsonl: no such file", 1),
-    ("--config.data.source=reasoning_gym:countdown", "not on the list", 2),  # training and evaluation
+    ("--config.data.source=reasoning_gym:countdown", "not on the list", 1),  # of training and evaluation
     ("--config.refine.k=0", "refine.k must be at least 1", 1),
     ("--config.model.path=/no/such/folder", "/no/such/folder", 1),
     ("--config.texts.refinement=nowhere:text", "texts.refinement = 'nowhere:text': ModuleNotFoundError", 1),

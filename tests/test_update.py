@@ -72,6 +72,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, atol=1e-7 + 2e-5 * np.abs(a).max())
 
 
+@pytest.mark.thorough
 def test_neither_bins_nor_layout_change_anything(mesh, params, rng):
     """1, 2, 4 or 8 problems at once, prompts shared or each row with its own: gradient and metrics."""
     made = segments(rng, 8, ent=1e-4)

@@ -101,6 +101,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_ten_thousand_answers_with_hostile_ones_among_them():
     """Through the whole of scoring: nothing hangs or crashes, what is hostile gets 0, the rest its due, within a minute."""
     from cgrpo_jax.grading.rewards import score
@@ -138,6 +139,7 @@ def resident_kb(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1])
 
 
+@pytest.mark.thorough
 def test_memory_stays_flat_over_many_answers():
     """50,000 answers: neither this process nor a worker grows by more than 40 MB after the first tenth."""
     with Verifier(VerifierConfig()) as pool:

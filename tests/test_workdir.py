@@ -531,7 +531,7 @@ def test_exported_weights_have_the_permissions_of_the_umask(tmp_path, mask, mode
 
 def test_every_key_has_its_rule():
     """By a row of the table, and no row is there for nothing."""
-    keys = [*changes.flat(dataclasses.asdict(small())), "model.weights", "model.files", "data.content"]
+    keys = [*changes.flat(dataclasses.asdict(small())), "model.weights", "model.files", "data.content", "data.held_out"]
     keys += ["local.weights", "local.files"]
     matched = {key: [pattern for pattern, *_ in changes.RULES if fnmatch.fnmatchcase(key, pattern)][:1] for key in keys}
     assert all(matched.values()), [key for key in keys if not matched[key]]
