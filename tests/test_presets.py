@@ -11,6 +11,7 @@ from test_train import small
 
 from cgrpo_jax import build
 from cgrpo_jax.config import METHODS
+from cgrpo_jax.data.rows import trace_of
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import pack_smallest
@@ -83,7 +84,9 @@ def test_data_without_traces_are_refused(tmp_path):
         traced([good, plain])
     assert traced([good, plain], on_bad_row="drop").size == 1
     with pytest.raises(DataError, match=r"data\.answer_column"):
-        traced([{"question": "Why?", "target": "So \\boxed{1}"}])
+        traced([{"question": "Why?", "target": "1"}])
+    worked = traced([{"question": "Why?", "target": "So \\boxed{1}"}]).get(0)  # a trace that holds the answer, too
+    assert (worked.answer, trace_of(worked)) == ("1", "So \\boxed{1}")
     with pytest.raises(DataError, match="gcd has no column 'target'"):
         load_problems(DataConfig(source="reasoning_gym:gcd"), 0, Parsable(), lambda problem: 1, traced=True)
     assert load("arithmetic").get(1).columns["target"].endswith(f"\\boxed{{{load('arithmetic').get(1).answer}}}")
