@@ -127,7 +127,7 @@ def test_every_call_twice(trained, tmp_path, first):
     function = "<class 'function'>"  # run by a test of their own
     assert said == [
         value
-        for value in ("50", graded, "3", "2", "3", "None", function, function, function, "True", "rows.jsonl")
+        for value in ("50", graded, "3", "2", "4", "None", function, function, function, "True", "rows.jsonl")
         for _ in range(2)
     ]
 

@@ -124,6 +124,9 @@ def test_runs_that_share_nothing_or_cannot_be_read_are_refused(done, results, tm
     old = refused(monkeypatch, done, written(tmp_path / "old", results, version=1))
     assert "old/results.json: version 1, this reads version 4; grade again: the same eval command" in old
     assert "version None" in refused(monkeypatch, done, written(tmp_path / "list", {}))
+    without = {name: value for name, value in results["settings"].items() if name != "temperature"}
+    half = refused(monkeypatch, done, written(tmp_path / "half", results, settings=without))
+    assert "half/results.json: damaged (KeyError: 'temperature'); the same eval command grades again" in half
 
 
 def test_tasks_that_only_one_run_has_are_named(done, results, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import json
 import report_runs
 from report_runs import attempt, counts, group, wait_until
 
+from cgrpo_jax.evaluation import tables
+
 FAR = "http://far.invalid/"
 RUN = "window.ran=1;alert(1)"
 HOSTILE = [
@@ -26,14 +28,9 @@ def hostile_run(folder):
     """Hostile texts wherever a text of a model, of data or of a person can stand."""
     groups = []
     for text in HOSTILE:
-        wrong = attempt(
-            text,
-            False,
-            answer=text,
-            status=text,
-            critic={"verdict": True, "agrees": False, "tries": 2, "fallback": True},
-        )
-        made = group(text, [wrong, wrong], [wrong | {"text": text + "!"}], answer=text, tag=text)
+        verdict = {"verdict": True, "agrees": False, "tries": 2, "fallback": True}
+        wrong, again = (attempt(of, False, answer=text, status=text, critic=verdict) for of in (text, text + "!"))
+        made = group(text, [wrong, wrong], [again], answer=text, tag=text)
         made["responses"][0]["critique"] = text
         groups.append(made)
     names = [text for text in HOSTILE if text.isprintable()]
@@ -64,7 +61,7 @@ def hostile_run(folder):
     results = {
         "version": 4,
         "model": HOSTILE[4],
-        "settings": {name: name for name in HOSTILE[:20]},
+        "settings": dict.fromkeys(tables.SAMPLED, 0) | {name: name for name in HOSTILE[:20]},
         "notes": HOSTILE[:40],
         "mean": mean,
     }
@@ -114,7 +111,10 @@ def test_five_thousand_rollouts_open_within_two_seconds(opened, tmp_path):
     """A problem each, of seven responses. Of two tries the better one: the machine may be busy."""
     words = "so we add the two numbers and find that the sum is $\\frac{1}{2}$ of it, which is \\boxed{7}. "
     texts = [(words * 4)[: 200 + 20 * i] for i in range(7)]
-    responses = [attempt(text, False, logp="AADA" * (len(text) // 16), widths="E" * (len(text) // 4)) for text in texts]
+    responses = [
+        attempt(text, False, logp=("AADA" * len(text))[: len(text) // 4], widths="E" * (len(text) // 4))
+        for text in texts
+    ]
     rollouts = {step: [group(f"What is {step}+{i}?", responses) for i in range(50)] for step in range(1, 101)}
     workdir = report_runs.write(tmp_path / "w", rollouts)
     milliseconds = []

@@ -82,7 +82,7 @@ def evaluated(folder, answers):
     results = {
         "version": tables.VERSION,
         "model": "m",
-        "settings": {"samples": 2, "temperature": 0.6, "top_p": 0.95},
+        "settings": dict.fromkeys(tables.SAMPLED, "") | {"samples": 2, "temperature": 0.6, "top_p": 0.95},
         "notes": [],
         "tasks": entries,
     }

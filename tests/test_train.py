@@ -7,6 +7,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import datasets
 import jax
 import numpy as np
 import pytest
@@ -173,7 +174,8 @@ def test_every_key_is_read(finished, tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "1"}\n{}\n')
     source = sources.DataConfig(source=f"{tmp_path}/a.jsonl", on_bad_row="drop")
     sources.load_problems(source, 0, lambda golds: [Reading(True, "ok")] * len(golds), lambda problem: 1)
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, split, revision: [{"question": "q", "answer": "1"}])
+    loaded = datasets.Dataset.from_list([{"question": "q", "answer": "1"}])
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, split, revision: loaded)
     assert len(list(sources._hub_rows(sources.DataConfig(source="some/set")))) == 1
     with Verifier(VerifierConfig(workers=1)) as verifier:
         run = build.open_run(small(**{"eval.every": 1, "eval.source": "arithmetic"}))

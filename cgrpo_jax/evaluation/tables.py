@@ -58,7 +58,22 @@ def read(workdir: pathlib.Path) -> Results:
             f"{path}: version {version!r}, this reads version {VERSION}; grade again: the same eval command takes the "
             "stored answers, or says why it cannot"
         )
+    try:
+        _try(results)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ReportError(
+            f"{path}: damaged ({type(error).__name__}: {error}); the same eval command grades again what is stored"
+        ) from error
     return results
+
+
+def _try(results: Results) -> None:
+    """Reads all that a table or a comparison reads. Raises whatever that raises where something is not there."""
+    table(results)
+    asked(results)
+    _other_settings(results, results)
+    for of in results["tasks"].values():
+        scores_by_content(of)
 
 
 def _share(value: float | None) -> str:
