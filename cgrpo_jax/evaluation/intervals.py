@@ -177,7 +177,8 @@ def bootstrap(values_P: np.ndarray, seed: int, draws: int = 10_000) -> tuple[flo
 def of_alike(value: float, count: int, least: float = 0.0, most: float = 1.0) -> tuple[float, float]:
     """95 % interval of a mean where `count` problems have all the same value, in [least, most].
 
-    Of other problems so many may be otherwise as none among `count` allows (Wilson), by as much as the range allows.
+    That none of `count` problems differs still allows a share of all problems to differ: the upper end of Wilson's
+    interval for 0 of `count`. Each of that share is taken to lie as far off as the range permits.
     """
     share = wilson(0.0, count)[1]
     return value - share * (value - least), value + share * (most - value)
