@@ -165,10 +165,18 @@ def test_a_table_of_another_model_is_not_pushed(trained, tmp_path, monkeypatch, 
     convert.convert(str(trained), "hf", f"{tmp_path}/evaluated")
     asked = contents(tmp_path / "evaluated", hf.SIDE_FILES)
     shown = {"columns": ["task"], "rows": [["gsm8k"]], "notes": [], "asked": "greedy"}
+    drawn = dict.fromkeys(tables.SAMPLED, 0)
     monkeypatch.setattr(model_card.gather, "evaluation_of", lambda path: shown)
     (tmp_path / "eval").mkdir()
     for number, (name, value) in enumerate([("weights", "0" * 64), ("files", "0" * 64), ("weights", asked["weights"])]):
-        results = {"version": tables.VERSION, "settings": asked | {name: value}}
+        results = {
+            "version": tables.VERSION,
+            "settings": asked | drawn | {name: value},
+            "sampling": {"seconds": 1.0, "tokens": 1, "tokens_per_s": None},
+            "tasks": {},
+            "mean": {},
+            "notes": [],
+        }
         (tmp_path / "eval/results.json").write_text(json.dumps(results))
         out = tmp_path / f"out{number}"
         given = [f"--from={trained}", "--to=hf", f"--out={out}", "--push=me/mine", f"--evaluated={tmp_path}/eval"]
