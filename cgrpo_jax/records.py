@@ -83,14 +83,30 @@ class Request(NamedTuple):
 class Completion(NamedTuple):
     """Sampled ids, including what ended them, and their log-probabilities.
 
-    That is an end-of-sequence id, or the ids that spell a stop text (`sampling.stop`). All of them have a loss: they
-    are how the model ended. What was decoded after a stop text, before anybody looked, is none of the completion.
+    What ended them is an end-of-sequence id, or the ids that spell a stop text (`sampling.stop`). It has a loss as all
+    sampled ids have, for it is how the model ended. What was decoded after a stop text, before anybody looked, is not
+    part of the completion.
+
+    Ids that the policy did not draw may stand among them: a forced beginning, the turn of somebody else. They are
+    context of the ids that follow, have no loss and are not counted as tokens; their `logp` and `kept` mean nothing. A
+    text that is trained on as if the policy had drawn it (`refining.as_sampled`) has a loss at each id.
     """
 
     ids: np.ndarray  # int32 [length]
     logp: np.ndarray  # float32 [length]: full support, at the sampling temperature
     kept: np.ndarray  # float32 [length]: probability mass that top-k and top-p left to draw from
     finished: bool  # ended by an end-of-sequence id or a stop text, not by the length limit
+    sampled_T: np.ndarray | None = None  # bool [length], which ids the policy drew; None: all of them
+
+    @property
+    def has_loss_T(self) -> np.ndarray:
+        """Which ids have a loss, bool `[length]`: those in `sampled_T`."""
+        return np.ones(len(self.ids), bool) if self.sampled_T is None else self.sampled_T
+
+    @property
+    def tokens(self) -> int:
+        """How many ids have a loss: the length that metrics and normalisers count."""
+        return int(self.has_loss_T.sum())
 
 
 Done = Sequence[tuple[Request, Completion]]
@@ -135,6 +151,7 @@ class Segment(NamedTuple):
     ent_T: np.ndarray  # float64: of the entropy
     kl_T: np.ndarray  # float64: of the k3 estimate against the reference
     sampler_logp_T: np.ndarray | None = None  # float32, under the prompt that was sampled from
+    sampled_T: np.ndarray | None = None  # bool, as in `Completion`; ids that are not sampled have weight 0; None: all
 
     @property
     def silent(self) -> bool:

@@ -67,7 +67,7 @@ def group_weights(refined_G: np.ndarray, counted_G: np.ndarray, *, weights: str 
 def _token_weights(
     lengths: np.ndarray, counted: np.ndarray, weight: np.ndarray, groups: int, constant: float, how: str
 ) -> np.ndarray:
-    """What each token of a row counts in the loss of the whole update, one number a row; 0 for a row without a loss.
+    """What each sampled token of a row counts in the loss of the whole update, one number a row; 0 without a loss.
 
     constant: row weight / (groups x constant) | sequence_mean: row weight / (groups x length) | token_mean: 1 / tokens.
     Groups and tokens are those with a loss.
@@ -116,7 +116,7 @@ def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> 
             counts.append(counted_G)
             has_loss |= bool(counted_G.any())
         questions += has_loss
-    lengths = np.array([len(attempt.completion.ids) for _, attempt, _ in rows])
+    lengths = np.array([attempt.completion.tokens for _, attempt, _ in rows])
     advantage, weight, counted = (np.concatenate(parts) for parts in (advantages, weights, counts))
 
     def per_token(how: str) -> np.ndarray:
@@ -127,7 +127,7 @@ def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> 
 
     def segment(index: int) -> Segment:
         prompt_ids, attempt, refined = rows[index]
-        one_T = np.ones(len(attempt.completion.ids))
+        one_T = attempt.completion.has_loss_T.astype(np.float64)
         gain_T = token[index] * advantage[index] * one_T
         by_likelihood = refined and cfg.refined_shape == "log_probability"
         return Segment(
@@ -139,6 +139,7 @@ def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> 
             ent_T=entropy[index] * one_T,
             kl_T=token[index] * cfg.kl_coef * one_T,
             sampler_logp_T=attempt.completion.logp,
+            sampled_T=attempt.completion.sampled_T,
         )
 
     return [segment(index) for index in range(len(rows))]

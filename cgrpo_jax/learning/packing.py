@@ -4,8 +4,8 @@ A bin has B rows of T tokens, each row with whole segments one after another, an
 of S slots: prompt q stands before the B/Q rows that follow from it and runs through the model once for them. Who shares
 is decided by backend (`shares_prompts`); the gradient is the same.
 
-A segment is fed as (prompt + ids) less its last id, and scored where the next id is one of its own. Where its prompt is
-shared the row begins with the prompt's last id, so a row takes as many places as the segment has ids.
+A segment is fed as (prompt + ids) less its last id, and scored where the next id is one that was sampled. Where its
+prompt is shared the row begins with the prompt's last id, so a row takes as many places as the segment has ids.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Bins(NamedTuple):
     position_ABT: Any  # int32, of the text
     segment_ABT: Any  # int32, from 1 in each row; 0: padding
     target_ABT: Any  # int32, the id that follows
-    scored_ABT: Any  # bool: the target is one of the segment's own ids
+    scored_ABT: Any  # bool: the target is one of the segment's own ids, and sampled
     refined_ABT: Any  # bool
     pg_ABT: Any  # float32, as the rest; see records.Segment
     ce_ABT: Any | None  # None where the run has no such term
@@ -176,23 +176,24 @@ def _fill(bins: Bins, place: tuple[int, int], first: int, number: int, segment: 
     text = np.asarray([*segment.prompt_ids, *segment.ids], np.int32)
     begin = 0 if own_prompt else len(segment.prompt_ids) - 1
     last = first + len(text) - 1 - begin
-    everything, ids = (*place, slice(first, last)), (*place, slice(last - len(segment.ids), last))
+    sampled = slice(None) if segment.sampled_T is None else segment.sampled_T
+    everything, ids = (*place, slice(first, last)), (*place, np.arange(last - len(segment.ids), last)[sampled])
     bins.token_ABT[everything] = text[begin:-1]
     bins.position_ABT[everything] = np.arange(begin, len(text) - 1)
     bins.segment_ABT[everything] = number
     bins.target_ABT[everything] = text[begin + 1 :]
     bins.scored_ABT[ids] = True
     bins.refined_ABT[ids] = segment.refined
-    bins.pg_ABT[ids] = segment.pg_T
-    optional = (
+    weights = (
+        (bins.pg_ABT, segment.pg_T),
         (bins.ce_ABT, segment.ce_T),
         (bins.ent_ABT, segment.ent_T),
         (bins.kl_ABT, segment.kl_T),
         (bins.sampler_logp_ABT, segment.sampler_logp_T),
     )
-    for array, values in optional:
+    for array, values in weights:
         if array is not None:
-            array[ids] = values
+            array[ids] = np.asarray(values)[sampled]
     return last
 
 

@@ -28,8 +28,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _entropy(attempts: Sequence[Attempt]) -> float | None:
     """Nats a token, estimated without bias by what was drawn: -log of the probability it was drawn with."""
-    tokens = sum(len(attempt.completion.ids) for attempt in attempts)
-    surprise = sum(float((np.log(a.completion.kept) - a.completion.logp).sum(dtype=np.float64)) for a in attempts)
+    done = [attempt.completion for attempt in attempts]
+    tokens = sum(one.tokens for one in done)
+    surprise = sum(float((np.log(one.kept) - one.logp)[one.has_loss_T].sum(dtype=np.float64)) for one in done)
     return surprise / tokens if tokens else None
 
 
@@ -72,16 +73,16 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "refine/no_room": float(sum(map(_without_room, groups))),
         "policy/entropy": _entropy(responses),
         "policy/entropy_refinements": _entropy([a for a in refinements if a.prompt_ids is not None]),
-        "length/responses": _mean([len(a.completion.ids) for a in responses]),
-        "length/refinements": _mean([len(a.completion.ids) for a in refinements]),
+        "length/responses": _mean([a.completion.tokens for a in responses]),
+        "length/refinements": _mean([a.completion.tokens for a in refinements]),
         "truncated/responses": _mean([not a.completion.finished for a in responses]),
         "truncated/refinements": _mean([not a.completion.finished for a in refinements]),
         "verifier/no_answer": _mean([a.extracted is None for a in attempts]),
         "verifier/timeouts": float(sum(a.status == "timeout" for a in attempts)),
         "verifier/failures": float(sum(a.status in ("memory", "died", "error") for a in attempts)),
         "verifier/no_reward": float(sum(a.status == "no_reward" for a in attempts)) if own else None,
-        "tokens/responses": float(sum(len(a.completion.ids) for a in responses)),
-        "tokens/refinements": float(sum(len(a.completion.ids) for a in refinements)),
+        "tokens/responses": float(sum(a.completion.tokens for a in responses)),
+        "tokens/refinements": float(sum(a.completion.tokens for a in refinements)),
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -130,15 +131,16 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _attempt_record(attempt: Attempt, widths: Widths | None) -> dict[str, Any]:
-    """`widths` is None for a text that nobody sampled."""
+    """`widths` is None for a text that nobody sampled. Tokens of a text that was sampled in part have no shades."""
+    completion = attempt.completion
     record = {
         "text": attempt.text,
         "reward": attempt.reward,
         "correct": attempt.correct,
         "answer": attempt.extracted,
         "status": attempt.status,
-        "tokens": len(attempt.completion.ids),
-        "finished": attempt.completion.finished,
+        "tokens": completion.tokens,
+        "finished": completion.finished,
     }
     if attempt.critique is not None:
         record["critique"] = attempt.critique.text
@@ -150,8 +152,8 @@ def _attempt_record(attempt: Attempt, widths: Widths | None) -> dict[str, Any]:
         record["parts"] = dict(attempt.parts)
     if widths is None:
         record["sampled"] = False
-    elif (width_T := widths(attempt.completion.ids.tolist(), attempt.text)) is not None:
-        record |= {"logp": write_logp(attempt.completion.logp), "widths": write_widths(width_T)}
+    elif completion.has_loss_T.all() and (width_T := widths(completion.ids.tolist(), attempt.text)) is not None:
+        record |= {"logp": write_logp(completion.logp), "widths": write_widths(width_T)}
     return record
 
 
