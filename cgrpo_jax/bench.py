@@ -36,6 +36,7 @@ from cgrpo_jax.learning.update import init_state, make_update, put_bins
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.records import Done, Kind, Name, Problem, Request, Segment
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.training import make_bins
@@ -179,15 +180,15 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     update = make_update(run.learner, run.mesh, state.params)
     cfg, tokenizer = run.cfg, run.tokenizer
     rule = by_rule(functools.partial(rewards.score, verifier=verifier), tokenizer)
+    criticise, scorer = critic_and_scorer(Brief(cfg.refine), tokenizer, rule)
+    method = Method(cfg.train.samples, scorer, criticise, tokenizer, cfg.refine, cfg.seed)
     longest = max(len(tokenizer.encode_chat(problem.messages)) for problem in sums(64, 0))
     sizes = build.bin_sizes(run, longest)
 
     def work(round_: int) -> Round:
         nonlocal state
         sampler = run.sampler.bind(state.params, round_, cfg.sampling)
-        critic, scorer = critic_and_scorer(cfg.refine, tokenizer, rule)
-        method = Method(cfg.train.samples, scorer, critic, tokenizer, cfg.refine, cfg.seed, round_)
-        groups, _ = collect_groups(sums(cfg.train.prompts, round_), method, sampler.run)
+        groups, _ = collect_groups(sums(cfg.train.prompts, round_), method, round_, sampler.run)
         stats = sampler.stats
         del sampler
         for bins in make_bins(groups, cfg, sizes):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from cgrpo_jax.config import Config, ConfigError, samples_refinements, stop_texts
+from cgrpo_jax.config import Config, ConfigError, critic_of, samples_refinements, stop_texts
+from cgrpo_jax.critics import CRITICS
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.grading.functions import deciding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.options import RefineConfig, faults
 from cgrpo_jax.sampling.sizes import fixed_sizes
-
-CONCLUDING = ("worked", "offline", "self_gt", "self_eval", "api", "local")  # critics that end in a verdict
 
 
 def holds_out(cfg: Config) -> bool:
@@ -98,38 +97,37 @@ def _refine_faults(cfg: Config) -> list[str]:
 
 
 def _critic_faults(cfg: Config, new: int) -> list[str]:
-    refine = cfg.refine
-    written = refine.critique in ("self_gt", "self_eval", "no_verdict", "local")
+    refine, critic = cfg.refine, critic_of(cfg)
     return _told(
         (
-            refine.inverted and refine.critique == "no_verdict",
-            "refine.inverted turns a verdict round: refine.critique=no_verdict has none",
+            refine.inverted and not critic.judges,
+            f"refine.inverted turns a verdict round: refine.critique={critic.name} has none",
             "refine.inverted=false",
         ),
         (
-            refine.critique_accept == "any" and refine.critique in ("self_eval", "no_verdict"),
-            f"refine.critique_accept=any: refine.critique={refine.critique} has a rule of its own",
+            refine.critique_accept == "any" and critic.is_model and not critic.accepts,
+            f"refine.critique_accept=any: refine.critique={critic.name} has a rule of its own",
             f"refine.critique_accept={RefineConfig().critique_accept}",
         ),
         (
-            (refine.critique == "function") != bool(refine.critique_fn),
+            (critic.by == "function") != bool(refine.critique_fn),
             "refine.critique=function and refine.critique_fn=package.module:function need each other",
             "refine.critique=function" if refine.critique_fn else "refine.critique_fn=MODULE:FUNCTION",
         ),
         (
-            written and refine.critique_tokens > new,
+            critic.sampled and refine.critique_tokens > new,
             f"refine.critique_tokens = {refine.critique_tokens} exceeds sampling.max_new_tokens = {new}: a critique is "
             "sampled in the same rows",
             f"refine.critique_tokens={new}",
         ),
         (
-            "local" in (refine.critique, refine.refiner) and not cfg.local.path.strip(),
+            (critic.by == "second" or refine.refiner == "local") and not cfg.local.path.strip(),
             "refine.critique=local and refine.refiner=local need the second model: local.path",
             "local.path=FOLDER",
         ),
         (
-            refine.critique == "worked" and cfg.data.source != "arithmetic",
-            "refine.critique=worked needs a task with a step checker (data.source=arithmetic)",
+            critic.by == "task" and cfg.data.source != "arithmetic",
+            f"refine.critique={critic.name} needs a task with a step checker (data.source=arithmetic)",
             "refine.critique=indicative_gt",
         ),
     )
@@ -166,10 +164,9 @@ def _generate_faults(cfg: Config) -> list[str]:
     if rows == "critiques" and cfg.refine.inverted:
         none = "generate.rows=critiques keeps those whose verdict is the rule's: refine.inverted leaves none"
         return _told((True, none, "refine.inverted=false"))
-    needed = (
-        f"generate.rows=critiques needs critiques that end in a verdict: refine.critique of {', '.join(CONCLUDING)}"
-    )
-    return _told((rows == "critiques" and cfg.refine.critique not in CONCLUDING, needed, "refine.critique=self_gt"))
+    concluding = ", ".join(critic.name for critic in CRITICS.values() if critic.concludes)
+    needed = f"generate.rows=critiques needs critiques that end in a verdict: refine.critique of {concluding}"
+    return _told((rows == "critiques" and not critic_of(cfg).concludes, needed, "refine.critique=self_gt"))
 
 
 def _model_faults(cfg: Config, model: ModelConfig) -> list[str]:

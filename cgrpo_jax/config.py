@@ -13,9 +13,9 @@ from typing import Any, TypeVar, get_type_hints
 
 from ml_collections import config_dict
 
+from cgrpo_jax.critics import CRITICS, Critic
 from cgrpo_jax.option_names import unknown
 from cgrpo_jax.options import (
-    WRITERS,
     ApiConfig,
     CheckpointConfig,
     DataConfig,
@@ -33,7 +33,6 @@ from cgrpo_jax.options import (
     TextsConfig,
     TrainConfig,
     VerifierConfig,
-    fallback_of,
     nearest,
     option,
 )
@@ -222,21 +221,26 @@ def samples_refinements(cfg: Config) -> bool:
     return cfg.refine.trigger != "never" and cfg.refine.refiner != "target"
 
 
+def critic_of(cfg: Config) -> Critic:
+    """The critic of a run; the default's record where the name is none, which `options.faults` refuses."""
+    return CRITICS.get(cfg.refine.critique) or CRITICS[RefineConfig().critique]
+
+
 def reference_of(cfg: Config) -> str:
-    """What the critic is shown beside question and attempt where it is a model or a function, of options.REFERENCES."""
-    return {"self_gt": "gt", "api": cfg.api.reference, "local": cfg.local.reference}.get(cfg.refine.critique, "none")
+    """What the critic is shown beside question and attempt, of critics.REFERENCES."""
+    critic = critic_of(cfg)
+    return getattr(cfg, critic.name).reference if critic.shown is None else critic.shown
 
 
 def fallback(cfg: Config) -> str:
-    """What stands in for a critique that is not usable, of options.FALLBACKS without "auto"."""
-    return fallback_of(cfg.refine.critique_fallback, cfg.refine.critique, reference_of(cfg))
+    """What stands in for a critique that does not count, see `Critic.fallback`."""
+    return critic_of(cfg).fallback(cfg.refine.critique_fallback, reference_of(cfg))
 
 
 def shows_truth(cfg: Config) -> bool:
     """Whether a critique may need the ground truth of a problem."""
-    critique, reference = cfg.refine.critique, reference_of(cfg)
-    falls_back = critique in (*WRITERS, "function") and fallback(cfg) == "indicative_gt"
-    return samples_refinements(cfg) and (critique == "indicative_gt" or reference != "none" or falls_back)
+    falls_back = critic_of(cfg).falls_back and fallback(cfg) == "indicative_gt"
+    return samples_refinements(cfg) and (reference_of(cfg) != "none" or falls_back)
 
 
 def public(cfg: Config) -> dict[str, Any]:
@@ -253,7 +257,7 @@ def longest_prompt(cfg: Config) -> int:
 
 def asks_local(cfg: Config) -> bool:
     """Whether a second model is sampled from."""
-    asked = "local" in (cfg.refine.critique, cfg.refine.refiner)
+    asked = critic_of(cfg).by == "second" or cfg.refine.refiner == "local"
     return asked and samples_refinements(cfg) and cfg.method in ("rl", "generate")
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cgrpo_jax.build import PACKAGE
-from cgrpo_jax.config import METHODS, Config, asks_local, samples_refinements
+from cgrpo_jax.config import METHODS, Config, asks_local, critic_of, samples_refinements
+from cgrpo_jax.critics import By, Critic
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.sources import GYM
-from cgrpo_jax.options import WRITERS
 from cgrpo_jax.workdir.changes import flat
 from cgrpo_jax.workdir.places import expanded
 
@@ -90,8 +90,12 @@ def _has_refined(cfg: Config) -> bool:
     return _rolls_out(cfg) and cfg.refine.trigger != "never"
 
 
-def _critic(*names: str) -> Holds:
-    return lambda cfg: _refines(cfg) and cfg.refine.critique in names
+def _critic(is_so: Callable[[Critic], bool]) -> Holds:
+    return lambda cfg: _refines(cfg) and is_so(critic_of(cfg))
+
+
+def _by(kind: By) -> Holds:
+    return _critic(lambda c: c.by == kind)
 
 
 def _trains_refined(cfg: Config) -> bool:
@@ -148,10 +152,10 @@ TABLE = (
         "reward.correct_at"),
     Row("scores other than 0 and 1 from reasoning_gym; what reward.fn returns is the reward whatever it is, and the "
         "verdict of self_eval",
-        lambda cfg: _fractions(cfg) and not cfg.reward.fn and not _critic("self_eval")(cfg), "reward.partial"),
+        lambda cfg: _fractions(cfg) and not cfg.reward.fn and not _critic(lambda c: c.scores)(cfg), "reward.partial"),
     Row("a critic that is a model, or generate.rows=critiques",
-        lambda cfg: _critic(*WRITERS)(cfg) or (cfg.method == "generate" and cfg.generate.rows == "critiques"),
-        "texts.critique"),
+        lambda cfg: _critic(lambda c: c.is_model)(cfg)
+        or (cfg.method == "generate" and cfg.generate.rows == "critiques"), "texts.critique"),
     Row(REFINES, _refines, "refine.critique refine.critique_fn refine.inverted refine.context "
         "refine.max_prompt_tokens texts.refinement"),
     Row(ROLLS_OUT, _rolls_out, "sampling.temperature train.samples refine.trigger"),
@@ -161,26 +165,25 @@ TABLE = (
         "sampling.stop sampler.kv_cache_mb sampler.tensor sampler.rings sampler.prefills verifier.workers "
         "verifier.cpu_seconds verifier.memory_mb"),
     Row(REFINED, _has_refined, "refine.refiner refine.k"),
-    Row("refine.critique=function", _critic("function"), "refine.critique_seconds"),
-    Row("a critic that is sampled here", _critic("self_gt", "self_eval", "no_verdict", "local"),
-        "refine.critique_tokens"),
-    Row("refine.critique=self_gt, api or local", _critic("self_gt", "api", "local"), "refine.critique_accept"),
-    Row("a critic that is a model and may try again", _critic("self_gt", "no_verdict", "api", "local"),
+    Row("refine.critique=function", _by("function"), "refine.critique_seconds"),
+    Row("a critic that is sampled here", _critic(lambda c: c.sampled), "refine.critique_tokens"),
+    Row("refine.critique=self_gt, api or local", _critic(lambda c: c.accepts), "refine.critique_accept"),
+    Row("a critic that is a model and may try again", _critic(lambda c: c.retries),
         "refine.critique_tries"),
-    Row("a critic that may have nothing to say", _critic("self_gt", "no_verdict", "api", "local", "function"),
+    Row("a critic that may have nothing to say", _critic(lambda c: c.falls_back),
         "refine.critique_fallback"),
     Row(f"{RL}, and several refinements of a problem to select from",
         lambda cfg: _trains_refined(cfg) and _refines(cfg), "refine.select refine.own_group"),
     Row(f"{RL}, and {REFINED}", _trains_refined, "refine.group objective.baseline objective.refined_shape"),
     Row("method=generate", lambda cfg: cfg.method == "generate", "generate.rows"),
-    Row("refine.critique=api", _critic("api"), "api.base_url api.model api.key_variable api.reference api.concurrent "
+    Row("refine.critique=api", _by("server"), "api.base_url api.model api.key_variable api.reference api.concurrent "
         "api.seconds api.retries api.tokens api.temperature api.top_p api.price_read api.price_written"),
-    Row("refine.critique=api with prices", lambda cfg: _critic("api")(cfg)
+    Row("refine.critique=api with prices", lambda cfg: _by("server")(cfg)
         and cfg.api.price_read + cfg.api.price_written > 0, "api.spend_cap"),
     Row(LOCAL, asks_local, "local.path local.thinking local.temperature"),
     Row(f"{LOCAL}, and a local.path of the hub", lambda cfg: asks_local(cfg) and _hub_model(cfg.local.path),
         "local.revision"),
-    Row("refine.critique=local", _critic("local"), "local.reference"),
+    Row("refine.critique=local", _by("second"), "local.reference"),
     Row(f"{LOCAL}, and local.temperature above 0", lambda cfg: asks_local(cfg) and cfg.local.temperature > 0,
         "local.top_p"),
     Row("refinements that are trained on, and objective.refined_shape=shaped",

@@ -124,7 +124,7 @@ def _sample_steps(
             stats = summed(sampler.stats for sampler in samplers)
         if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")
-        lines = _lines(groups, step * each, run.cfg.generate.rows, desk.texts.critique)
+        lines = _lines(groups, step * each, run.cfg.generate.rows, desk.method.texts.critique)
         values = desk.rollout_metrics(step + 1, groups, stats) | {"rows/kept": float(len(lines))}
         desk.writer.rollout(step + 1, groups, desk.pieces.widths)
         desk.writer.scalars(step + 1, values)

@@ -8,26 +8,24 @@ import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from cgrpo_jax.asking import introduce
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import fallback, samples_refinements
+from cgrpo_jax.config import critic_of, fallback, reference_of, samples_refinements
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
 from cgrpo_jax.grading import rewards
-from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning.credit import undivided
 from cgrpo_jax.opening import open_all
 from cgrpo_jax.options import drawn
 from cgrpo_jax.records import Group, Problem, Source
 from cgrpo_jax.rollout.collect import Method, Score, by_rule, collect_groups
-from cgrpo_jax.rollout.own_critic import OwnCritic
+from cgrpo_jax.rollout.critics import Brief
+from cgrpo_jax.rollout.introducing import introduce
 from cgrpo_jax.rollout.served import Server
-from cgrpo_jax.rollout.written import LocalCritic, critic_and_scorer
+from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text.pieces import Pieces
-from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
@@ -42,15 +40,13 @@ class Desk:
 
     run: Run
     progress: Progress
-    verifier: Verifier
     problems: Problems
     evaluations: dict[str, list[Problem]]  # metric name -> problems; none without eval.every
     longest_prompt: int  # tokens, of the training problems that were looked at
     pieces: Pieces
-    texts: Texts = Texts()
+    method: Method  # of each problem of training
+    score: Score
     server: Server | None = None  # of critique=api
-    functions: Functions | None = None  # of reward.fn
-    own_critic: OwnCritic | None = None  # of critique=function
     late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     looked: bool = False  # at the texts of a rollout, whether they go on behind their answer
     writer: Writer | None = None  # once it is known where the run begins
@@ -61,47 +57,21 @@ class Desk:
         Args:
           count: so many problems and no replacements; None: train.prompts, with replacements.
         """
-        cfg, rule = self.run.cfg, by_rule(self._score(step), self.run.tokenizer)
-        if self.own_critic is not None:
-            self.own_critic.step = step
-        local = None if self.run.second is None else self.run.second.tokenizer
-        critic, scorer = critic_and_scorer(
-            cfg.refine,
-            self.run.tokenizer,
-            rule,
-            self.server,
-            self.texts.critique,
-            LocalCritic(local, cfg.local.reference) if local else None,
-            self.own_critic,
-        )
-        method = Method(
-            samples=cfg.train.samples,
-            scorer=scorer,
-            critic=critic,
-            tokenizer=self.run.tokenizer,
-            refine=cfg.refine,
-            seed=cfg.seed,
-            step=step,
-            texts=self.texts,
-            trace_tokens=cfg.sampling.max_new_tokens,
-            local=local if cfg.refine.refiner == "local" else None,
-        )
+        cfg = self.run.cfg
         problems = self.problems.batch(cfg.seed, problems_seen, count or cfg.train.prompts)
         first = problems_seen + cfg.train.prompts
         places = range(first, first + (0 if count else cfg.train.replacements))
         spare = (problem for place in places for problem in self.problems.batch(cfg.seed, place, 1))
-        groups, self.late = collect_groups(problems, method, sample, self.progress.phase, cfg.verifier.workers, spare)
+        groups, self.late = collect_groups(
+            problems, self.method, step, sample, self.progress.phase, cfg.verifier.workers, spare
+        )
         return groups
-
-    def _score(self, step: int) -> Score:
-        if self.functions is not None:
-            self.functions.step = step
-        return functools.partial(rewards.score, verifier=self.verifier, cfg=self.run.cfg.reward, own=self.functions)
 
     def evaluate(self, step: int, sample: Sample) -> dict[str, float]:
         """Accuracies on what is held out, written and shown."""
         assert self.writer is not None
-        cfg, values, score = self.run.cfg, dict[str, float](), self._score(step)
+        cfg, values = self.run.cfg, dict[str, float]()
+        score = functools.partial(self.score, step=step)
         sets = list(self.evaluations.values())
         graded = sample_and_grade(sets, cfg.eval.samples, sample, score, self.run.tokenizer)
         for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
@@ -203,14 +173,31 @@ class Desk:
 def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[Desk]:
     """Loads the data and starts the graders; everything that can be refused is refused here."""
     with contextlib.ExitStack() as stack:
-        verifier = stack.enter_context(Verifier(run.cfg.verifier))
-        asks = run.cfg.refine.critique == "api" and samples_refinements(run.cfg)
-        server = stack.enter_context(Server(run.cfg.api, workdir / "critiques")) if asks else None
+        cfg = run.cfg
+        verifier = stack.enter_context(Verifier(cfg.verifier))
+        asks = critic_of(cfg).by == "server" and samples_refinements(cfg)
+        server = stack.enter_context(Server(cfg.api, workdir / "critiques")) if asks else None
         process = stack.enter_context(UserProcess())
-        texts, own, own_critic, loaded = open_all(run.cfg, run.tokenizer, verifier, process, progress.log)
-        if run.cfg.method in ("rl", "generate"):
-            introduce(run.cfg, loaded[0], texts.critique, server, progress.log)
-        desk = Desk(run, progress, verifier, *loaded, Pieces(run.tokenizer), texts, server, own, own_critic)
+        texts, own, own_critic, loaded = open_all(cfg, run.tokenizer, verifier, process, progress.log)
+        brief = Brief(cfg.refine, reference_of(cfg), texts.critique)
+        if cfg.method in ("rl", "generate") and samples_refinements(cfg):
+            introduce(brief, loaded[0], cfg.data.source, server, progress.log)
+        score = functools.partial(rewards.score, verifier=verifier, cfg=cfg.reward, own=own)
+        second = None if run.second is None else run.second.tokenizer
+        rule = by_rule(score, run.tokenizer)
+        criticise, scorer = critic_and_scorer(brief, run.tokenizer, rule, server, second, own_critic)
+        method = Method(
+            samples=cfg.train.samples,
+            scorer=scorer,
+            criticise=criticise,
+            tokenizer=run.tokenizer,
+            refine=cfg.refine,
+            seed=cfg.seed,
+            texts=texts,
+            trace_tokens=cfg.sampling.max_new_tokens,
+            local=second if cfg.refine.refiner == "local" else None,
+        )
+        desk = Desk(run, progress, *loaded, Pieces(run.tokenizer), method, score, server)
         yield desk
         if desk.writer is not None:
             desk.writer.close()

@@ -12,13 +12,11 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from cgrpo_jax.critics import CRITICS, FALLBACKS, REFERENCES
+
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")
-WRITERS = ("self_gt", "self_eval", "no_verdict", "api", "local")  # critics that are models
-CRITICS = ("indicative", "indicative_gt", "worked", "offline", *WRITERS, "function")
 REFINERS = ("policy", "target", "local")
-REFERENCES = ("none", "gt", "solution")
-FALLBACKS = ("auto", "drop", "indicative", "indicative_gt")
 SHAPES = ("shaped", "probability", "ratio", "log_probability", "ratio_to_sampler")
 REMATS = ("dots", "full", "attention", "wide")
 CORRECTION_LIMITS = {"token": 2.0, "sequence": 1.05}  # where objective.correction_limit is 0
@@ -33,10 +31,14 @@ def option(
     at_least: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
+    help: str = "",
 ) -> Any:
-    """A field with its range. Every float must be finite, whatever else is asked."""
+    """A field with its range, and what the reference says of it behind its comment.
+
+    Every float must be finite, whatever else is asked.
+    """
     bounds = {"choices": choices, "above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    return dataclasses.field(default=default, metadata=bounds)
+    return dataclasses.field(default=default, metadata=bounds | {"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +137,10 @@ class RefineConfig:
     # Who writes them. policy: sampled under critiques | target: the data's column of that name, one trace of a stronger
     # model for each problem (LUFFY); nobody is asked for critiques then | local: a second model, under critiques
     refiner: str = option("policy", choices=REFINERS)
-    # indicative: right or wrong | indicative_gt: and the ground truth | worked: of generated tasks |
-    # offline: the data's column `critique` | written by the policy: self_gt (which sees the ground truth), self_eval
-    # (which does not, and its verdict is the reward), no_verdict (what, never whether) | api: a server's, see api.* |
-    # local: a second model's, see local.* | function: yours, see critique_fn
-    critique: str = option("indicative_gt", choices=CRITICS)
+    # Who says what is wrong with an attempt (critics.py).
+    critique: str = option(
+        "indicative_gt", choices=tuple(CRITICS), help=" | ".join(f"{c.name}: {c.help}" for c in CRITICS.values())
+    )
     # Of critique=function: package.module:function, given what reward.fn is given, and `rewards` and `correct`; a list
     # of texts, or None where there is nothing to say (then the fallback)
     critique_fn: str = ""
@@ -323,15 +324,6 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
-
-
-def fallback_of(chosen: str, critique: str, reference: str) -> str:
-    """What `refine.critique_fallback` comes to for a critic that is shown `reference`."""
-    if chosen != "auto":
-        return chosen
-    if critique == "no_verdict":
-        return "drop"
-    return "indicative" if reference == "none" else "indicative_gt"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

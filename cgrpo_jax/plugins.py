@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax.config import Config, ConfigError, samples_refinements
+from cgrpo_jax.config import Config, ConfigError, critic_of, samples_refinements
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.grading.functions import WRONG, FunctionError, Functions, Item, deciding, named_in
 from cgrpo_jax.options import TextsConfig
@@ -89,7 +89,7 @@ def open_rewards(cfg: Config, process: UserProcess, log: Callable[[str], None]) 
 
 def open_critic(cfg: Config, process: UserProcess, log: Callable[[str], None]) -> OwnCritic | None:
     """The function of `refine.critique_fn`; None where nobody is asked. Raises ConfigError."""
-    if cfg.refine.critique != "function" or not samples_refinements(cfg):
+    if critic_of(cfg).by != "function" or not samples_refinements(cfg):
         return None
     _loaded("refine.critique_fn", cfg.refine.critique_fn, process)
     return OwnCritic(process, cfg.refine, log)

@@ -63,7 +63,8 @@ def table(cls, prefix):
     for field in dataclasses.fields(cls):
         if not dataclasses.is_dataclass(hints[field.name]):
             default = f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
-            cells = f"`{prefix}{field.name}`", default, allowed(field, hints[field.name]), said[field.name]
+            told = f"{said[field.name]} {field.metadata.get('help', '')}".strip()
+            cells = f"`{prefix}{field.name}`", default, allowed(field, hints[field.name]), told
             rows.append("| " + " | ".join(re.sub(r"(?<!\\)\|", "\\|", cell) for cell in cells) + " |")
     return "\n".join(["| key | default | may be | |", "|---|---|---|---|", *rows])
 

@@ -121,7 +121,7 @@ FLOORS = [
     {"leading", "model_card", "planning", "report", "resuming", "startup"},
     {"effects", "opening"},
     {"build"},
-    {"asking", "checks", "command_line", "plugins", "widening"},
+    {"checks", "command_line", "plugins", "widening"},
     {"config_files"},
     {"report_page"},
     {"evaluation", "hub", "live"},
@@ -134,9 +134,10 @@ FLOORS = [
     {"config", "grading"},
     {"user_process", "user_worker"},
     {"option_names", "options", "records", "secrecy", "stopping", "trusted"},
+    {"critics"},
 ]
 LOOKS_FOR_DEVICES = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
-NO_JAX = ("config.py", "config_files.py", "options.py", "records.py")
+NO_JAX = ("config.py", "config_files.py", "critics.py", "options.py", "records.py")
 NO_JAX += ("report.py", "report_page", "rollout", "data", "grading", "text", "evaluation")
 
 

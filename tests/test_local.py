@@ -14,9 +14,9 @@ from cgrpo_jax.config import ConfigError
 from cgrpo_jax.generating import generate
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
 from cgrpo_jax.records import LOCAL, POLICY, Kind, Name, Request
-from cgrpo_jax.rollout import written
+from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout.refining import as_sampled
-from cgrpo_jax.rollout.verdicts import judged
+from cgrpo_jax.rollout.verdicts import verdict_of
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.training import train
 
@@ -58,11 +58,11 @@ def test_a_twin_criticises_as_the_policy_does(twin, tmp_path, monkeypatch):
     """Shown the ground truth as `self_gt` is. It is not trained for that: no verdict, so a template stands in."""
     texts = []
 
-    def noted(text, *rest):
+    def noted(text, finished):
         texts.append(text)
-        return judged(text, *rest)
+        return verdict_of(text, finished)
 
-    monkeypatch.setattr(written, "judged", noted)
+    monkeypatch.setattr(critics, "verdict_of", noted)
     changes = {"refine.critique_tokens": 24, "refine.critique_tries": 2}
     own, one = greedy(tmp_path / "own", **changes | {"refine.critique": "self_gt"})
     local = {"refine.critique": "local", "local.reference": "gt", "local.path": str(twin)}

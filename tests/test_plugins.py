@@ -24,6 +24,9 @@ from cgrpo_jax.grading import rewards
 from cgrpo_jax.options import DataConfig, RefineConfig, RewardConfig
 from cgrpo_jax.plugins import open_critic, open_rewards, try_on_rows
 from cgrpo_jax.records import Attempt
+from cgrpo_jax.rollout.collect import Posed
+from cgrpo_jax.rollout.critics import Brief
+from cgrpo_jax.rollout.own_critic import by_function
 from cgrpo_jax.training import train
 from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.metrics import group_metrics
@@ -125,8 +128,12 @@ def catches(completions, **kwargs):
     except ValueError:
         return [0.0] * len(completions)
 
-def critic(prompts, completions, rewards, correct, **kwargs):
-    return [None if right else f"CRITIC {reward} of {text}" for text, reward, right in zip(completions, rewards, correct)]
+def at_step(completions, trainer_state, **kwargs):
+    return [float(trainer_state.global_step)] * len(completions)
+
+def critic(prompts, completions, rewards, correct, trainer_state, **kwargs):
+    step = trainer_state.global_step
+    return [None if right else f"CRITIC {reward} of {text} in step {step}" for text, reward, right in zip(completions, rewards, correct)]
 
 def deaf(completions, **kwargs):
     raise KeyError("nothing")
@@ -179,9 +186,9 @@ def functions(own, process):
     return of
 
 
-def scored(tokenizer, own_functions, problem, texts):
+def scored(tokenizer, own_functions, problem, texts, step=0):
     items = [(problem, completion(tokenizer, text), text) for text in texts]
-    return rewards.score(items, None, rewards.WHOLE, own_functions)
+    return rewards.score(items, None, rewards.WHOLE, own_functions, step)
 
 
 TEXT = {"question": "Why?", "answer": "so #### 7", "wished": 0.5, "level": [3]}
@@ -191,9 +198,8 @@ CHAT = {"prompt": [{"role": "user", "content": "Why?"}], "answer": "7", "complet
 def test_the_signature_is_that_of_trl(tmp_path, tokenizer, own, functions):
     """Columns come as they are in the data; text rows have texts, chat rows turns; `completion` is not passed on."""
     problems, noting = problems_of(tmp_path, [TEXT, CHAT]), functions("note")
-    noting.step = 4
     for index in range(2):
-        scored(tokenizer, noting, problems.get(index), ["One.", "Two."])
+        scored(tokenizer, noting, problems.get(index), ["One.", "Two."], step=4)
     text, chat = lines(own)
     assert {name: text[name] for name in TEXT} == {name: [value] * 2 for name, value in TEXT.items()}
     assert (text["prompts"], text["completions"]) == (["Why?"] * 2, ["One.", "Two."])
@@ -408,12 +414,22 @@ def test_what_a_critic_says_is_the_critique(tmp_path, tokenizer, own, process):
     ]
     cfg = functools.partial(small, **{"refine.critique": "function", "refine.critique_fallback": "drop"})
     critic = open_critic(cfg(**{"refine.critique_fn": "own_plugins:critic"}), process, said.append)
-    assert [critique.text for critique in critic.criticise(problem, attempts)] == ["CRITIC 0.5 of a", None]
+    posed, chosen = Posed(problem, 0, 7), list(enumerate(attempts))
+
+    def criticised(function, fallback):
+        story = by_function(function, Brief(RefineConfig(critique="function", critique_fallback=fallback)))(
+            posed, chosen
+        )
+        with pytest.raises(StopIteration) as end:
+            story.send(next(story).call())
+        return end.value.value
+
+    assert [critique.text for critique in criticised(critic, "drop")] == ["CRITIC 0.5 of a in step 7", None]
     failing = open_critic(
         small(**{"refine.critique": "function", "refine.critique_fn": "own_plugins:deaf"}), process, said.append
     )
     for _ in range(2):
-        made = failing.criticise(problem, attempts)
+        made = criticised(failing, "auto")
         assert [critique.text for critique in made if critique.fallback] == [
             "The generated solution is incorrect.",
             "The generated solution is correct.",
@@ -442,20 +458,23 @@ def test_a_run_is_trained_by_them(tmp_path, own):
     """Rewards are fractions, each function has its curve, and what is refined follows from correct_at."""
     rows = [{"question": f"Say {i}.", "wished": 0.125 * i} for i in range(4)]
     changes = {
-        "data.source": str(write_jsonl(tmp_path / "rows.jsonl", rows)), "reward.fn": "own_plugins:by_length, own_plugins:wish",
+        "data.source": str(write_jsonl(tmp_path / "rows.jsonl", rows)), "reward.fn": "own_plugins:by_length, own_plugins:wish, own_plugins:at_step",
         "reward.correct_at": 5.0, "reward.correct_by": "sum", "refine.critique": "function", "refine.critique_fn": "own_plugins:critic",
-        "refine.critique_fallback": "indicative", "train.steps": 1, "train.samples": 2,
+        "refine.critique_fallback": "indicative", "train.steps": 2, "train.samples": 2,
     }  # fmt: skip
     with jax.numpy_rank_promotion("allow"):
         train(small(**changes), tmp_path / "w")
-    (row,) = lines(tmp_path / "w/metrics.jsonl")
-    groups = lines(tmp_path / "w/rollouts/000001.jsonl")
-    for group in groups:
+    row, _ = lines(tmp_path / "w/metrics.jsonl")
+    steps = [(number, group) for number in (0, 1) for group in lines(tmp_path / f"w/rollouts/00000{number + 1}.jsonl")]
+    for step, group in steps:
         wished = 0.125 * int(group["question"][4])
         for response in group["responses"]:
-            assert response["parts"] == {"by_length": len(response["text"]) / 100, "wish": wished}
-            assert response["reward"] == pytest.approx(len(response["text"]) / 100 + wished) and not response["correct"]
-            assert response["critique"].startswith("CRITIC ")
+            assert response["parts"] == {"by_length": len(response["text"]) / 100, "wish": wished, "at_step": step}
+            assert (
+                response["reward"] == pytest.approx(len(response["text"]) / 100 + wished + step)
+                and not response["correct"]
+            )
+            assert response["critique"].startswith("CRITIC ") and response["critique"].endswith(f" in step {step}")
     assert row["refine/rate"] == 1 and row["verifier/no_reward"] == 0
     assert row["reward/responses"] > row["reward/by_length"] * 0.5 > 0 and "reward/wish" in row
 

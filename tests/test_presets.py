@@ -33,7 +33,7 @@ def collected(tokenizer, cfg, answers, samples=3, **columns):
 
     method = dataclasses.replace(method_of(tokenizer, cfg, samples), trace_tokens=12)
     problem = dataclasses.replace(PROBLEM, columns=columns)
-    (group,), _ = collect_groups([problem], method, sampler_of(answer, asked))
+    (group,), _ = collect_groups([problem], method, 0, sampler_of(answer, asked))
     return group, asked, group_metrics([group])
 
 

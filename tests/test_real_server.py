@@ -13,6 +13,8 @@ import pytest
 
 from cgrpo_jax.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Problem
+from cgrpo_jax.rollout.collect import Posed
+from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.text import prompts
 from cgrpo_jax.text.tokenizer import Tokenizer
@@ -79,7 +81,9 @@ def test_a_real_server_criticises(sampled, tmp_path):
     def criticised(url, attempts):
         cfg = ApiConfig(base_url=url, model=str(sampled), key_variable="", tokens=TOKENS, seconds=SECONDS, retries=0)
         with Server(cfg, cache) as server:
-            story = by_server(server, RefineConfig(critique="api", critique_tries=1))(PROBLEM, 0, attempts)
+            story = by_server(server, Brief(RefineConfig(critique="api", critique_tries=1)))(
+                Posed(PROBLEM, 0, 0), attempts
+            )
             with pytest.raises(StopIteration) as end:
                 story.send(next(story).call())
             return end.value.value, server.take_totals()

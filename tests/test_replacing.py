@@ -36,7 +36,7 @@ def replaced(tokenizer, mixed, spare, sampler=sampler_of, cfg=NEVER, problems=2)
         return completion(tokenizer, RIGHT if right else WRONG)
 
     own = [dataclasses.replace(PROBLEM, tag=str(number)) for number in range(problems)]
-    groups, _ = collect_groups(own, method_of(tokenizer, cfg, 2), sampler(answer, []), spare=more())
+    groups, _ = collect_groups(own, method_of(tokenizer, cfg, 2), 0, sampler(answer, []), spare=more())
     assert [group.problem.tag for group in groups] == [str(number) for number in range(problems + len(taken))]
     return groups
 
@@ -74,7 +74,7 @@ def test_refinements_count_and_so_does_a_second_group(tokenizer):
         def answer(request):
             return completion(tokenizer, RIGHT if request.name[:3] in right else WRONG)
 
-        made, _ = collect_groups([PROBLEM], method_of(tokenizer, cfg, 2), sampler_of(answer, []), spare=[PROBLEM])
+        made, _ = collect_groups([PROBLEM], method_of(tokenizer, cfg, 2), 0, sampler_of(answer, []), spare=[PROBLEM])
         return made
 
     refined = {(1, 0, 1)}  # a refinement of problem 0

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from cgrpo_jax.critics import CRITICS
 from cgrpo_jax.data.arithmetic import solution, worked_critique
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.learning import credit
@@ -16,7 +17,8 @@ from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.options import ObjectiveConfig, RefineConfig, RewardConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request, Verdict
 from cgrpo_jax.rollout import critics
-from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.rollout.collect import Method, Posed, by_rule, collect_groups
+from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
 from cgrpo_jax.rollout.stories import Sample, Stories, Work
 from cgrpo_jax.rollout.verdicts import inverted, usable, verdict_of
@@ -34,7 +36,7 @@ def completion(tokenizer, text, finished=True):
     return Completion(ids, np.full(len(ids), -0.5, np.float32), np.ones(len(ids), np.float32), finished)
 
 
-def score(items):
+def score(items, step=0):
     return [Attempt(c, text, float(RIGHT in text), RIGHT in text, None, "ok") for _, c, text in items]
 
 
@@ -57,8 +59,9 @@ def sampler_of(answer, asked, place=-1):
 
 
 def method_of(tokenizer, cfg, samples, critic=None, scorer=None):
-    own_critic, own_scorer = critic_and_scorer(cfg, tokenizer, by_rule(score, tokenizer))
-    return Method(samples, scorer or own_scorer, critic or own_critic, tokenizer, cfg, seed=0, step=0)
+    brief = Brief(cfg, CRITICS[cfg.critique].shown or "none")
+    own_critic, own_scorer = critic_and_scorer(brief, tokenizer, by_rule(score, tokenizer))
+    return Method(samples, scorer or own_scorer, critic or own_critic, tokenizer, cfg, seed=0)
 
 
 def collect(tokenizer, answers, cfg=None, samples=3, **parts):
@@ -69,7 +72,7 @@ def collect(tokenizer, answers, cfg=None, samples=3, **parts):
         return completion(tokenizer, answers(request.name.kind, request.name.sample))
 
     method = method_of(tokenizer, cfg or RefineConfig(), samples, **parts)
-    (group,), _ = collect_groups([PROBLEM], method, sampler_of(answer, asked))
+    (group,), _ = collect_groups([PROBLEM], method, 0, sampler_of(answer, asked))
     return group, asked
 
 
@@ -194,7 +197,7 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     def answer(request):
         return cut if request.name.kind == Kind.REFINEMENT else completion(tokenizer, WRONG)
 
-    groups, _ = collect_groups([PROBLEM], method_of(tokenizer, RefineConfig(), 3), sampler_of(answer, []))
+    groups, _ = collect_groups([PROBLEM], method_of(tokenizer, RefineConfig(), 3), 0, sampler_of(answer, []))
     groups = [dataclasses.replace(groups[0], refinements=tuple(
         dataclasses.replace(attempt, reward=1.0) for attempt in groups[0].refinements))]  # fmt: skip
     made = credit.segments(groups, ObjectiveConfig(), 64.0)
@@ -281,7 +284,7 @@ def test_nothing_is_graded_on_the_thread_that_decodes(tokenizer):
     """Also of refinements: the sampler's own thread only waits, and while an answer is graded it decodes a chunk."""
     graded, decoded = [], []
 
-    def beside(items):
+    def beside(items, step):
         graded.append(threading.current_thread())
         return score(items)
 
@@ -290,7 +293,7 @@ def test_nothing_is_graded_on_the_thread_that_decodes(tokenizer):
         return completion(tokenizer, WRONG)
 
     method = method_of(tokenizer, RefineConfig(trigger="always"), 3, scorer=by_rule(beside, tokenizer))
-    collect_groups([PROBLEM, PROBLEM], method, sampler_of(answer, []))
+    collect_groups([PROBLEM, PROBLEM], method, 0, sampler_of(answer, []))
     assert len(graded) == 4 and set(decoded) == {threading.current_thread()}
     assert threading.current_thread() not in graded
 
@@ -362,7 +365,7 @@ def test_remote_work_is_told_by_arrival_or_in_order(ordered):
 
 
 def test_work_that_raises_ends_the_run(tokenizer):
-    def broken(items):
+    def broken(items, step):
         raise ValueError("no grader")
 
     with pytest.raises(ValueError, match="no grader"):
@@ -372,7 +375,7 @@ def test_work_that_raises_ends_the_run(tokenizer):
 def test_a_verdict_may_come_from_the_policy_itself(tokenizer):
     """Scoring asks the sampler: a critique of each attempt, in a round of its own, gives reward and text."""
 
-    def scorer(problem, number, kind, completions):
+    def scorer(posed, kind, completions):
         number = sum(len(ids.ids) for ids in completions) > 0  # any name that is free will do
         round_ = scorer.rounds = getattr(scorer, "rounds", 0) + number
         requests = [Request(Name(Kind.CRITIQUE, 0, g, round_), [1, 2]) for g in range(len(completions))]
@@ -395,7 +398,7 @@ def test_a_verdict_may_come_from_the_policy_itself(tokenizer):
 
 
 def test_an_attempt_without_a_usable_critique_is_not_refined(tokenizer):
-    def critic(problem, number, attempts):
+    def critic(posed, attempts):
         yield from ()
         return [Critique(None if g == 1 else "Look again.") for g in range(len(attempts))]
 
@@ -464,7 +467,7 @@ def written_run(tokenizer, said, responses=(WRONG,) * 3, **cfg):
         return completion(tokenizer, texts[kind] if kind in texts else said(sample, round_))
 
     cfg = RefineConfig(**{"max_prompt_tokens": 4000} | cfg)
-    (group,), _ = collect_groups([PROBLEM], method_of(tokenizer, cfg, 3), sampler_of(answer, asked))
+    (group,), _ = collect_groups([PROBLEM], method_of(tokenizer, cfg, 3), 0, sampler_of(answer, asked))
     return group, asked
 
 
@@ -561,8 +564,8 @@ def test_critics_without_a_model(tokenizer):
     attempts = [(0, Attempt(None, RIGHT, 1.0, True, None, "ok")), (1, Attempt(None, WRONG, 0.0, False, None, "ok"))]
 
     def texts(critique, problem):
-        critic, _ = critic_and_scorer(RefineConfig(critique=critique), tokenizer, None)
-        story = critic(problem, 0, attempts)
+        critic, _ = critic_and_scorer(Brief(RefineConfig(critique=critique)), tokenizer, None)
+        story = critic(Posed(problem, 0, 0), attempts)
         with pytest.raises(StopIteration) as end:
             next(story)
         return [found.text for found in end.value.value]

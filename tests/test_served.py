@@ -15,6 +15,8 @@ import pytest
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Problem
+from cgrpo_jax.rollout.collect import Posed
+from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.served import CriticError, Server, by_server
 from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text import prompts
@@ -108,8 +110,8 @@ def serve(monkeypatch):
 
 def criticise(cfg, folder, attempts=1, **refine):
     with Server(cfg, folder) as server:
-        story = by_server(server, RefineConfig(critique="api", **refine))(
-            PROBLEM, 0, [(g, WRONG) for g in range(attempts)]
+        story = by_server(server, Brief(RefineConfig(critique="api", **refine), cfg.reference))(
+            Posed(PROBLEM, 0, 0), [(g, WRONG) for g in range(attempts)]
         )
         wish = next(story)
         assert wish.remote
@@ -191,10 +193,10 @@ def test_no_more_is_spent_than_the_cap(serve, tmp_path):
 
 def test_requests_run_together_up_to_the_bound(serve, tmp_path):
     server, cfg = serve("slow", concurrent=4)
-    story_of = by_server(reached := Server(cfg, tmp_path), RefineConfig(critique="api"))
+    story_of = by_server(reached := Server(cfg, tmp_path), Brief(RefineConfig(critique="api")))
     attempts = [(g, dataclasses.replace(WRONG, text=f"It is {g}.")) for g in range(8)]
     with reached, pytest.raises(StopIteration) as end:
-        story = story_of(PROBLEM, 0, attempts)
+        story = story_of(Posed(PROBLEM, 0, 0), attempts)
         story.send(next(story).call())
     assert len(end.value.value) == 8 and all(critique.agrees for critique in end.value.value)
     assert 1 < server.most <= 4

@@ -13,7 +13,7 @@ from cgrpo_jax.data import arithmetic
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Kind
 from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
-from cgrpo_jax.rollout.critics import TEMPLATES, templated
+from cgrpo_jax.rollout.critics import TEMPLATES, Brief, templated
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.sampling.room import Room
 
@@ -41,7 +41,7 @@ class Watched:
         return self.source.pending()
 
 
-def wrong(items):
+def wrong(items, step):
     return [Attempt(c, text, 0.0, False, None, "ok") for _, c, text in items]
 
 
@@ -49,13 +49,13 @@ def only_first(critic):
     """`critic` for the first problem; the others are told at once that they are wrong."""
     at_once = templated(TEMPLATES["indicative"])
 
-    def either(problem, number, attempts):
-        return (critic if number == 0 else at_once)(problem, number, attempts)
+    def either(posed, attempts):
+        return (critic if posed.number == 0 else at_once)(posed, attempts)
 
     return either
 
 
-def nobody(problem, number, attempts):
+def nobody(posed, attempts):
     yield from ()
     return [Critique(None) for _ in attempts]
 
@@ -69,7 +69,7 @@ def decoded(run, critic, idle):
     """Events, groups and counts of one rollout of the quickstart model; `idle` is also given the counts by then."""
     refine = RefineConfig(trigger="always", critique="api", max_prompt_tokens=256)
     scorer = by_rule(wrong, run.tokenizer)
-    method = Method(SAMPLES, scorer, only_first(critic), run.tokenizer, refine, seed=0, step=0)
+    method = Method(SAMPLES, scorer, only_first(critic), run.tokenizer, refine, seed=0)
     problems = [arithmetic.problem(0, "train", index) for index in range(PROBLEMS)]
     setup = dataclasses.replace(run.sampler, room=Room(ROWS, 4096), chunk=8)
     with jax.numpy_rank_promotion("allow"):
@@ -80,7 +80,7 @@ def decoded(run, critic, idle):
             seen.append(Watched(source, lambda: idle(dataclasses.replace(sampler.stats))))
             sampler.run(seen[0])
 
-        groups, late = collect_groups(problems, method, sample)
+        groups, late = collect_groups(problems, method, 0, sample)
     return seen[0].events, groups, late
 
 
@@ -100,7 +100,7 @@ def test_a_slow_critic_slows_no_other_problem(run, serve, tmp_path):  # noqa: F8
         nothing_left.set()
 
     with Slow(cfg, tmp_path) as server:
-        events, groups, late = decoded(run, by_server(server, RefineConfig(critique="api")), idle)
+        events, groups, late = decoded(run, by_server(server, Brief(RefineConfig(critique="api"))), idle)
     assert waits == [True] * SAMPLES and late == 0
     assert [len(group.refinements) for group in groups] == [SAMPLES] * PROBLEMS
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import pytest
@@ -14,10 +15,11 @@ from cgrpo_jax.config import ConfigError
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.evaluating import settings_of
-from cgrpo_jax.options import ApiConfig, DataConfig, RefineConfig, TextsConfig
+from cgrpo_jax.options import DataConfig, RefineConfig, TextsConfig
 from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Attempt, Kind
 from cgrpo_jax.rollout.collect import collect_groups
+from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.served import Reply, _criticised
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM, Texts
@@ -124,13 +126,13 @@ def test_critics_and_refinements_are_asked_by_them(tokenizer, own, context):
     texts, asked = open_texts(own, tokenizer.encode_chat), []
     cfg = RefineConfig(critique="no_verdict", context=context)
     method = method_of(tokenizer, cfg, 2)
-    critic, _ = critic_and_scorer(cfg, tokenizer, method.scorer, prompt=texts.critique)
+    critic, _ = critic_and_scorer(Brief(cfg, prompt=texts.critique), tokenizer, method.scorer)
 
     def answer(request):
         return completion(tokenizer, "Hm." if request.name.kind == Kind.CRITIQUE else WRONG)
 
-    method = dataclasses.replace(method, critic=critic, texts=texts)
-    collect_groups([PROBLEM], method, sampler_of(answer, asked))
+    method = dataclasses.replace(method, criticise=critic, texts=texts)
+    collect_groups([PROBLEM], method, 0, sampler_of(answer, asked))
     prompts = {kind: [tokenizer.hf.decode(r.prompt_ids) for r in asked if r.name.kind == kind] for kind in Kind}
     assert all(f"CRITIC {QUESTION} {WRONG} None False" in prompt for prompt in prompts[Kind.CRITIQUE])
     attempts = f" [{WRONG} Hm.]" * (2 if context == "together" else 1)
@@ -142,14 +144,14 @@ def test_a_server_is_asked_by_them(tokenizer, own):
     class Quiet:
         """A server that writes down what it was asked."""
 
-        cfg, asked = ApiConfig(reference="gt"), []
+        asked: ClassVar = []
 
         def ask(self, messages, attempt):
             self.asked.append(messages)
             return Reply(None, False, "busy", 0, 0, 0.0)
 
     texts, attempt = open_texts(own, tokenizer.encode_chat), Attempt(None, WRONG, 0.0, False, None, "ok")
-    _criticised(Quiet(), RefineConfig(), PROBLEM, attempt, texts.critique)
+    _criticised(Quiet(), Brief(RefineConfig(critique="api"), "gt", texts.critique), PROBLEM, attempt)
     assert Quiet.asked == [texts.critique(QUESTION, WRONG, "69", True)]
 
 

@@ -25,6 +25,8 @@ from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.plugins import open_rewards
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem
 from cgrpo_jax.rollout.client import Answer
+from cgrpo_jax.rollout.collect import Posed
+from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.rollout.served import Server, _criticised
 from cgrpo_jax.rollout.written import Writer
@@ -104,7 +106,8 @@ def record_reads(monkeypatch, read):
         def noting(self, name):
             caller = sys._getframe(1)
             inside = caller.f_globals.get("__name__", "")
-            if inside.startswith("cgrpo_jax") and inside not in CHECKING and caller.f_code.co_filename != "<string>":
+            checks = inside in CHECKING and caller.f_code.co_name != "reference_of"  # which hands it to the critic
+            if inside.startswith("cgrpo_jax") and not checks and caller.f_code.co_filename != "<string>":
                 read.add(prefix + name)
             return plain(self, name)
 
@@ -137,19 +140,20 @@ def finished(tmp_path_factory):
 
 def ask_critics(folder):
     """The policy as a critic, and a server that says nothing of use."""
-    run, refine = build.open_run(small()), options.RefineConfig()
+    run, refine = build.open_run(small()), options.RefineConfig(critique="self_gt")
+    asking = small(**{"refine.critique": "api"})
     problem, attempt = asked_problem(), Attempt(None, "It is 70.", 0.0, False, None, "ok")
-    writer = Writer(run.tokenizer, refine, reference="gt", needs="agreeing")
+    writer = Writer(Brief(refine, "gt"), run.tokenizer)
     assert writer.request(problem, Name(Kind.CRITIQUE, 0, 0), attempt.text) is not None
     with Server(options.ApiConfig("http://127.0.0.1:9/v1", "m", key_variable=""), folder / "critiques") as server:
         client, server._client = server._client, SimpleNamespace(send=lambda _: Answer(True, "Who knows."))
-        assert _criticised(server, refine, problem, attempt).fallback
+        assert _criticised(server, Brief(asking.refine, config.reference_of(asking)), problem, attempt).fallback
         server._client = client
     empty = Completion(np.zeros(0, np.int32), *[np.zeros(0, np.float32)] * 2, True)
     with UserProcess() as process:
         process.load("math:sqrt")
         fails = OwnCritic(process, dataclasses.replace(refine, critique_fn="math:sqrt"), print)
-        assert fails.criticise(problem, [dataclasses.replace(attempt, completion=empty)])[0].fallback
+        assert fails.critiques(Posed(problem, 0, 0), [dataclasses.replace(attempt, completion=empty)])[0].text is None
         open_rewards(small(**{"reward.fn": "math:sqrt"}), process, print).grade([(problem, empty, "")])
 
 

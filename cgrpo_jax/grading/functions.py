@@ -130,22 +130,26 @@ class Functions:
         decides: str | None = None,
     ):
         self.named, self.process, self.cfg, self.decides = tuple(named), process, cfg, decides
-        self.log, self.complaints, self.step = log, Complaints(log), 0
+        self.log, self.complaints = log, Complaints(log)
 
-    def grade(self, items: Sequence[Item]) -> list[Verdict]:
-        """A verdict each, with the reward of each function; one call for the completions of one row."""
+    def grade(self, items: Sequence[Item], step: int = 0) -> list[Verdict]:
+        """A verdict each, with the reward of each function; one call for the completions of one row.
+
+        Args:
+          step: what `trainer_state.global_step` says; 0 outside of training.
+        """
         verdicts: list[Verdict] = []
         first = 0
         while first < len(items):
             last = first + 1
             while last < len(items) and items[last][0] is items[first][0]:
                 last += 1
-            verdicts += self._of_row(items[first:last])
+            verdicts += self._of_row(items[first:last], step)
             first = last
         return verdicts
 
-    def _of_row(self, items: Sequence[Item]) -> list[Verdict]:
-        found = [self._asked(one, items) for one in self.named]
+    def _of_row(self, items: Sequence[Item], step: int) -> list[Verdict]:
+        found = [self._asked(one, items, step) for one in self.named]
         verdicts = [
             self._verdict([values[i] for values, _ in found], [words[i] for _, words in found])
             for i in range(len(items))
@@ -161,14 +165,14 @@ class Functions:
         decisive = total if self.decides is None else parts.get(self.decides, -math.inf)
         return Verdict(total, status == "ok" and decisive >= self.cfg.correct_at, status, parts)
 
-    def _asked(self, one: Named, items: Sequence[Item]) -> tuple[list[float], list[str]]:
+    def _asked(self, one: Named, items: Sequence[Item], step: int) -> tuple[list[float], list[str]]:
         """Values of a function, NaN where there is none, and a status each; what fails together is asked one by one."""
         try:
-            return self._called(one, items), ["ok"] * len(items)
+            return self._called(one, items, step), ["ok"] * len(items)
         except (Fault, TypeError, ValueError) as error:
             status = error.status if isinstance(error, Fault) else "error"
             if len(items) > 1 and status != "timeout" and not isinstance(error, WrongNumber):
-                each = [self._asked(one, [item]) for item in items]
+                each = [self._asked(one, [item], step) for item in items]
                 words = [status for _, (status,) in each]
                 if set(words) == {"ok"}:  # it fails only with several
                     self._complain(one, error, items[0])
@@ -176,9 +180,9 @@ class Functions:
             self._complain(one, error, items[0])
             return [math.nan] * len(items), [status] * len(items)
 
-    def _called(self, one: Named, items: Sequence[Item]) -> list[float]:
+    def _called(self, one: Named, items: Sequence[Item], step: int = 0) -> list[float]:
         """Raises Fault, and TypeError or ValueError for what are no rewards."""
-        found = self.process.call(one.path, arguments(items, self.step), self.cfg.seconds)
+        found = self.process.call(one.path, arguments(items, step), self.cfg.seconds)
         return _values(found, len(items))
 
     def _complain(self, one: Named, error: Exception, item: Item) -> None:

@@ -100,11 +100,13 @@ def score(
     verifier: Verifier,
     cfg: RewardConfig = WHOLE,
     own: functions.Functions | None = None,
+    step: int = 0,
 ) -> list[Attempt]:
     """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody.
 
     Args:
       own: scores the problems whose grader is `functions.GRADER`, with an answer in the text or without.
+      step: of the run, which `own` is told.
     """
     extracted = [extracted_from(problem, text) for problem, _, text in items]
     verdicts = [Verdict.of(False)] * len(items)
@@ -117,7 +119,7 @@ def score(
             verdicts[i] = verdict
     if own is not None:
         chosen = [i for i, item in enumerate(items) if item[0].grader == functions.GRADER]
-        for i, verdict in zip(chosen, own.grade([items[i] for i in chosen]), strict=True):
+        for i, verdict in zip(chosen, own.grade([items[i] for i in chosen], step), strict=True):
             verdicts[i] = verdict
     scored = []
     for (problem, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,27 +31,43 @@ from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.tokenizer import Tokenizer
 
-# Parts of a story. Each may wait: for the sampler (a self-critique), for work (a grader, a server), or for nothing.
-# A scorer is given the problem, its number in the step, what was sampled (responses or refinements) and completions; a
-# critic the problem, its number, and the responses with their places among the samples.
-Scorer = Callable[[Problem, int, Kind, Sequence[Completion]], Generator[Sample | Work, Any, list[Attempt]]]
-Critic = Callable[[Problem, int, Sequence[tuple[int, Attempt]]], Generator[Sample | Work, Any, list[Critique]]]
+Item = tuple[Problem, Completion, str]  # what is scored: a completion to a problem, and its text
 
-# Scores (problem, completion, its text) at once.
-Score = Callable[[Sequence[tuple[Problem, Completion, str]]], list[Attempt]]
+
+class Posed(NamedTuple):
+    """A problem as a step poses it."""
+
+    problem: Problem
+    number: int  # within the step; names what is sampled for it, so its random numbers follow from it
+    step: int
+
+
+# Parts of a story. Each may wait: for a sampler (a self-critique), for work (a grader, a server), or for nothing. A
+# scorer is given what was sampled for a problem, responses or refinements; a critic the responses that are refined,
+# with their places among the samples.
+Attempts = Generator[Sample | Work, Any, list[Attempt]]
+Scorer = Callable[[Posed, Kind, Sequence[Completion]], Attempts]
+Chosen = Sequence[tuple[int, Attempt]]
+Critiques = Generator[Sample | Work, Any, list[Critique]]
+Criticise = Callable[[Posed, Chosen], Critiques]
+
+
+class Score(Protocol):
+    """Scores items at once; any thread may ask. Only functions of the user are told the step."""
+
+    def __call__(self, items: Sequence[Item], *, step: int = 0) -> list[Attempt]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What the problems of a step go through."""
+    """What each problem of a run goes through: the same for all steps."""
 
     samples: int  # n, responses a problem
     scorer: Scorer
-    critic: Critic
+    criticise: Criticise
     tokenizer: Tokenizer
     refine: RefineConfig
     seed: int
-    step: int
     texts: Texts = Texts()
     trace_tokens: int | None = None  # of a trace of the data, or of what `local` wrote, at most; None: all
     local: Tokenizer | None = None  # of the second model, where that writes the refinements
@@ -60,37 +76,37 @@ class Method:
 def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
     """A scorer that asks graders, beside the decoding."""
 
-    def scorer(
-        problem: Problem, number: int, kind: Kind, completions: Sequence[Completion]
-    ) -> Generator[Sample | Work, Any, list[Attempt]]:
-        items = [(problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
-        attempts = yield Work(functools.partial(score, items), "score")
+    def scorer(posed: Posed, kind: Kind, completions: Sequence[Completion]) -> Attempts:
+        items = [(posed.problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
+        attempts = yield Work(functools.partial(score, items, step=posed.step), "score")
         return attempts
 
     return scorer
 
 
-def story(problem: Problem, number: int, prompt_ids: Sequence[int], method: Method) -> Story:
+def story(posed: Posed, method: Method) -> Story:
     """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4).
 
     A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented. A trace of the
     data is a refinement that nobody samples: scored and trained on as the others are (arXiv 2504.14945). What a second
     model wrote is read anew with the policy's tokenizer.
     """
+    problem, number, step = posed
+    prompt_ids = method.tokenizer.encode_chat(problem.messages)
     asked = [Request(Name(Kind.RESPONSE, number, g), prompt_ids) for g in range(method.samples)]
     completions = yield Sample(asked)
-    responses = yield from method.scorer(problem, number, Kind.RESPONSE, completions)
+    responses = yield from method.scorer(posed, Kind.RESPONSE, completions)
 
-    origins, completions = yield from _refined(problem, number, responses, method)
+    origins, completions = yield from _refined(posed, responses, method)
     scored: list[Attempt] = []
     if completions:
-        scored = yield from method.scorer(problem, number, Kind.REFINEMENT, completions)
+        scored = yield from method.scorer(posed, Kind.REFINEMENT, completions)
     refinements = [
         dataclasses.replace(attempt, source=source, prompt_ids=ids)
         for attempt, (source, ids) in zip(scored, origins, strict=True)
     ]
 
-    rng = np.random.default_rng((method.seed, method.step, Kind.REFINEMENT, number))
+    rng = np.random.default_rng((method.seed, step, Kind.REFINEMENT, number))
     selected = select([attempt.correct for attempt in refinements], method.refine.k, method.refine.select, rng)
     dropped = len(selected) if method.refine.group == "replace" else 0
     kept = tuple(range(dropped, method.samples))
@@ -102,15 +118,16 @@ Origin = tuple[int | None, Sequence[int] | None]  # of a refinement: Attempt.sou
 
 
 def _refined(
-    problem: Problem, number: int, responses: list[Attempt], method: Method
+    posed: Posed, responses: list[Attempt], method: Method
 ) -> Generator[Sample | Work, Any, tuple[list[Origin], Sequence[Completion]]]:
     """Criticises what is to be refined (into `responses`, too); where refinements come from, and the refinements."""
+    problem, number, _ = posed
     cfg, chosen = method.refine, refined_responses(responses, method.refine.trigger)
     if not chosen:
         return [], []
     if cfg.refiner == "target":
         return [(None, None)], [as_sampled(method.tokenizer, trace_of(problem), method.trace_tokens)]
-    critiques = yield from method.critic(problem, number, [(g, responses[g]) for g in chosen])
+    critiques = yield from method.criticise(posed, [(g, responses[g]) for g in chosen])
     usable: list[tuple[int, tuple[str, str]]] = []
     for g, critique in zip(chosen, critiques, strict=True):
         responses[g] = dataclasses.replace(responses[g], critique=critique)
@@ -145,6 +162,7 @@ def _no_phase(name: str) -> contextlib.AbstractContextManager:
 def collect_groups(
     problems: Sequence[Problem],
     method: Method,
+    step: int,
     run: Callable[[Source], None],
     phase: Phase = _no_phase,
     threads: int = 2,
@@ -161,22 +179,23 @@ def collect_groups(
         groups are then more by what was taken: as many are trained on as there are `problems`.
     """
     numbered = enumerate(itertools.chain(problems, spare))
-    with Stories([_with_replacements(numbered, method) for _ in problems], phase, threads) as stories:
+    posed = (Posed(problem, number, step) for number, problem in numbered)
+    with Stories([_with_replacements(posed, method) for _ in problems], phase, threads) as stories:
         run(stories)
         groups = [group for _, group in sorted(itertools.chain(*stories), key=_number)]
     return _trained(groups, len(problems)), stories.late
 
 
-def _with_replacements(numbered: Iterator[tuple[int, Problem]], method: Method) -> Story:
+def _with_replacements(posed: Iterator[Posed], method: Method) -> Story:
     """The story of the next problem; while it ends without a gradient and there is another one, that of the next.
 
     What is taken in all depends on no order: a problem's samples follow from its number, and each group without a
     gradient takes one more.
     """
     told: list[tuple[int, Group]] = []
-    for number, problem in numbered:
-        group = yield from story(problem, number, method.tokenizer.encode_chat(problem.messages), method)
-        told.append((number, group))
+    for one in posed:
+        group = yield from story(one, method)
+        told.append((one.number, group))
         if not group.alike:
             break
     return told

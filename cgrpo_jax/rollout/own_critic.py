@@ -6,15 +6,16 @@ It is given `rewards` and `correct` beside, a list each, and returns a list of t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cgrpo_jax.grading.functions import FunctionError, Item, arguments, listed
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Problem
-from cgrpo_jax.rollout.collect import Critic
-from cgrpo_jax.rollout.stories import Sample, Work
-from cgrpo_jax.rollout.verdicts import or_fallback, verdict_of
+from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
+from cgrpo_jax.rollout.critics import Brief
+from cgrpo_jax.rollout.stories import Work
+from cgrpo_jax.rollout.verdicts import verdict_of
 from cgrpo_jax.trusted import Complaints, Fault, one_line, shown
 from cgrpo_jax.user_process import UserProcess
 
@@ -37,29 +38,28 @@ class OwnCritic:
     """
 
     def __init__(self, process: UserProcess, cfg: RefineConfig, log: Callable[[str], None]):
-        self.process, self.cfg, self.complaints, self.step = process, cfg, Complaints(log), 0
+        self.process, self.cfg, self.complaints = process, cfg, Complaints(log)
 
-    def _called(self, problem: Problem, attempts: Sequence[Attempt]) -> list[str | None]:
+    def _called(self, problem: Problem, attempts: Sequence[Attempt], step: int = 0) -> list[str | None]:
         """Raises Fault, and TypeError or ValueError for what are no texts."""
         items: list[Item] = [(problem, attempt.completion, attempt.text) for attempt in attempts]
         rewards = {"rewards": [a.reward for a in attempts], "correct": [a.correct for a in attempts]}
-        given = arguments(items, self.step) | rewards
+        given = arguments(items, step) | rewards
         return _texts(self.process.call(self.cfg.critique_fn, given, self.cfg.critique_seconds), len(attempts))
 
-    def criticise(self, problem: Problem, attempts: Sequence[Attempt]) -> list[Critique]:
-        """A critique each; any thread may ask."""
+    def critiques(self, posed: Posed, attempts: Sequence[Attempt]) -> list[Critique]:
+        """A critique each, without text where the function gave none; any thread may ask."""
         try:
-            texts = self._called(problem, attempts)
+            texts = self._called(posed.problem, attempts, posed.step)
         except (Fault, TypeError, ValueError) as error:
-            row = dict(problem.row) | {"completions": [attempt.text for attempt in attempts]}
+            row = dict(posed.problem.row) | {"completions": [attempt.text for attempt in attempts]}
             self.complaints.add(f"refine.critique_fn {self.cfg.critique_fn}", error, row)
             texts = [None] * len(attempts)
         made = []
         for text, attempt in zip(texts, attempts, strict=True):
             verdict = verdict_of(text or "", finished=True)
             agrees = None if verdict is None else verdict == attempt.correct
-            critique = Critique(text, verdict, agrees, tries=1, first_agrees=agrees)
-            made.append(or_fallback(critique, problem, attempt, self.cfg, reference="none"))
+            made.append(Critique(text, verdict, agrees, tries=1, first_agrees=agrees))
         return made
 
     def check(self, rows: Sequence[Sequence[Item]]) -> None:
@@ -74,14 +74,15 @@ class OwnCritic:
                 raise FunctionError(f"{self.cfg.critique_fn!r}: {one_line(error)}; row: {row}") from error
 
 
-def by_function(own: OwnCritic) -> Critic:
+def by_function(own: OwnCritic, brief: Brief) -> Criticise:
     """A critic that asks for all critiques of a problem at once, beside the decoding."""
 
-    def critic(
-        problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
-    ) -> Generator[Sample | Work, Any, list[Critique]]:
-        call = functools.partial(own.criticise, problem, [attempt for _, attempt in attempts])
-        critiques = yield Work(call, "critique")
-        return critiques
+    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
+        attempts = [attempt for _, attempt in chosen]
+        found = yield Work(functools.partial(own.critiques, posed, attempts), "critique")
+        return [
+            brief.or_fallback(critique, posed.problem, attempt)
+            for critique, attempt in zip(found, attempts, strict=True)
+        ]
 
-    return critic
+    return criticise

@@ -19,17 +19,15 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cgrpo_jax.options import ApiConfig, RefineConfig
+from cgrpo_jax.options import ApiConfig
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
-from cgrpo_jax.rollout.collect import Critic
-from cgrpo_jax.rollout.critics import shown_truth
-from cgrpo_jax.rollout.stories import Sample, Work
-from cgrpo_jax.rollout.verdicts import NEEDS, is_asked_about, judged, or_fallback
+from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
+from cgrpo_jax.rollout.critics import Brief
+from cgrpo_jax.rollout.stories import Work
 from cgrpo_jax.secrecy import key_of, public_url, secrets_of
-from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 
 if TYPE_CHECKING:
     from cgrpo_jax.rollout.client import Answer
@@ -261,36 +259,26 @@ def _stored(path: pathlib.Path) -> Reply | None:
     return None
 
 
-def _criticised(
-    server: Server,
-    refine: RefineConfig,
-    problem: Problem,
-    attempt: Attempt,
-    prompt: CriticPrompt = critique_messages,
-) -> Critique:
-    """One critique, written anew while it is not usable, see `judged`."""
-    messages = prompt(problem.question, attempt.text, shown_truth(problem, server.cfg.reference), True)
-    found = Critique(None)
-    for number in range(refine.critique_tries if is_asked_about(attempt, refine) else 0):
+def _criticised(server: Server, brief: Brief, problem: Problem, attempt: Attempt) -> Critique:
+    """One critique, written anew while it does not count."""
+    messages, found = brief.messages(problem, attempt.text), Critique(None)
+    for number in range(brief.cfg.critique_tries if brief.asks_about(attempt) else 0):
         reply = server.ask(messages, number)
-        needs = NEEDS[refine.critique_accept]
-        found = judged(reply.text or "", reply.finished, attempt.correct, needs, found, reply.written)
+        found = brief.judged(reply.text or "", reply.finished, attempt.correct, found, reply.written)
         if found.text is not None or reply.fault is not None:  # the client has tried again already
             break
-    return or_fallback(found, problem, attempt, refine, server.cfg.reference)
+    return brief.or_fallback(found, problem, attempt)
 
 
-def by_server(server: Server, refine: RefineConfig, prompt: CriticPrompt = critique_messages) -> Critic:
+def by_server(server: Server, brief: Brief) -> Criticise:
     """A critic that asks for all critiques of a problem at once, and waits for them beside the decoding."""
 
-    def critic(
-        problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
-    ) -> Generator[Sample | Work, Any, list[Critique]]:
-        futures = [server.submit(_criticised, server, refine, problem, attempt, prompt) for _, attempt in attempts]
+    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
+        futures = [server.submit(_criticised, server, brief, posed.problem, attempt) for _, attempt in chosen]
         critiques = yield Work(functools.partial(_all, futures), "critique", remote=True)
         return critiques
 
-    return critic
+    return criticise
 
 
 def _all(futures: Sequence[concurrent.futures.Future]) -> list[Critique]:

@@ -8,106 +8,74 @@ is evaluated, and no reasoning block is kept.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Sequence
 
-from cgrpo_jax.options import RefineConfig
-from cgrpo_jax.records import (
-    LOCAL,
-    POLICY,
-    Attempt,
-    Completion,
-    Critique,
-    Kind,
-    Message,
-    Name,
-    Problem,
-    Request,
-)
-from cgrpo_jax.rollout.collect import Critic, Scorer
-from cgrpo_jax.rollout.critics import TEMPLATES, offline, shown_truth, templated
+from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Kind, Name, Problem, Request
+from cgrpo_jax.rollout.collect import Attempts, Chosen, Criticise, Critiques, Posed, Scorer
+from cgrpo_jax.rollout.critics import TEMPLATES, Brief, offline, templated
 from cgrpo_jax.rollout.own_critic import OwnCritic, by_function
 from cgrpo_jax.rollout.refining import fitted
 from cgrpo_jax.rollout.served import Server, by_server
-from cgrpo_jax.rollout.stories import Sample, Work
-from cgrpo_jax.rollout.verdicts import NEEDS, inverted, is_asked_about, judged, or_fallback
-from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
+from cgrpo_jax.rollout.stories import Sample
+from cgrpo_jax.rollout.verdicts import inverted
 from cgrpo_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """How a model writes critiques."""
+    """A model that is sampled here and writes critiques."""
 
+    brief: Brief
     tokenizer: Tokenizer
-    cfg: RefineConfig
-    reference: str  # what the critic is shown, one of options.REFERENCES
-    needs: str  # of a usable critique, see `judged`
-    concludes: bool = True  # the critic is asked for a verdict
-    prompt: CriticPrompt = critique_messages
     model: int = POLICY  # whose tokenizer it is
 
     def request(self, problem: Problem, name: Name, solution: str) -> Request | None:
         """None where the solution does not fit."""
-
-        def messages(shown: str) -> Sequence[Message]:
-            truth = shown_truth(problem, self.reference)
-            return self.prompt(problem.question, shown, truth, self.concludes)
-
-        ids = fitted(self.tokenizer, messages, [solution], self.cfg.max_prompt_tokens)
-        return None if ids is None else Request(name, ids, self.cfg.critique_tokens or None, self.model)
+        cfg = self.brief.cfg
+        messages = functools.partial(self.brief.messages, problem)
+        ids = fitted(self.tokenizer, messages, [solution], cfg.max_prompt_tokens)
+        return None if ids is None else Request(name, ids, cfg.critique_tokens or None, self.model)
 
     def critique(self, completion: Completion, correct: bool, before: Critique) -> Critique:
         """What one more text makes of a critique."""
         text, written = self.tokenizer.decode(completion.ids), len(completion.ids)
-        return judged(text, completion.finished, correct, self.needs, before, written)
+        return self.brief.judged(text, completion.finished, correct, before, written)
 
 
-class LocalCritic(NamedTuple):
-    """The second model as a critic."""
+def by_model(writer: Writer) -> Criticise:
+    """A critic that is asked anew while what it wrote does not count, `refine.critique_tries` times."""
+    brief = writer.brief
 
-    tokenizer: Tokenizer
-    reference: str
-
-
-def by_model(writer: Writer) -> Critic:
-    """A critic that is asked anew while what it wrote is not usable, `refine.critique_tries` times."""
-
-    def critic(
-        problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
-    ) -> Generator[Sample | Work, Any, list[Critique]]:
-        found = {g: Critique(None) for g, _ in attempts}
-        for round_ in range(writer.cfg.critique_tries):
+    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
+        problem, number, _ = posed
+        found = {g: Critique(None) for g, _ in chosen}
+        for round_ in range(brief.cfg.critique_tries):
             asked = []
-            for g, attempt in attempts:
-                if found[g].text is None and is_asked_about(attempt, writer.cfg):
-                    asked.append(
-                        (attempt, writer.request(problem, Name(Kind.CRITIQUE, number, g, round_), attempt.text))
-                    )
-            requests = [request for _, request in asked if request is not None]
-            completions = iter((yield Sample(requests)))
-            for attempt, request in asked:
-                if request is not None:
-                    g = request.name.sample
-                    found[g] = writer.critique(next(completions), attempt.correct, found[g])
-        return [or_fallback(found[g], problem, attempt, writer.cfg, writer.reference) for g, attempt in attempts]
+            for g, attempt in chosen:
+                if found[g].text is None and brief.asks_about(attempt):
+                    request = writer.request(problem, Name(Kind.CRITIQUE, number, g, round_), attempt.text)
+                    asked += [(attempt, request)] if request is not None else []
+            completions = yield Sample([request for _, request in asked])
+            for (attempt, request), completion in zip(asked, completions, strict=True):
+                g = request.name.sample
+                found[g] = writer.critique(completion, attempt.correct, found[g])
+        return [brief.or_fallback(found[g], problem, attempt) for g, attempt in chosen]
 
-    return critic
+    return criticise
 
 
 def self_evaluation(writer: Writer, rule: Scorer) -> Scorer:
     """Rewards are the policy's own verdicts, of responses and of refinements; the rule only measures agreement.
 
-    An attempt of which no verdict can be read is taken for wrong, and its critique is not usable.
+    An attempt of which no verdict can be read is taken for wrong, and its critique does not count.
     """
 
-    def scorer(
-        problem: Problem, number: int, kind: Kind, completions: Sequence[Completion]
-    ) -> Generator[Sample | Work, Any, list[Attempt]]:
-        attempts = yield from rule(problem, number, kind, completions)
+    def scorer(posed: Posed, kind: Kind, completions: Sequence[Completion]) -> Attempts:
+        attempts = yield from rule(posed, kind, completions)
         round_ = 0 if kind == Kind.RESPONSE else 1
         asked = [
-            writer.request(problem, Name(Kind.CRITIQUE, number, g, round_), attempt.text)
+            writer.request(posed.problem, Name(Kind.CRITIQUE, posed.number, g, round_), attempt.text)
             for g, attempt in enumerate(attempts)
         ]
         texts = iter((yield Sample([request for request in asked if request is not None])))
@@ -127,60 +95,51 @@ def _judged(attempt: Attempt, critique: Critique) -> Attempt:
     return dataclasses.replace(attempt, reward=float(right), correct=right, status=status, evaluation=critique)
 
 
-def evaluated(
-    problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
-) -> Generator[Sample | Work, Any, list[Critique]]:
+def evaluated(posed: Posed, chosen: Chosen) -> Critiques:
     """The critic beside `self_evaluation`: the critiques are there already."""
     yield from ()
-    return [attempt.evaluation or Critique(None) for _, attempt in attempts]
+    return [attempt.evaluation or Critique(None) for _, attempt in chosen]
 
 
-def turned_round(critic: Critic) -> Critic:
+def turned_round(criticise: Criticise) -> Criticise:
     """The control of the paper's appendix C: each critique with the opposite verdict; unusable where it has none."""
 
-    def opposite(
-        problem: Problem, number: int, attempts: Sequence[tuple[int, Attempt]]
-    ) -> Generator[Sample | Work, Any, list[Critique]]:
-        critiques = yield from critic(problem, number, attempts)
+    def opposite(posed: Posed, chosen: Chosen) -> Critiques:
+        critiques = yield from criticise(posed, chosen)
         return [one._replace(text=inverted(one.text)) if one.text is not None else one for one in critiques]
 
     return opposite
 
 
 def critic_and_scorer(
-    cfg: RefineConfig,
+    brief: Brief,
     tokenizer: Tokenizer,
     rule: Scorer,
     server: Server | None = None,
-    prompt: CriticPrompt = critique_messages,
-    local: LocalCritic | None = None,
+    second: Tokenizer | None = None,
     own: OwnCritic | None = None,
-) -> tuple[Critic, Scorer]:
-    """Who criticises as `refine.critique` says, and who scores: the rule, but for self_eval.
+) -> tuple[Criticise, Scorer]:
+    """The critic of a run, bound to what it asks; and who scores: the rule, or the critic itself.
 
     Args:
-      server: of critique=api.
-      prompt: of a critic that is a model.
-      local: of critique=local.
-      own: of critique=function.
+      tokenizer: of the policy.
+      server, second, own: what a critic of that kind asks (`second` is the second model's tokenizer). A run that
+        refines nothing has opened none of them, and its critic is never asked.
     """
-    scorer = rule
+    critic, policy, scorer = brief.critic, Writer(brief, tokenizer), rule
+    criticise: Criticise
     if server is not None:
-        critic = by_server(server, cfg, prompt)
+        criticise = by_server(server, brief)
     elif own is not None:
-        critic = by_function(own)
-    elif cfg.critique in TEMPLATES:
-        critic = templated(TEMPLATES[cfg.critique])
-    elif cfg.critique == "offline":
-        critic = offline
-    elif cfg.critique == "local":
-        assert local is not None  # it has been opened with the run
-        writer = Writer(local.tokenizer, cfg, local.reference, NEEDS[cfg.critique_accept], prompt=prompt, model=LOCAL)
-        critic = by_model(writer)
-    elif cfg.critique == "self_eval":
-        critic, scorer = evaluated, self_evaluation(Writer(tokenizer, cfg, "none", "verdict", prompt=prompt), rule)
-    elif cfg.critique == "no_verdict":
-        critic = by_model(Writer(tokenizer, cfg, "none", "text", concludes=False, prompt=prompt))
+        criticise = by_function(own, brief)
+    elif critic.name in TEMPLATES:
+        criticise = templated(TEMPLATES[critic.name])
+    elif critic.by == "column":
+        criticise = offline
+    elif critic.scores:
+        criticise, scorer = evaluated, self_evaluation(policy, rule)
+    elif critic.by == "second" and second is not None:
+        criticise = by_model(Writer(brief, second, LOCAL))
     else:
-        critic = by_model(Writer(tokenizer, cfg, "gt", NEEDS[cfg.critique_accept], prompt=prompt))
-    return turned_round(critic) if cfg.inverted else critic, scorer
+        criticise = by_model(policy)
+    return (turned_round(criticise) if brief.cfg.inverted else criticise), scorer

@@ -8,12 +8,13 @@ from test_data import Parsable, write_jsonl
 from test_served import KEY, serve  # noqa: F401
 from test_train import lines, small
 
-from cgrpo_jax.asking import introduce
-from cgrpo_jax.config import METHODS, ConfigError
+from cgrpo_jax.config import METHODS, reference_of
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.options import DataConfig
-from cgrpo_jax.rollout.critics import shown_truth
+from cgrpo_jax.rollout.critics import Brief, shown_truth
+from cgrpo_jax.rollout.introducing import introduce
+from cgrpo_jax.rollout.served import CriticError
 from cgrpo_jax.text import prompts
 from cgrpo_jax.training import train
 
@@ -40,7 +41,8 @@ def opened(tmp_path, rows):
 
 def said(problems, **changes):
     heard = []
-    introduce(small(**changes), problems, prompts.critique_messages, None, heard.append)
+    cfg = small(**changes)
+    introduce(Brief(cfg.refine, reference_of(cfg)), problems, cfg.data.source, None, heard.append)
     return heard
 
 
@@ -57,7 +59,7 @@ def test_data_without_a_solution_are_refused_and_rows_without_one_counted(tmp_pa
     bare = {"question": "What is 2+3?", "answer": "5"}
     changes = {"refine.critique": "local", "local.reference": "solution"}
     with pytest.raises(
-        ConfigError, match=r"local.reference = 'solution': .* no worked solution in a column `solution`"
+        CriticError, match=r"local.reference = 'solution': .* no worked solution in a column `solution`"
     ):
         said(opened(tmp_path, [bare, bare]), **changes)
     (line,) = said(opened(tmp_path, [ROWS[0][0], bare]), **changes)
@@ -81,7 +83,6 @@ def test_what_each_critic_is_shown_is_said(tmp_path, changes, words, truth):
 
 def test_templates_need_no_introduction(tmp_path):
     assert said(opened(tmp_path, [ROWS[0][0]])) == []
-    assert said(opened(tmp_path, [ROWS[0][0]]), **{"refine.critique": "self_gt", "refine.trigger": "never"}) == []
 
 
 def test_the_critic_of_the_release(tmp_path, serve, capfd):  # noqa: F811
