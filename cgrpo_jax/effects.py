@@ -204,9 +204,9 @@ TABLE = (
         "objective.entropy_mean"),
     Row(f"{RL} and objective.correction=token or sequence",
         lambda cfg: cfg.method == "rl" and cfg.objective.correction != "none", "objective.correction_limit"),
-    Row(TRAINS, _trains, "optimizer.learning_rate optimizer.schedule optimizer.warmup_updates optimizer.b1 "
-        "optimizer.b2 optimizer.weight_decay optimizer.clip_norm optimizer.first_moment train.micro_batch train.remat "
-        "train.max_nonfinite train.tracker eval.every checkpoint.every checkpoint.keep checkpoint.best"),
+    Row(TRAINS, _trains, "optimizer.learning_rate optimizer.schedule optimizer.warmup_updates optimizer.b2 "
+        "optimizer.weight_decay optimizer.clip_norm train.micro_batch train.remat "
+        "train.tracker eval.every checkpoint.every checkpoint.keep checkpoint.best"),
     Row("optimizer.schedule=cosine", lambda cfg: _trains(cfg) and cfg.optimizer.schedule == "cosine",
         "optimizer.final_fraction"),
     Row("a method other than eval", lambda cfg: cfg.method != "eval", "train.steps train.prompts train.accept_changes"),

@@ -59,7 +59,6 @@ TABLE = (
     Row("optimizer.schedule", "lr_scheduler_type", "lr_scheduler_type warmup_style", "lr_scheduler", "constant or cosine"),
     Row("optimizer.warmup_updates", "warmup_steps warmup_ratio", "lr_warmup_steps lr_warmup_steps_ratio", "lr_warmup_ratio", "a number of updates"),
     Row("optimizer.weight_decay", "weight_decay", "optim.weight_decay", "l2"),
-    Row("optimizer.b1", "adam_beta1", "", ""),
     Row("optimizer.b2", "adam_beta2", "betas", "adam_betas"),
     Row("optimizer.clip_norm", "max_grad_norm", "grad_clip clip_grad", "max_norm"),
     Row("eval.every", "eval_steps", "test_freq val_before_train", "eval_steps eval.steps", "before the first step, too"),

@@ -251,11 +251,9 @@ class OptimizerConfig:
     schedule: str = option("constant", choices=("constant", "cosine"))  # after the warm-up; cosine: to final_fraction
     warmup_updates: int = option(0, at_least=0)
     final_fraction: float = option(0.0, at_least=0, at_most=1)
-    b1: float = option(0.9, at_least=0, below=1)
-    b2: float = option(0.999, at_least=0, below=1)
+    b2: float = option(0.999, at_least=0, below=1)  # b1 is 0.9
     weight_decay: float = option(0.01, at_least=0)
     clip_norm: float = option(1.0, above=0)
-    first_moment: str = option("float32", choices=("float32", "bfloat16"))  # bfloat16: 2 bytes a parameter less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +272,6 @@ class TrainConfig:
     # Kept for the backward pass: dots (the products) | full (nothing but each layer's input) | and for long rows
     # on a TPU: attention (its output) | wide (that and the products that take longest)
     remat: str = option("dots", choices=REMATS)
-    max_nonfinite: int = option(3, at_least=1)  # stop after so many non-finite steps in a row
     # Who is told the metrics beside TensorBoard: wandb or trackio, each an extra of that name (configs/README.md)
     tracker: str = option("", choices=("", "wandb", "trackio"))
     # Keys, with commas between them, that may differ from those of the checkpoint that is resumed (workdir/changes.py).

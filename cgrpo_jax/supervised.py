@@ -105,7 +105,7 @@ def sft(cfg: Config, workdir: pathlib.Path, on_row: Callable[[dict[str, Any]], N
             progress.step_done(done, {"loss": values["loss/total"], "s": values["seconds/update"]})
             check_parameters(done, [scalars])
             leaving.done(done, state, done * cfg.train.prompts)
-            nonfinite = nonfinite_steps(nonfinite, done, nonfinite_counts([scalars]), cfg.train.max_nonfinite)
+            nonfinite = nonfinite_steps(nonfinite, done, nonfinite_counts([scalars]))
             evaluated = evaluate(done) if resuming.evaluation_due(cfg, done) else None
             if done % cfg.checkpoint.every == 0 or done == steps:
                 meta = resuming.checkpoint_meta(run, past, done, done * cfg.train.prompts)

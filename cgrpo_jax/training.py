@@ -149,7 +149,7 @@ def train(
             check_parameters(done, sums_of_updates)
             leaving.done(done, state, problems_seen)
             found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)
-            nonfinite = nonfinite_steps(nonfinite, done, found, cfg.train.max_nonfinite)
+            nonfinite = nonfinite_steps(nonfinite, done, found)
             if resuming.evaluation_due(cfg, done):
                 evaluated = evaluate(done)
             if done % cfg.checkpoint.every == 0 or done == steps:

@@ -203,7 +203,6 @@ def test_a_short_run_of_a_model_that_overflows_is_not_called_done(overflowing, t
 def test_a_model_that_overflows_ends_the_command_in_one_line(overflowing, tmp_path):
     keys = {
         "model.path": overflowing,
-        "train.max_nonfinite": 1,
         "train.prompts": 2,
         "train.samples": 2,
         "eval.every": 0,
@@ -212,7 +211,7 @@ def test_a_model_that_overflows_ends_the_command_in_one_line(overflowing, tmp_pa
     done = run_main("--config=quickstart", f"--workdir={tmp_path}/w", *changes)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and done.stderr.splitlines()[-1:] == errors, done.stderr
-    assert "step 1: 1 step" in errors[0] and "sampled log-probabilities" in errors[0]
+    assert "step 3: 3 steps" in errors[0] and "sampled log-probabilities" in errors[0]
     assert "done:" not in done.stderr and "Traceback" not in done.stderr and not list(tmp_path.glob("w/checkpoints/1"))
 
 

@@ -105,7 +105,7 @@ def transcription(params, old, reference, made, cfg):
 def test_gradient_and_metrics_are_those_of_the_drawn_ids_alone(mesh, rng, cfg, share):
     """Several segments in a row; log-probabilities from before the first update, and of a reference."""
     cfg, made = dataclasses.replace(cfg, correction_limit=LIMIT), groups(rng)
-    optimizer = OptimizerConfig(clip_norm=1e9, first_moment="float64")
+    optimizer = OptimizerConfig(clip_norm=1e9)
     learner = Learner(MODEL, cfg, optimizer, TEMPERATURE, 10, jnp.float64, "dots")
     size = bin_size(share=share, problems=2, group=4, at_once=1, row_devices=1, longest_prompt=5, longest_ids=40)
     segments = credit.segments(made, cfg, CONSTANT)

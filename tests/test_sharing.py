@@ -65,7 +65,7 @@ def test_a_card_says_what_the_run_was(tmp_path):
         "<th></th>", "<th>step 0 (the base)</th>", "<th>step 4</th>",
         "<td>pass@1</td>", "<td>25.0 % [20.0, 30.0]</td>", "<td>75.0 % [70.0, 80.0]</td>",
     ]  # fmt: skip
-    assert "<td>refine.trigger</td>\n<td>never</td>" in page and "optimizer.b1" not in page
+    assert "<td>refine.trigger</td>\n<td>never</td>" in page and "optimizer.b2" not in page
     assert "from_pretrained(&quot;me/mine&quot;, dtype=&quot;auto&quot;)" in page
     assert '<img src="curves.png"' in page and card.picture.startswith(b"\x89PNG") and len(card.picture) < 100_000
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+MOST = 3  # steps in a row, with which a run ends
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on."""
@@ -36,7 +38,7 @@ def nonfinite_counts(updates: Sequence[Mapping[str, float]]) -> dict[str, float]
     }
 
 
-def nonfinite_steps(before: int, step: int, found: Mapping[str, float], most: int) -> int:
+def nonfinite_steps(before: int, step: int, found: Mapping[str, float]) -> int:
     """How many steps in a row had something that is no finite number, this one included.
 
     Args:
@@ -44,15 +46,15 @@ def nonfinite_steps(before: int, step: int, found: Mapping[str, float], most: in
       found: what -> how many of it were not finite.
 
     Raises:
-      TrainingError: `most` of them.
+      TrainingError: MOST of them.
     """
     bad = {what: count for what, count in found.items() if count}
     if not bad:
         return 0
-    if before + 1 < most:
+    if before + 1 < MOST:
         return before + 1
     named = ", ".join(f"{count:.0f} {what}" for what, count in bad.items())
     raise TrainingError(
-        f"step {step}: {most} steps in a row were not finite (train.max_nonfinite), in this one {named}; "
+        f"step {step}: {MOST} steps in a row were not finite, in this one {named}; "
         "such gradients changed nothing, and parameters are saved only where all of them are finite"
     )

@@ -71,8 +71,7 @@ def make_optimizer(cfg: OptimizerConfig, total_updates: int) -> optax.GradientTr
         )
 
     schedule = optax.join_schedules([ramp, after], [cfg.warmup_updates])
-    moment = jnp.dtype(cfg.first_moment)
-    adamw = optax.adamw(schedule, cfg.b1, cfg.b2, mu_dtype=moment, weight_decay=cfg.weight_decay, mask=decays)
+    adamw = optax.adamw(schedule, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=decays)
     return _where_finite(optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adamw))
 
 

@@ -59,7 +59,6 @@ RULES = (
     ("train.updates_per_rollout", REFUSED, "the optimizer counts updates: another schedule"),
     ("train.micro_batch", LOGGED, "memory only"),
     ("train.remat", LOGGED, "memory only"),
-    ("train.max_nonfinite", LOGGED, "when to stop, not what is learnt"),
     ("train.tracker", LOGGED, "who is told, not what is learnt"),
     ("train.accept_changes", LOGGED, "says itself what it changes"),
     ("eval.*", LOGGED, "no update depends on an evaluation"),
