@@ -92,14 +92,13 @@ def train(
       KeyboardInterrupt that says what was saved, where an interrupt (Ctrl-C, or of the kernel) asked it to leave.
     """
     cfg, folder = _settled(config, ("rl", "sft")), local_folder(workdir, "workdir")
-    from cgrpo_jax import supervised, training
+    from cgrpo_jax import training
 
     _keep_programs()
     if isinstance(on_step, Curves):
         on_step.drawn = drawn(cfg.eval.temperature, cfg.eval.top_p)
-    verbs: dict[str, Callable[..., None]] = {"rl": training.train, "sft": supervised.sft}
     with stopping.for_this_call():
-        verbs[cfg.method](cfg, folder, on_row=on_step)
+        training.train(cfg, folder, on_row=on_step)
     last: dict[bool, dict[str, Any]] = {}
     for row in reading.metrics(folder, warnings.warn):
         last[any(name.startswith("eval/") for name in row)] = row

@@ -34,12 +34,15 @@ from cgrpo_jax.grading.verifier import Verifier, VerifierError
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.learning.update import init_state, make_update, put_bins
 from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.records import Done, Kind, Name, Problem, Request, Segment
-from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.records import Kind, Name, Problem, Request, Segment
+from cgrpo_jax.rollout.collect import Method, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import Brief
+from cgrpo_jax.rollout.loop import run_stories, sample_all
 from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.sampling.engine import Engine, weights_of
+from cgrpo_jax.sampling.pool import summed
 from cgrpo_jax.text.prompts import question_messages
-from cgrpo_jax.training import make_bins
+from cgrpo_jax.training import segments_of
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.places import expanded
 from cgrpo_jax.workdir.progress import Progress
@@ -83,9 +86,9 @@ def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     requests = [Request(Name(Kind.RESPONSE, p, g), prompts[p]) for p in range(P) for g in range(G)]
 
     def work(round_: int) -> Round:
-        sampler = endless.bind(params, round_, run.cfg.sampling)
-        sampler.sample(requests)
-        return Round(sampler.stats.tokens, sampler.stats.row_steps, sampler.stats.prefilled)
+        engine = Engine(endless, weights_of(endless, params), round_, run.cfg.sampling)
+        sample_all(engine, requests)
+        return Round(engine.stats.tokens, engine.stats.row_steps, engine.stats.prefilled)
 
     return work
 
@@ -108,25 +111,6 @@ def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request
     return asked
 
 
-class Shown:
-    """A source of known requests that shows its progress; like training's, it may always ask for more."""
-
-    def __init__(self, requests: list[Request], progress: Progress):
-        self.requests, self.progress, self.left = requests, progress, len(requests)
-
-    def ended(self, done: Done) -> None:
-        self.left -= len(done)
-        for _ in done:
-            self.progress.answered()
-
-    def poll(self, idle: bool) -> list[Request]:
-        asked, self.requests = self.requests, []
-        return asked
-
-    def pending(self) -> bool:
-        return self.left > 0
-
-
 def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """Recorded lengths; static batches where the mode says so."""
     params = build.initial_params(run)
@@ -140,11 +124,13 @@ def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
         batches = [[r._replace(limit=max(r.limit or 0 for r in batch)) for r in batch] for batch in batches]
 
     def work(round_: int) -> Round:
-        sampler = endless.bind(params, round_, run.cfg.sampling)
+        weights, did = weights_of(endless, params), []
         with Progress(0, len(asked), "answer") as progress:
             for requests in batches:
-                sampler.run(Shown(list(requests), progress))
-        return Round(useful, sampler.stats.row_steps, sampler.stats.prefilled)
+                engine = Engine(endless, weights, round_, run.cfg.sampling)
+                sample_all(engine, requests, progress.answered, more=True)
+                did.append(engine.stats)
+        return Round(useful, summed(did).row_steps, summed(did).prefilled)
 
     return work
 
@@ -187,11 +173,10 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
     def work(round_: int) -> Round:
         nonlocal state
-        sampler = run.sampler.bind(state.params, round_, cfg.sampling)
-        groups, _ = collect_groups(sums(cfg.train.prompts, round_), method, round_, sampler.run)
-        stats = sampler.stats
-        del sampler
-        for bins in make_bins(groups, cfg, sizes):
+        with stories_of(sums(cfg.train.prompts, round_), method, round_) as stories:
+            stats = run_stories(stories, build.engines(run, state.params, None, round_))
+        for segments in segments_of(groups_of(stories), cfg):
+            bins = pack_smallest(segments, sizes, build.terms(cfg))
             state, _ = jax.block_until_ready(update(state, {}, put_bins(run.mesh, bins)))
         return Round(stats.tokens, stats.row_steps, stats.prefilled)
 

@@ -35,8 +35,9 @@ from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.model.splash import attend_by_splash, attend_own_heads
 from cgrpo_jax.options import MeshConfig, SamplingConfig
 from cgrpo_jax.sampling import programs
+from cgrpo_jax.sampling.engine import Engine, Weights, weights_of
+from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.sampling.room import room_for, row_devices, unfit
-from cgrpo_jax.sampling.sampler import Sampler, SamplerSetup
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.widening import widened
 from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
@@ -53,9 +54,9 @@ class Outline:
     model: ModelConfig
     mesh: Mesh
     learner: Learner
-    sampler: SamplerSetup
+    sampler: EngineSetup
     share_prompts: bool  # in the update's bins, see packing.shares_prompts
-    local: SamplerSetup | None  # of the second model, where one is asked
+    local: EngineSetup | None  # of the second model, where one is asked
 
 
 class Spoken(NamedTuple):
@@ -152,7 +153,7 @@ def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
 
 def _sampler_setup(
     cfg: Config, model: ModelConfig, eos_ids: tuple[int, ...], mesh: Mesh, dtype: DTypeLike, platform: str
-) -> SamplerSetup:
+) -> EngineSetup:
     """How a model is sampled from. Raises ConfigError where the memory or the sizes that are given hold nothing."""
     prompt, sampler_mesh = longest_prompt(cfg), sharding.reshaped(mesh, cfg.sampler.tensor)
     room = room_for(model, sampler_mesh, cfg.sampler, prompt + cfg.sampling.max_new_tokens, prompt, dtype)
@@ -168,7 +169,7 @@ def _sampler_setup(
         "stacked_cache": not programs.unrolls_cache(platform),
         "attend": attend_own_heads if platform == "tpu" else attend,
     }
-    return SamplerSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
+    return EngineSetup(model, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
 
 
 Shape = tuple[ModelConfig, tuple[int, ...]]  # a model, and its end-of-sequence ids
@@ -290,15 +291,27 @@ def _loaded(folder: pathlib.Path, model: ModelConfig, mesh: Mesh) -> Params:
     return params
 
 
-def local_sampler(run: Run) -> Sampler | None:
-    """The sampler of the second model, with its weights; None where none is asked.
+def local_weights(run: Run) -> Weights | None:
+    """What the engine of the second model reads; None where none is asked.
 
     Raises:
       CheckpointError: the folder cannot be read, or a parameter holds a NaN or an infinity.
     """
     if run.local is None or run.second is None:
         return None
-    return run.local.bind(_loaded(run.second.folder, run.local.model, run.mesh), 0, local_sampling(run.cfg))
+    return weights_of(run.local, _loaded(run.second.folder, run.local.model, run.mesh))
+
+
+def engines(run: Run, params: Params, second: Weights | None, step: int) -> list[Engine]:
+    """Those of a rollout: the policy's, and where a second model is asked that one's.
+
+    Args:
+      second: of `local_weights`.
+    """
+    own = [Engine(run.sampler, weights_of(run.sampler, params), step, run.cfg.sampling)]
+    if run.local is None or second is None:
+        return own
+    return [*own, Engine(run.local, second, step, local_sampling(run.cfg))]
 
 
 def local_sampling(cfg: Config) -> SamplingConfig:

@@ -14,21 +14,23 @@ import numpy as np
 
 from cgrpo_jax import build, report, startup
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.config import Config, ConfigError, evaluation_sampling
 from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.identity import contents, problem_digest
 from cgrpo_jax.evaluation.intervals import cluster_problems, mean_of_tasks, summarise
-from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
+from cgrpo_jax.evaluation.sample import Exam, accuracies
 from cgrpo_jax.evaluation.store import Answers
 from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
-from cgrpo_jax.options import SamplingConfig, drawn
+from cgrpo_jax.options import drawn
 from cgrpo_jax.plugins import open_texts
-from cgrpo_jax.records import Attempt, Done, Problem, Request, Source
+from cgrpo_jax.records import Attempt, Problem, Request
+from cgrpo_jax.rollout.loop import run_stories
+from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.room import room_for
 from cgrpo_jax.stopping import Stopped
 from cgrpo_jax.text.prompts import Task, question_messages
@@ -192,11 +194,13 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         score = functools.partial(rewards.score, verifier=verifier)
         with progress.phase("sample"):
             asked = [[named.problem for named in task] for task in tasks.values()]
-            sample = _run_when_needed(run, settings["weights"])
+            exam = Exam(asked, cfg.eval.samples, run.tokenizer, answers, progress.answered)
             try:
-                graded = sample_and_grade(
-                    asked, cfg.eval.samples, sample, score, run.tokenizer, answers, progress.answered
-                )
+                if exam.requests:
+                    engine = _engine(run, exam.requests, settings["weights"])
+                    with exam.stories() as stories:
+                        run_stories(stories, [engine])
+                graded = exam.graded(score)
             except Stopped:
                 stored = sum(len(store.lines) for store in answers.stores)
                 raise Stopped(f"stopped; {stored} answers are in {folder}, the same command goes on") from None
@@ -230,41 +234,21 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         report.leave(workdir, progress.log)
 
 
-def _run_when_needed(run: Run, weights: str) -> Callable[[Source], None]:
-    """Loads the weights only where there is something to ask, with as many rows as fit the prompts that are asked.
+def _engine(run: Run, requests: Sequence[Request], weights: str) -> Engine:
+    """Loads the weights, with as many rows as fit the prompts that are asked.
 
     Args:
-      weights: of `_contents_of` the run. Raises ConfigError where the files are others once they are loaded.
+      weights: of `_contents_of` the run.
+
+    Raises:
+      ConfigError: the files are others now that they are loaded.
     """
     cfg, setup = run.cfg, run.sampler
-
-    def sample(source: Source) -> None:
-        requests = source.poll(idle=True)
-        if not requests:
-            return
-        sampling = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
-        longest = max(len(request.prompt_ids) for request in requests)
-        room = room_for(run.model, setup.mesh, cfg.sampler, longest + sampling.max_new_tokens, longest, setup.dtype)
-        sampler = dataclasses.replace(setup, room=room).bind(build.initial_params(run), 0, sampling)
-        if _contents_of(run)["weights"] != weights:
-            raise ConfigError(f"{run.folder}: the weights were replaced while they were read; give the command again")
-        sampler.run(Polled(requests, source))
-
-    return sample
-
-
-class Polled:
-    """A source whose first requests were asked for already."""
-
-    def __init__(self, requests: Sequence[Request], source: Source):
-        self.requests, self.source = requests, source
-
-    def ended(self, done: Done) -> None:
-        self.source.ended(done)
-
-    def poll(self, idle: bool) -> Sequence[Request]:
-        asked, self.requests = self.requests, []
-        return asked or self.source.poll(idle)
-
-    def pending(self) -> bool:
-        return self.source.pending()
+    sampling = evaluation_sampling(cfg)
+    longest = max(len(request.prompt_ids) for request in requests)
+    room = room_for(run.model, setup.mesh, cfg.sampler, longest + sampling.max_new_tokens, longest, setup.dtype)
+    setup = dataclasses.replace(setup, room=room)
+    engine = Engine(setup, weights_of(setup, build.initial_params(run)), 0, sampling)
+    if _contents_of(run)["weights"] != weights:
+        raise ConfigError(f"{run.folder}: the weights were replaced while they were read; give the command again")
+    return engine

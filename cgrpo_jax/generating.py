@@ -17,7 +17,6 @@ there whole or not at all: the same command goes on behind the last one, and `ro
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -30,9 +29,9 @@ from cgrpo_jax.leading import Desk, open_desk
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.opening import open_run
 from cgrpo_jax.records import Attempt, Group, Message
+from cgrpo_jax.rollout.collect import groups_of
+from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.verdicts import END, verdict_of
-from cgrpo_jax.sampling.pool import summed
-from cgrpo_jax.sampling.sampler import run_together
 from cgrpo_jax.stopping import Stopped
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
@@ -114,14 +113,13 @@ def _sample_steps(
     run: build.Run, desk: Desk, progress: Progress, folder: pathlib.Path, steps: range, count: int
 ) -> None:
     """Samples the problems of these steps, and writes the rows of each; `count` problems there are in all."""
-    params, each, local = build.initial_params(run), run.cfg.train.prompts, build.local_sampler(run)
+    params, each, local = build.initial_params(run), run.cfg.train.prompts, build.local_weights(run)
     assert desk.writer is not None
     for step in steps:
         with progress.phase("sample"):
-            samplers = [run.sampler.bind(params, step, run.cfg.sampling)] + ([local.at(step)] if local else [])
-            sample = functools.partial(run_together, samplers)
-            groups = desk.collect(step, step * each, sample, min(each, count - step * each))
-            stats = summed(sampler.stats for sampler in samplers)
+            with desk.stories(step, step * each, min(each, count - step * each)) as stories:
+                stats = run_stories(stories, build.engines(run, params, local, step))
+            groups = groups_of(stories)
         if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")
         lines = _lines(groups, step * each, run.cfg.generate.rows, desk.method.texts.critique)

@@ -6,22 +6,24 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from cgrpo_jax.build import Run
 from cgrpo_jax.config import critic_of, fallback, reference_of, samples_refinements
+from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import Problems
-from cgrpo_jax.evaluation.sample import accuracies, sample_and_grade
+from cgrpo_jax.evaluation.sample import Exam, accuracies
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.learning.credit import undivided
+from cgrpo_jax.learning import credit
 from cgrpo_jax.opening import open_all
 from cgrpo_jax.options import drawn
-from cgrpo_jax.records import Group, Problem, Source
-from cgrpo_jax.rollout.collect import Method, Score, by_rule, collect_groups
+from cgrpo_jax.records import Group, Problem, Segment
+from cgrpo_jax.rollout.collect import Method, Score, by_rule, stories_of
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.introducing import introduce
 from cgrpo_jax.rollout.served import Server
+from cgrpo_jax.rollout.stories import Stories
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.secrecy import public_url
@@ -30,8 +32,6 @@ from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
-
-Sample = Callable[[Source], None]  # runs a sampler until the source has nothing more
 
 
 @dataclasses.dataclass
@@ -47,12 +47,11 @@ class Desk:
     method: Method  # of each problem of training
     score: Score
     server: Server | None = None  # of critique=api
-    late: int = 0  # verdicts of the last rollout that came more than a chunk late, see `rollout.stories`
     looked: bool = False  # at the texts of a rollout, whether they go on behind their answer
     writer: Writer | None = None  # once it is known where the run begins
 
-    def collect(self, step: int, problems_seen: int, sample: Sample, count: int | None = None) -> list[Group]:
-        """The rollout of a step: a group for each problem that was taken from the stream, from `problems_seen` on.
+    def stories(self, step: int, problems_seen: int, count: int | None = None) -> Stories:
+        """The rollout of a step, of the problems of the stream from `problems_seen` on; see `collect.groups_of`.
 
         Args:
           count: so many problems and no replacements; None: train.prompts, with replacements.
@@ -62,18 +61,32 @@ class Desk:
         first = problems_seen + cfg.train.prompts
         places = range(first, first + (0 if count else cfg.train.replacements))
         spare = (problem for place in places for problem in self.problems.batch(cfg.seed, place, 1))
-        groups, self.late = collect_groups(
-            problems, self.method, step, sample, self.progress.phase, cfg.verifier.workers, spare
-        )
-        return groups
+        return stories_of(problems, self.method, step, self.progress.phase, cfg.verifier.workers, spare)
 
-    def evaluate(self, step: int, sample: Sample) -> dict[str, float]:
+    def rows(self, step: int) -> list[Segment]:
+        """What a step of method=sft learns: rows of the stream, in a seeded order that is a new one each epoch.
+
+        Of the warm start (data.source=arithmetic) plain rows and refinements, which are much longer, take turns, so
+        that neither is padded to the length of the other.
+        """
+        cfg, tokenizer, first = self.run.cfg, self.run.tokenizer, step * self.run.cfg.train.prompts
+        if cfg.data.source == "arithmetic":
+            indices = range(first, first + cfg.train.prompts)
+            asked = [arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1) for index in indices]
+        else:
+            asked = [(row.messages, row.answer) for row in self.problems.batch(cfg.seed, first, cfg.train.prompts)]
+        rows = [(tokenizer.encode_chat(messages), tokenizer.encode_answer(text)) for messages, text in asked]
+        return credit.supervised(rows)
+
+    def exam(self) -> Exam:
+        """What is held out, as questions to the policy."""
+        return Exam(list(self.evaluations.values()), self.run.cfg.eval.samples, self.run.tokenizer)
+
+    def log_exam(self, step: int, exam: Exam) -> dict[str, float]:
         """Accuracies on what is held out, written and shown."""
         assert self.writer is not None
         cfg, values = self.run.cfg, dict[str, float]()
-        score = functools.partial(self.score, step=step)
-        sets = list(self.evaluations.values())
-        graded = sample_and_grade(sets, cfg.eval.samples, sample, score, self.run.tokenizer)
+        graded = exam.graded(functools.partial(self.score, step=step))
         for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
             values |= accuracies(asked, attempts, name)
         self.writer.scalars(step, values)
@@ -94,7 +107,7 @@ class Desk:
         seconds = self.progress.take_seconds()
         values = group_metrics(groups) | {f"seconds/{name}": value for name, value in seconds.items()}
         values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
-        values |= {"sampler/nonfinite": float(stats.nonfinite), "rollout/late": float(self.late)}
+        values |= {"sampler/nonfinite": float(stats.nonfinite), "rollout/late": float(stats.late)}
         values |= {"tokens_per_s/sample": stats.tokens / seconds["sample"]}
         if self.run.cfg.train.replacements:
             values["problems/replaced"] = float(sum(not group.rows() for group in groups))
@@ -104,16 +117,23 @@ class Desk:
         if not self.looked and (found := going_on(attempt.text for attempt in attempts)):
             self.progress.log(f"step {step}: {found}")
         self.looked = True
-        if self.late:
+        if stats.late:
             self.progress.log(
-                f"step {step}: decoding did not wait for {self.late} verdicts that took longer than a chunk; what was "
+                f"step {step}: decoding did not wait for {stats.late} verdicts that took longer than a chunk; what was "
                 "sampled after them followed a clock, so a run resumed before this step may differ in the last bits"
             )
         return values
 
-    def log_step(self, step: int, groups: Sequence[Group], sums: Sequence[dict[str, float]], stats: Stats) -> None:
-        """Metrics and rollouts of a step that is done."""
+    def log_step(
+        self, step: int, groups: Sequence[Group] | None, sums: Sequence[dict[str, float]], stats: Stats
+    ) -> None:
+        """Metrics and rollouts of a step that is done; without groups it learnt rows."""
         assert self.writer is not None
+        if groups is None:
+            seconds = self.progress.take_seconds()
+            values = update_metrics(sums) | {f"seconds/{name}": value for name, value in seconds.items()}
+            self.writer.scalars(step, values)
+            return self.progress.step_done(step, {"loss": values["loss/total"], "s": values["seconds/update"]})
         values = self.rollout_metrics(step, groups, stats) | update_metrics(sums)
         of, objective = self.run.cfg.train.updates_per_rollout, self.run.cfg.objective
         if skipped := of - len(sums):
@@ -123,7 +143,7 @@ class Desk:
             )
         values["update/skipped"] = float(skipped)
         if objective.divide_by_std and objective.baseline == "responses":
-            values["problems/undivided"] = float(sum(map(undivided, groups)))
+            values["problems/undivided"] = float(sum(map(credit.undivided, groups)))
         if trained := sum(update["tokens"] for update in sums):
             values["tokens_per_s/update"] = trained / values["seconds/update"]
         self.writer.rollout(step, groups, self.pieces.widths)

@@ -32,13 +32,13 @@ from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.opening import open_run
 from cgrpo_jax.planner.preflight import preflight
 from cgrpo_jax.rollout.served import CriticError
-from cgrpo_jax.supervised import sft
 from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.places import local_folder
 
 ERRORS = (ConfigError, MeshError, DataError, CheckpointError, PromptError, TrainingError, VerifierError, CriticError)
+VERBS: dict[str, Callable[..., None]] = {"rl": train, "sft": train, "generate": generate, "eval": evaluate_tasks}
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
 _PREFLIGHT = flags.DEFINE_bool(
@@ -74,12 +74,11 @@ def main(argv: list[str]) -> None:
         cfg, workdir = from_config_dict(command_line.CONFIG.value), local_folder(_WORKDIR.value, "--workdir")
         stopping.look()
         compilation.keep_on_disk()
-        verbs: dict[str, Callable[..., None]] = {"rl": train, "sft": sft, "generate": generate, "eval": evaluate_tasks}
-        if cfg.method not in verbs:
-            raise ConfigError(f"method = {cfg.method!r}; known: rl, sft, generate, eval")
+        if cfg.method not in VERBS:
+            raise ConfigError(f"method = {cfg.method!r}; known: {', '.join(VERBS)}")
         if _PREFLIGHT.value:
             preflight(open_run(cfg), print)
-        verbs[cfg.method](cfg, workdir)
+        VERBS[cfg.method](cfg, workdir)
     except (*ERRORS, OSError) as error:
         if command_line.DEBUG.value:
             raise

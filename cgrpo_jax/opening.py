@@ -8,8 +8,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
 from cgrpo_jax import build
 from cgrpo_jax.build import Run
 from cgrpo_jax.checks import check, holds_out
@@ -37,6 +35,7 @@ T = TypeVar("T")
 Log = Callable[[str], None]
 Loaded = tuple[Problems, dict[str, list[Problem]], int]  # see `load_data`
 NO_REWARD, NO_CRITIC = "--config.reward.fn=", "--config.refine.critique=indicative_gt --config.refine.critique_fn="
+WARM_START_PROMPT = 64  # tokens of a question of the warm start without a refinement's context, at most
 REFUSALS = (ConfigError, DataError, CheckpointError, MeshError, PromptError)
 
 
@@ -86,11 +85,6 @@ class Opened(NamedTuple):
     loaded: Loaded
 
 
-def learnt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """int32 ids of a text that is learnt, with the end of its turn."""
-    return np.asarray([*tokenizer.encode_text(text), tokenizer.end_id], np.int32)
-
-
 class Data:
     """The sources of a run, as its configuration names them.
 
@@ -115,7 +109,7 @@ class Data:
         return count
 
     def target_tokens(self, problem: Problem) -> int:
-        return len(learnt_ids(self.tokenizer, problem.answer)) if self.tokenizer else 0
+        return len(self.tokenizer.encode_answer(problem.answer)) if self.tokenizer else 0
 
     def _mendable(self, option: str, cfg: DataConfig, load: Callable[[], Problems]) -> Problems:
         """What `load` opens; where it cannot, options that may mend it stand behind what is wrong."""
@@ -135,7 +129,10 @@ class Data:
             most = cfg.sampling.max_new_tokens
             return load_targets(cfg.data, most, self.measured, self.target_tokens, self.log, self.task)
         traced = cfg.refine.trigger != "never" and cfg.refine.refiner == "target"
-        return self.load(cfg.data, prompt_tokens=self.measured, traced=traced)
+        problems = self.load(cfg.data, prompt_tokens=self.measured, traced=traced)
+        if cfg.method == "sft":  # of the warm start, whose plain rows and refinements are not looked at beforehand
+            self.longest = WARM_START_PROMPT
+        return problems
 
     def tasks(self) -> dict[str, list[Problem]]:
         """Those of eval.tasks, by the name of their metrics."""

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax import build
 from cgrpo_jax.build import Outline
-from cgrpo_jax.config import longest_prompt
+from cgrpo_jax.config import evaluation_sampling, longest_prompt
 from cgrpo_jax.learning.packing import BinSize, empty_bins
 from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
 from cgrpo_jax.model import hf, sharding
@@ -97,9 +97,8 @@ def samplings(run: Outline) -> list[SamplingConfig]:
     """How a run draws tokens: in training, and in evaluation."""
     cfg = run.cfg
     of_training = [cfg.sampling] if cfg.method in ("rl", "generate") else []
-    of_evaluation = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
     evaluates = cfg.method == "eval" or (cfg.eval.every and cfg.method != "generate")
-    asked = of_training + [of_evaluation] * bool(evaluates)
+    asked = of_training + [evaluation_sampling(cfg)] * bool(evaluates)
     return list(dict.fromkeys(drawing_of(sampling) for sampling in asked))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -110,19 +110,6 @@ class Completion(NamedTuple):
 
 
 Done = Sequence[tuple[Request, Completion]]
-
-
-class Source(Protocol):
-    """Where the sampler's requests come from, and where its completions go."""
-
-    def ended(self, done: Done) -> None:
-        """All that ended in this chunk, in the order of their names; called for each chunk, also with nothing."""
-
-    def poll(self, idle: bool) -> Sequence[Request]:
-        """What to sample next. Where `idle` there is nothing else to do, so waiting is right."""
-
-    def pending(self) -> bool:
-        """Whether more may be asked later, though the queue may be empty now."""
 
 
 class Critique(NamedTuple):

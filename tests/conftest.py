@@ -29,6 +29,7 @@ from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES
 from cgrpo_jax.report_page import page as report_page
+from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
 
@@ -67,6 +68,11 @@ def pytest_runtest_makereport(item, call):
     elif os.environ.get("SKIPPED"):
         with open(os.environ["SKIPPED"], "a", encoding="utf-8") as record:
             record.write(f"{item.nodeid}\n")
+
+
+def engine_of(setup, params, step, sampling):
+    """The engine of these parameters at this step."""
+    return Engine(setup, weights_of(setup, params), step, sampling)
 
 
 def tiny_config(family: str = "qwen3", **changes) -> ModelConfig:

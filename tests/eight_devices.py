@@ -16,8 +16,10 @@ from cgrpo_jax.model.decoder import ModelConfig, init_params
 from cgrpo_jax.model.hf_config import FAMILIES
 from cgrpo_jax.options import MeshConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
+from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.sampling.engine import Engine, weights_of
+from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.sampling.room import Room, row_devices
-from cgrpo_jax.sampling.sampler import SamplerSetup
 
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x1": (1, 2, 1)}
 # Random schedules: whether layers are unrolled, and the axis `tensor` of the sampler's own mesh.
@@ -52,8 +54,9 @@ def tokens(mesh, params, dtype, rng, unrolled, tensor):
     least = row_devices(mesh)
     room = Room(least * int(rng.choice([1, 2, 4])), least * int(rng.choice([128, 512])))
     chunk, order = int(rng.choice([3, 8, 32])), rng.permutation(len(requests))
-    setup = SamplerSetup(MODEL, mesh, (7,), 0, room, dtype, unrolled, chunk)
-    got = setup.bind(params, 0, SamplingConfig(0.9, 0, 0.95, 12)).sample([requests[i] for i in order])
+    setup = EngineSetup(MODEL, mesh, (7,), 0, room, dtype, unrolled, chunk)
+    engine = Engine(setup, weights_of(setup, params), 0, SamplingConfig(0.9, 0, 0.95, 12))
+    got = sample_all(engine, [requests[i] for i in order])
     ids = np.full((len(requests), 32), -1)
     for place, i in enumerate(order):
         ids[i, : len(got[place].ids)] = got[place].ids

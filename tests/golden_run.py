@@ -25,18 +25,18 @@ def checksum(groups):
 
 def golden_run(workdir):
     """The metrics of each line, and a checksum of the sampled ids a step."""
-    sampled, make_bins = [], training.make_bins
+    sampled, segments_of = [], training.segments_of
 
     def noting(groups, *rest):
         sampled.append(checksum(groups))
-        return make_bins(groups, *rest)
+        return segments_of(groups, *rest)
 
-    training.make_bins = noting
+    training.segments_of = noting
     try:
         with jax.numpy_rank_promotion("allow"):
             training.train(small(**EVALUATED), workdir)
     finally:
-        training.make_bins = make_bins
+        training.segments_of = segments_of
     return {"sampled": sampled, "metrics": without_times(lines(workdir / "metrics.jsonl"))}
 
 

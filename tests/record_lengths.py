@@ -9,6 +9,8 @@ import pathlib
 
 from cgrpo_jax import build, config
 from cgrpo_jax.records import Kind, Name, Request
+from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.workdir import compilation
 
 # The training prompt ("step by step") makes SmolLM2-135M run on: mean 352 of a cap of 512. This one is answered in
@@ -31,8 +33,8 @@ def main() -> None:
     texts = [f"{json.loads(line)['question']}\n{INSTRUCTION}" for line in lines]
     prompts = [run.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
     asked = [Request(Name(Kind.RESPONSE, p, g), ids) for p, ids in enumerate(prompts) for g in range(args.samples)]
-    sampler = run.sampler.bind(build.initial_params(run), 0, run.cfg.sampling)
-    made = [len(done.ids) for done in sampler.sample(asked)]
+    weights = weights_of(run.sampler, build.initial_params(run))
+    made = [len(done.ids) for done in sample_all(Engine(run.sampler, weights, 0, run.cfg.sampling), asked)]
     mean, capped = sum(made) / len(made), sum(count >= args.cap for count in made) / len(made)
     about = (
         f"{pathlib.Path(args.model).name} at temperature 1 on the first {args.problems} questions of GSM8K x {args.samples}, "

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from test_train import lines, small
 
-from cgrpo_jax import leading, opening
+from cgrpo_jax import leading
 from cgrpo_jax.config import METHODS, ConfigError
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.targets import load_targets
 from cgrpo_jax.generating import generate, kept_rows
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Problem
-from cgrpo_jax.supervised import sft
 from cgrpo_jax.text.prompts import critique_messages, question_messages
+from cgrpo_jax.training import train
 
 GENERATING = [name for name, changes in METHODS.items() if changes.get("method") == "generate"]
 SMALL = {"train.samples": 3, "train.steps": 2, "sampler.kv_cache_mb": 4.0}
@@ -30,7 +30,7 @@ def made(workdir, **changes):
 def learnt(workdir, rows, **changes):
     fitting = {"data.source": str(rows), "data.max_prompt_tokens": 256, "train.samples": 1, "checkpoint.every": 2}
     with jax.numpy_rank_promotion("allow"):
-        sft(small(method="sft", **{"refine.trigger": "never", **fitting, **changes}), workdir)
+        train(small(method="sft", **{"refine.trigger": "never", **fitting, **changes}), workdir)
     return lines(workdir / "metrics.jsonl")
 
 
@@ -156,7 +156,7 @@ def words(tokenizer, rows, tmp_path, **changes):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     cfg = DataConfig(source=str(tmp_path / "rows.jsonl"), **changes)
     prompt = {"prompt_tokens": lambda p: len(tokenizer.encode_chat(p.messages))}
-    return load_targets(cfg, 8, target_tokens=lambda p: len(opening.learnt_ids(tokenizer, p.answer)), **prompt)
+    return load_targets(cfg, 8, target_tokens=lambda p: len(tokenizer.encode_answer(p.answer)), **prompt)
 
 
 def test_rows_that_cannot_be_learnt_are_all_named(tokenizer, tmp_path):
@@ -178,6 +178,6 @@ def test_rows_that_cannot_be_learnt_are_all_named(tokenizer, tmp_path):
 
 
 def test_a_learnt_text_ends_as_a_turn_does(tokenizer):
-    ids = opening.learnt_ids(tokenizer, "<|im_end|>1")
+    ids = tokenizer.encode_answer("<|im_end|>1")
     assert ids[-1] == tokenizer.end_id == tokenizer.hf.convert_tokens_to_ids("<|im_end|>")
     assert (ids == tokenizer.end_id).sum() == 1  # what the text itself spells is no end

@@ -128,8 +128,8 @@ def test_stored_answers_to_other_questions_are_refused(done, tmp_path):
 def test_killed_it_goes_on_to_the_same_figures(done, tmp_path):
     """SIGKILL as soon as some answers are stored, and a line cut in two as a kill may leave it."""
     code = (
-        "import pathlib, sys; sys.path.insert(0, 'tests'); from test_eval_tasks import *; import cgrpo_jax.sampling.sampler as g; "
-        f"g.CHUNK = 4; evaluate_tasks(settings(pathlib.Path({str(done)!r})), pathlib.Path({str(tmp_path / 'w')!r}))"
+        "import pathlib, sys; sys.path.insert(0, 'tests'); from test_eval_tasks import *;"
+        f"evaluate_tasks(settings(pathlib.Path({str(done)!r})), pathlib.Path({str(tmp_path / 'w')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     path = tmp_path / "w/eval/sums/responses.jsonl"

@@ -10,7 +10,7 @@ from test_train import small
 from cgrpo_jax import leading, opening, training
 from cgrpo_jax.records import Kind
 from cgrpo_jax.rollout import critics
-from cgrpo_jax.sampling import sampler
+from cgrpo_jax.sampling.engine import Engine
 from cgrpo_jax.text import tokenizer
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import metrics, progress
@@ -32,8 +32,7 @@ class Recorder:
     def __init__(self):
         self.told = []
 
-    def agree(self, find):
-        found = find()
+    def share(self, found):
         self.told.append(pickle.dumps(found))
         return found
 
@@ -46,17 +45,17 @@ class Follower:
     def __init__(self, told):
         self.told = iter(told)
 
-    def agree(self, find):
+    def share(self, found):
         return pickle.loads(next(self.told))
 
 
 def watched(monkeypatch, seen):
     """Notes each request, each bin and each loss."""
-    ask, put, update = sampler._Schedule.ask, training.put_bins, training.make_update
+    submit, put, update = Engine.submit, training.put_bins, training.make_update
 
-    def noting_ask(self, requests):
+    def noting_submit(self, requests):
         seen.extend(("request", tuple(r.name), tuple(r.prompt_ids), r.limit) for r in requests)
-        return ask(self, requests)
+        return submit(self, requests)
 
     def noting_put(mesh, bins):
         seen.append(("bins", *(x.tobytes() for x in jax.tree.leaves(bins))))
@@ -72,7 +71,7 @@ def watched(monkeypatch, seen):
 
         return call
 
-    monkeypatch.setattr(sampler._Schedule, "ask", noting_ask)
+    monkeypatch.setattr(Engine, "submit", noting_submit)
     monkeypatch.setattr(training, "put_bins", noting_put)
     monkeypatch.setattr(training, "make_update", noting_update)
 
@@ -98,7 +97,7 @@ def test_a_follower_does_what_its_leader_did(tmp_path, monkeypatch):
         for owner, name in [
             (opening, "load_problems"), (leading, "Verifier"), (leading.rewards, "score"), (training, "open_desk"),
             (critics, "indicative_gt"), (tokenizer.Tokenizer, "encode_chat"), (tokenizer.Tokenizer, "decode"),
-            (metrics.Writer, "scalars"), (training, "exclusive"), (training, "make_bins"),
+            (metrics.Writer, "scalars"), (training, "exclusive"), (training, "segments_of"),
             (progress.Progress, "__init__"),  # the only clock of a run
         ]:  # fmt: skip
             patched.setattr(owner, name, forbidden)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import QUICKSTART
+from conftest import QUICKSTART, engine_of
 from second_model import write_twin
 from test_hosts import Follower, Recorder, watched
 from test_planning import compiled, is_within, shapes  # noqa: F401
@@ -15,8 +15,10 @@ from cgrpo_jax.generating import generate
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
 from cgrpo_jax.records import LOCAL, POLICY, Kind, Name, Request
 from cgrpo_jax.rollout import critics
+from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.rollout.refining import as_sampled
 from cgrpo_jax.rollout.verdicts import verdict_of
+from cgrpo_jax.sampling.engine import Engine
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.training import train
 
@@ -92,13 +94,13 @@ def test_the_policy_samples_the_same_beside_a_second_model(shallow, tmp_path):
     assert {name[0] for name, _ in asked} == {Kind.RESPONSE, Kind.CRITIQUE, Kind.REFINEMENT}
 
 
-def test_a_sampler_at_another_step_is_one_bound_there():
+def test_the_second_models_weights_serve_every_step():
     run = build.open_run(small(**{"refine.critique": "local", "local.path": str(QUICKSTART), "local.top_p": 1.0}))
     with jax.numpy_rank_promotion("allow"):
-        local = build.local_sampler(run)
+        weights, sampling = build.local_weights(run), build.local_sampling(run.cfg)
         asked = [Request(Name(Kind.CRITIQUE, 0, g), run.tokenizer.encode_text("What is 1+1?"), 8) for g in range(4)]
-        bound = run.local.bind(build.initial_params(run), 5, local.sampling).sample(asked)
-        first, moved = local.sample(asked), local.at(5).sample(asked)
+        bound = sample_all(engine_of(run.local, build.initial_params(run), 5, sampling), asked)
+        first, moved = (sample_all(Engine(run.local, weights, step, sampling), asked) for step in (0, 5))
     assert [one.ids.tolist() for one in moved] == [one.ids.tolist() for one in bound]
     assert [one.ids.tolist() for one in moved] != [one.ids.tolist() for one in first]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import QUICKSTART, tiny_config
+from conftest import QUICKSTART, engine_of, tiny_config
 from safetensors.numpy import load_file, save_file
 from test_train import small
 
@@ -18,8 +18,9 @@ from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
+from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.sampling.room import Room
-from cgrpo_jax.sampling.sampler import SamplerSetup
 
 USED, NEW, PROMPT = 190, 24, [5, 9, 2, 33, 7]
 CFG = tiny_config("qwen3", vocab_used=USED)
@@ -34,9 +35,9 @@ def params():
 
 
 def sampled(mesh, params, cfg, sampling):
-    setup = SamplerSetup(cfg, mesh, (), 0, Room(4, 4096), jnp.float32, unrolled=True, chunk=8)
+    setup = EngineSetup(cfg, mesh, (), 0, Room(4, 4096), jnp.float32, unrolled=True, chunk=8)
     asked = [Request(Name(Kind.RESPONSE, 0, g), PROMPT) for g in range(4)]
-    return setup.bind(params, 0, sampling).sample(asked)
+    return sample_all(engine_of(setup, params, 0, sampling), asked)
 
 
 def reference(params, ids, temperature):

@@ -5,14 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from conftest import engine_of
 from test_sampler import CFG, SAMPLING, ask, params, request, same, setup, with_room  # noqa: F401
 
 from cgrpo_jax.options import SamplerMemory
 from cgrpo_jax.records import Kind
+from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.sampling import prefixes, programs
 from cgrpo_jax.sampling.prefixes import common, cut, prefix_sizes, shared_prefixes
 from cgrpo_jax.sampling.room import Room
-from cgrpo_jax.sampling.sampler import _Schedule
 from cgrpo_jax.sampling.sizes import fixed_sizes
 
 
@@ -53,12 +54,12 @@ def test_a_shared_beginning_is_run_once_and_changes_no_token(setup, params, rng)
     start = rng.integers(0, CFG.vocab, 150).tolist()
     asked = siblings(rng, 5, start) + siblings(rng, 3, start[:100], problem=1)
     wide = with_room(setup, 8)
-    sampler = wide.bind(params, 0, SAMPLING)
-    together = sampler.sample(asked)
+    engine = engine_of(wide, params, 0, SAMPLING)
+    together = sample_all(engine, asked)
     for one, alone in zip(together, [ask(wide, params, r)[0] for r in asked], strict=True):
         same(one, alone)
     lengths = [len(r.prompt_ids) - 1 for r in asked]
-    assert sampler.stats.prefilled == sum(lengths) - 4 * 128 - 2 * 96
+    assert engine.stats.prefilled == sum(lengths) - 4 * 128 - 2 * 96
 
 
 def test_little_room_and_few_rows_change_nothing(setup, params, rng):  # noqa: F811
@@ -76,15 +77,15 @@ def test_a_prefix_that_is_there_stays_while_another_is_made(setup, params, rng):
     a, b = (rng.integers(0, CFG.vocab, 128).tolist() for _ in range(2))
     asked = [r for p, start in enumerate((a, b)) for r in siblings(rng, 2, start, problem=p)]
     others = [request(rng.integers(0, CFG.vocab, n).tolist(), p, limit=1) for p, n in ((2, 1000), (3, 60))]
-    schedule = _Schedule(with_room(setup, 8, 1280).bind(params, 0, SAMPLING))
-    schedule.ask([*asked, *others])
+    engine = engine_of(with_room(setup, 8, 1280), params, 0, SAMPLING)
+    engine.submit([*asked, *others])
     prompts = [tuple(r.prompt_ids) for r in asked]
-    for ids in (schedule._prefix(prompts[0]), *(tuple(r.prompt_ids) for r in others)):
-        schedule._prefill([ids])
-    (part,) = schedule._parts(prompts)
-    schedule._prefill(part)
-    assert set(prompts) <= schedule.prompts.keys()
-    assert sum(prompt.k_BKSH.shape[-2] for prompt in schedule.prompts.values()) <= 1280
+    for ids in (engine._prefix(prompts[0]), *(tuple(r.prompt_ids) for r in others)):
+        engine._prefill([ids])
+    (part,) = engine._parts(prompts)
+    engine._prefill(part)
+    assert set(prompts) <= engine.prompts.keys()
+    assert sum(prompt.k_BKSH.shape[-2] for prompt in engine.prompts.values()) <= 1280
 
 
 @pytest.mark.parametrize("chunk", [64, 128])
@@ -100,10 +101,10 @@ def test_chunks_change_no_token(setup, params, rng, monkeypatch, chunk):  # noqa
         return prefill(weights, tokens_QT, pasts, **static)
 
     monkeypatch.setattr(programs, "prefill", watched)
-    sampler = with_room(setup, 8).bind(params, 0, SAMPLING)
-    for one, other in zip(sampler.sample(asked), plain, strict=True):
+    engine = engine_of(with_room(setup, 8), params, 0, SAMPLING)
+    for one, other in zip(sample_all(engine, asked), plain, strict=True):
         same(one, other)
-    assert max(widths) == chunk and sampler.stats.prefilled == sum(len(prompt) - 1 for prompt in prompts)
+    assert max(widths) == chunk and engine.stats.prefilled == sum(len(prompt) - 1 for prompt in prompts)
 
 
 def test_a_chunk_takes_less_memory_than_the_whole(setup, params):  # noqa: F811
@@ -122,6 +123,6 @@ def test_fixed_sizes_share_nothing(setup, params, rng):  # noqa: F811
     """Programs are few there: a prompt is run as a whole."""
     asked = siblings(rng, 3, rng.integers(0, CFG.vocab, 150).tolist())
     room = Room(4, 1024, fixed_sizes(SamplerMemory(rings="384x4", prefills="256")))
-    sampler = dataclasses.replace(setup, room=room).bind(params, 0, SAMPLING)
-    sampler.sample(asked)
-    assert sampler.stats.prefilled == sum(len(r.prompt_ids) - 1 for r in asked)
+    engine = engine_of(dataclasses.replace(setup, room=room), params, 0, SAMPLING)
+    sample_all(engine, asked)
+    assert engine.stats.prefilled == sum(len(r.prompt_ids) - 1 for r in asked)

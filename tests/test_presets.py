@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_data import Parsable, load, own_cache, write_jsonl  # noqa: F401
 from test_objective import PROBLEM as ASKED
-from test_rollout import PROBLEM, RIGHT, WRONG, completion, method_of, sampler_of
+from test_rollout import PROBLEM, RIGHT, WRONG, Table, completion, groups_from, method_of
 from test_train import small
 
 from cgrpo_jax import build
@@ -17,7 +17,6 @@ from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.options import DataConfig, ObjectiveConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Group, Kind
-from cgrpo_jax.rollout.collect import collect_groups
 from cgrpo_jax.rollout.refining import CUT, refinement_prompt
 from cgrpo_jax.workdir.metrics import group_metrics
 
@@ -33,7 +32,7 @@ def collected(tokenizer, cfg, answers, samples=3, **columns):
 
     method = dataclasses.replace(method_of(tokenizer, cfg, samples), trace_tokens=12)
     problem = dataclasses.replace(PROBLEM, columns=columns)
-    (group,), _ = collect_groups([problem], method, 0, sampler_of(answer, asked))
+    (group,) = groups_from(Table(answer, asked), [problem], method)
     return group, asked, group_metrics([group])
 
 

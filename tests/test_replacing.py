@@ -7,22 +7,20 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_rollout import PROBLEM, RIGHT, WRONG, completion, method_of, sampler_of
+from test_rollout import PROBLEM, RIGHT, WRONG, Table, completion, groups_from, method_of
 from test_train import lines, small, without_times
 
-from cgrpo_jax import build
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.options import RefineConfig
-from cgrpo_jax.rollout.collect import collect_groups
-from cgrpo_jax.training import make_bins, train
+from cgrpo_jax.training import segments_of, train
 
 NEVER = RefineConfig(trigger="never")
 
 
-first_asked = functools.partial(sampler_of, place=0)
+first_asked = functools.partial(Table, place=0)
 
 
-def replaced(tokenizer, mixed, spare, sampler=sampler_of, cfg=NEVER, problems=2):
+def replaced(tokenizer, mixed, spare, sampler=Table, cfg=NEVER, problems=2):
     """Groups of two problems and as many spare ones; those in `mixed` have a right and a wrong response."""
     taken = []
 
@@ -36,7 +34,7 @@ def replaced(tokenizer, mixed, spare, sampler=sampler_of, cfg=NEVER, problems=2)
         return completion(tokenizer, RIGHT if right else WRONG)
 
     own = [dataclasses.replace(PROBLEM, tag=str(number)) for number in range(problems)]
-    groups, _ = collect_groups(own, method_of(tokenizer, cfg, 2), 0, sampler(answer, []), spare=more())
+    groups = groups_from(sampler(answer, []), own, method_of(tokenizer, cfg, 2), spare=more())
     assert [group.problem.tag for group in groups] == [str(number) for number in range(problems + len(taken))]
     return groups
 
@@ -60,7 +58,7 @@ def test_who_is_replaced_by_whom(tokenizer, mixed, spare, trained):
 
 def test_the_outcome_depends_on_no_order(tokenizer):
     for mixed in ({0, 5}, {3, 4}, {2}, {7}):
-        one, other = (replaced(tokenizer, mixed, 4, sampler) for sampler in (sampler_of, first_asked))
+        one, other = (replaced(tokenizer, mixed, 4, sampler) for sampler in (Table, first_asked))
         assert [group.problem.tag for group in one] == [group.problem.tag for group in other]
         trained = [[group.problem.tag for group in groups if group.rows()] for groups in (one, other)]
         assert trained[0] == trained[1]
@@ -74,7 +72,7 @@ def test_refinements_count_and_so_does_a_second_group(tokenizer):
         def answer(request):
             return completion(tokenizer, RIGHT if request.name[:3] in right else WRONG)
 
-        made, _ = collect_groups([PROBLEM], method_of(tokenizer, cfg, 2), 0, sampler_of(answer, []), spare=[PROBLEM])
+        made = groups_from(Table(answer, []), [PROBLEM], method_of(tokenizer, cfg, 2), spare=[PROBLEM])
         return made
 
     refined = {(1, 0, 1)}  # a refinement of problem 0
@@ -89,11 +87,11 @@ def test_what_was_replaced_is_in_no_bin(tokenizer):
     """Nor in a normaliser: the bins are those of the trained problems alone."""
     cfg = small(**{"refine.trigger": "never", "train.updates_per_rollout": 2, "objective.entropy_coef": 0.1})
     groups = replaced(tokenizer, {1, 3}, 9, cfg=NEVER)
-    size = build.bin_sizes(build.open_run(cfg), 64)
-    one, other = make_bins(groups, cfg, size), make_bins([groups[1], groups[3]], cfg, size)
+    one, other = segments_of(groups, cfg), segments_of([groups[1], groups[3]], cfg)
     assert len(one) == 2 and groups[0].rows() == []
-    for bins, wanted in zip(one, other, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, bins, wanted)
+    for segments, wanted in zip(one, other, strict=True):
+        for segment, same in zip(segments, wanted, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, segment._asdict(), same._asdict())
 
 
 @pytest.mark.thorough

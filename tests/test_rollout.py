@@ -17,12 +17,14 @@ from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.options import ObjectiveConfig, RefineConfig, RewardConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request, Verdict
 from cgrpo_jax.rollout import critics
-from cgrpo_jax.rollout.collect import Method, Posed, by_rule, collect_groups
+from cgrpo_jax.rollout.collect import Method, Posed, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import Brief
+from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
 from cgrpo_jax.rollout.stories import Sample, Stories, Work
 from cgrpo_jax.rollout.verdicts import inverted, usable, verdict_of
 from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.text import prompts
 
 QUESTION = "What is 23+46?"
@@ -40,22 +42,33 @@ def score(items, step=0):
     return [Attempt(c, text, float(RIGHT in text), RIGHT in text, None, "ok") for _, c, text in items]
 
 
-def sampler_of(answer, asked, place=-1):
-    """Ends requests one a chunk, the last asked first (`place` 0: the first), and writes down what it was asked."""
+class Table:
+    """An engine that ends one request a chunk, the last asked first (`place` 0: the first), by a table of answers.
 
-    def run(source):
-        queue = []
-        while True:
-            new = source.poll(idle=not queue)
-            asked.extend(new)
-            queue.extend(new)
-            if queue:
-                request = queue.pop(place)
-                source.ended([(request, answer(request))])
-            elif not source.pending():
-                return
+    It writes down what it was asked.
+    """
 
-    return run
+    def __init__(self, answer, asked, place=-1):
+        self.answer, self.asked, self.place, self.queue, self.stats = answer, asked, place, [], Stats()
+
+    def submit(self, requests):
+        self.asked.extend(requests)
+        self.queue.extend(requests)
+
+    @property
+    def busy(self):
+        return bool(self.queue)
+
+    def advance(self, more_may_come):
+        request = self.queue.pop(self.place)
+        return [(request, self.answer(request))]
+
+
+def groups_from(engine, problems, method, spare=()):
+    """The groups of a step that is sampled by this engine."""
+    with stories_of(problems, method, 0, spare=spare) as stories:
+        run_stories(stories, [engine])
+    return groups_of(stories)
 
 
 def method_of(tokenizer, cfg, samples, critic=None, scorer=None):
@@ -72,7 +85,7 @@ def collect(tokenizer, answers, cfg=None, samples=3, **parts):
         return completion(tokenizer, answers(request.name.kind, request.name.sample))
 
     method = method_of(tokenizer, cfg or RefineConfig(), samples, **parts)
-    (group,), _ = collect_groups([PROBLEM], method, 0, sampler_of(answer, asked))
+    (group,) = groups_from(Table(answer, asked), [PROBLEM], method)
     return group, asked
 
 
@@ -197,7 +210,7 @@ def test_trained_rows_hold_the_plain_prompt_and_the_sampled_ids(tokenizer):
     def answer(request):
         return cut if request.name.kind == Kind.REFINEMENT else completion(tokenizer, WRONG)
 
-    groups, _ = collect_groups([PROBLEM], method_of(tokenizer, RefineConfig(), 3), 0, sampler_of(answer, []))
+    groups = groups_from(Table(answer, []), [PROBLEM], method_of(tokenizer, RefineConfig(), 3))
     groups = [dataclasses.replace(groups[0], refinements=tuple(
         dataclasses.replace(attempt, reward=1.0) for attempt in groups[0].refinements))]  # fmt: skip
     made = credit.segments(groups, ObjectiveConfig(), 64.0)
@@ -249,7 +262,7 @@ def told(stories, script):
     """Polls and ends as the script says; what each poll returned."""
     polls = []
     for done in script:
-        polls.append([request.name.sample for request in stories.poll(idle=done is None)])
+        polls.append([request.name.sample for request in stories.due(idle=done is None).requests])
         if done is not None:
             stories.ended([(Request(Name(Kind.RESPONSE, 0, g), [1]), g) for g in done])
     return polls
@@ -277,7 +290,7 @@ def test_work_is_told_at_the_poll_after_the_next_chunk():
     with Stories([story(), other()], no_phase) as stories:
         #       chunk 1 ends 0   chunk 2 ends 1   chunk 3 ends nothing   chunk 4 ends 7 and 2
         assert told(stories, [[0], [1], [], [7, 2], None]) == [[0, 1, 2], [], [7], [], []]
-        assert not stories.pending()
+        assert not stories.due(idle=True).more
 
 
 def test_nothing_is_graded_on_the_thread_that_decodes(tokenizer):
@@ -293,7 +306,7 @@ def test_nothing_is_graded_on_the_thread_that_decodes(tokenizer):
         return completion(tokenizer, WRONG)
 
     method = method_of(tokenizer, RefineConfig(trigger="always"), 3, scorer=by_rule(beside, tokenizer))
-    collect_groups([PROBLEM, PROBLEM], method, 0, sampler_of(answer, []))
+    groups_from(Table(answer, []), [PROBLEM, PROBLEM], method)
     assert len(graded) == 4 and set(decoded) == {threading.current_thread()}
     assert threading.current_thread() not in graded
 
@@ -326,7 +339,7 @@ def test_decoding_waits_for_late_work_no_longer_than_a_chunk():
             yield asking(sample)
 
     with Stories([slow(), quick()], no_phase, patience=0.0) as stories:
-        assert [r.name.sample for r in stories.poll(idle=False)] == [0, 1]
+        assert [r.name.sample for r in stories.due(idle=False).requests] == [0, 1]
         polls, waited = [], []
         for sample in range(5):
             time.sleep(chunk)
@@ -337,7 +350,7 @@ def test_decoding_waits_for_late_work_no_longer_than_a_chunk():
                 while not stories.jobs[0].future.done():
                     time.sleep(0.001)
             began = time.monotonic()
-            polls.append([r.name.sample for r in stories.poll(idle=False)])
+            polls.append([r.name.sample for r in stories.due(idle=False).requests])
             waited.append(time.monotonic() - began)
         assert polls == [[2], [3], [4], [5, 9], []]
         assert max(waited[2:]) < chunk  # it was waited for once, after the second chunk
@@ -353,15 +366,15 @@ def test_remote_work_is_told_by_arrival_or_in_order(ordered):
         yield asking(sample)
 
     with Stories([story(first, 0), story(second, 1)], no_phase, ordered=ordered) as stories:
-        assert list(stories.poll(idle=False)) == []
+        assert list(stories.due(idle=False).requests) == []
         second.set()
         while not stories.jobs[1].future.done():
             time.sleep(0.001)
-        assert [r.name.sample for r in stories.poll(idle=False)] == ([] if ordered else [1])
+        assert [r.name.sample for r in stories.due(idle=False).requests] == ([] if ordered else [1])
         first.set()
         if ordered:
-            assert [r.name.sample for r in stories.poll(idle=True)] == [0]
-            assert [r.name.sample for r in stories.poll(idle=True)] == [1]
+            assert [r.name.sample for r in stories.due(idle=True).requests] == [0]
+            assert [r.name.sample for r in stories.due(idle=True).requests] == [1]
 
 
 def test_work_that_raises_ends_the_run(tokenizer):
@@ -467,7 +480,7 @@ def written_run(tokenizer, said, responses=(WRONG,) * 3, **cfg):
         return completion(tokenizer, texts[kind] if kind in texts else said(sample, round_))
 
     cfg = RefineConfig(**{"max_prompt_tokens": 4000} | cfg)
-    (group,), _ = collect_groups([PROBLEM], method_of(tokenizer, cfg, 3), 0, sampler_of(answer, asked))
+    (group,) = groups_from(Table(answer, asked), [PROBLEM], method_of(tokenizer, cfg, 3))
     return group, asked
 
 

@@ -11,17 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import engine_of, tiny_config
 
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, make_logps, put_bins
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig, SamplerMemory, SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
+from cgrpo_jax.rollout.loop import run_stories, sample_all
+from cgrpo_jax.rollout.stories import Due
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import categorical, draw, first_above, keep_top, row_keys, step_key
+from cgrpo_jax.sampling.engine import RequestError
+from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.sampling.room import Room, room_for, unfit
-from cgrpo_jax.sampling.sampler import RequestError, SamplerSetup
 from cgrpo_jax.sampling.sizes import (
     COUNTS,
     fixed_sizes,
@@ -44,7 +47,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def setup(mesh):
-    return SamplerSetup(CFG, mesh, (), 0, Room(4, 4096), jnp.float32, unrolled=True, chunk=8)
+    return EngineSetup(CFG, mesh, (), 0, Room(4, 4096), jnp.float32, unrolled=True, chunk=8)
 
 
 SAMPLING = SamplingConfig(temperature=0.8, max_new_tokens=12)
@@ -56,7 +59,7 @@ def with_room(setup, rows, prompt_tokens=4096, **changes):
 
 
 def ask(setup, params, *requests, sampling=SAMPLING, step=0):
-    return setup.bind(params, step, sampling).sample(requests)
+    return sample_all(engine_of(setup, params, step, sampling), requests)
 
 
 def request(prompt=PROMPT, problem=0, sample=0, kind=Kind.RESPONSE, limit=None, round=0, task=0):
@@ -121,7 +124,7 @@ def test_the_sampler_and_the_trainer_agree_on_smollm2(smollm2, mesh):
     weights = hf.load_params(smollm2, cfg, functools.partial(sharding.param_sharding, mesh), jnp.float32)
     prompts = [encode(question_messages(text)) for text in ("What is 12+30?", "Name three rivers of Africa, please.")]
     requests = [request(prompts[i % 2], i % 2, i // 2, limit=[40, 9, 24, 40][i]) for i in range(4)]
-    two_rows = SamplerSetup(cfg, mesh, (), 0, Room(2, 4096), jnp.float32, unrolled=True)  # for four: refill
+    two_rows = EngineSetup(cfg, mesh, (), 0, Room(2, 4096), jnp.float32, unrolled=True)  # for four: refill
     got = ask(two_rows, weights, *requests, sampling=SamplingConfig(0.9))
     assert np.abs(trainer_gaps(two_rows, weights, requests, got, 0.9, share=True)).max() < 1e-4
 
@@ -134,9 +137,9 @@ def test_the_sampler_and_the_trainer_agree_in_bfloat16(setup, params, share):
     """
     requests = [request([7, p, 3, 4], p, g, limit=40) for p in range(3) for g in range(4)]
     low = dataclasses.replace(setup, dtype=jnp.bfloat16)
-    sampler = low.bind(params, 0, SAMPLING)
-    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(sampler.weights))
-    got = sampler.sample(requests)
+    engine = engine_of(low, params, 0, SAMPLING)
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(engine.weights.decoding))
+    got = sample_all(engine, requests)
     gaps = trainer_gaps(low, params, requests, got, SAMPLING.temperature, share)
     assert 0 < np.abs(gaps).mean() < 0.008 and np.abs(gaps).max() < 0.2 and abs(gaps.mean()) < 0.002
 
@@ -208,7 +211,7 @@ def test_unrolled_layers_and_a_loop_over_them_give_the_same(setup, params, rng):
     for form in (looped, in_place):
         for one, other in zip(plain, ask(form, params, *requests), strict=True):
             same(one, other)
-    weights = looped.bind(params, 0, SAMPLING).weights
+    weights = engine_of(looped, params, 0, SAMPLING).weights.decoding
 
     def pointers(tree):
         return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
@@ -218,6 +221,8 @@ def test_unrolled_layers_and_a_loop_over_them_give_the_same(setup, params, rng):
 
 class FollowUps:
     """Each completion of the first round is asked about again, as often as its sample's number, plus one."""
+
+    late = 0
 
     def __init__(self, requests):
         self.asked, self.left, self.chunks, self.idle = list(requests), len(requests), [], []
@@ -231,13 +236,10 @@ class FollowUps:
                 prompt = [*PROMPT, *got.ids.tolist()]
                 self.asked.append(request(prompt, problem, sample, Kind.REFINEMENT, 4, round=1, task=task))
 
-    def poll(self, idle):
+    def due(self, idle):
         self.idle.append(idle)
         asked, self.asked = self.asked, []
-        return asked
-
-    def pending(self):
-        return self.left > 0
+        return Due(asked, self.left > 0)
 
 
 def test_follow_ups_enter_as_others_end(setup, params, monkeypatch):
@@ -247,7 +249,7 @@ def test_follow_ups_enter_as_others_end(setup, params, monkeypatch):
     monkeypatch.setattr(programs, "decode", lambda *args, **static: decoded.append(0) or decode(*args, **static))
     # The first two end together, and their rows are not in the order of their names.
     source = FollowUps([request(sample=g, limit=[2, 2, 40][g]) for g in (2, 1, 0)])
-    setup.bind(params, 0, SAMPLING).run(source)
+    run_stories(source, [engine_of(setup, params, 0, SAMPLING)])
     names = [[name for name, _ in chunk] for chunk in source.chunks]
     assert len(names) == len(decoded) and [] in names and all(chunk == sorted(chunk) for chunk in names)
     told = [name for chunk in names for name in chunk]
@@ -277,7 +279,7 @@ def test_a_name_asked_for_twice_is_refused(setup, params):
 
     source.ended = ask_again
     with pytest.raises(RequestError, match=words):
-        setup.bind(params, 0, SAMPLING).run(source)
+        run_stories(source, [engine_of(setup, params, 0, SAMPLING)])
     assert len(ask(setup, params, request(), request(task=1), request(round=1))) == 3
 
 
@@ -317,11 +319,11 @@ def test_prefilled_prompts_stay_within_their_room(setup, params, rng, monkeypatc
         return made
 
     monkeypatch.setattr(programs, "prefill", watched)
-    sampler = with_room(setup, 2, prompt_tokens).bind(params, 0, SAMPLING)
-    for one, other in zip(sampler.sample(requests), plain, strict=True):
+    engine = engine_of(with_room(setup, 2, prompt_tokens), params, 0, SAMPLING)
+    for one, other in zip(sample_all(engine, requests), plain, strict=True):
         same(one, other)
     assert max(held) == prompt_tokens  # used, and never more
-    assert sampler.stats.prefilled > sum(len(ids) - 1 for ids in prompts)
+    assert engine.stats.prefilled > sum(len(ids) - 1 for ids in prompts)
 
 
 def test_a_weight_sync_leaves_nothing_behind(setup, params):
@@ -330,9 +332,9 @@ def test_a_weight_sync_leaves_nothing_behind(setup, params):
 
     def held_after(steps):
         for step in steps:
-            sampler = low.bind(params, step, SAMPLING)
-            sampler.sample([request(limit=2)])
-            del sampler
+            engine = engine_of(low, params, step, SAMPLING)
+            sample_all(engine, [request(limit=2)])
+            del engine
         return sum(x.nbytes for x in jax.live_arrays())
 
     gc.collect()
@@ -348,25 +350,25 @@ def test_log_probs_that_are_no_finite_number_are_counted(setup, params):
     """A token whose embedding is broken spoils what comes after it, and that only."""
     bad, clean = PROMPT[3], [5, 9, 2, 7]
     broken = params["embed"]["embedding"].at[bad].set(jnp.nan)
-    sampler = setup.bind(params | {"embed": {"embedding": broken}}, 0, SAMPLING)
-    spoilt, good = sampler.sample([request(), request(clean, 1)])
+    engine = engine_of(setup, params | {"embed": {"embedding": broken}}, 0, SAMPLING)
+    spoilt, good = sample_all(engine, [request(), request(clean, 1)])
     finite = np.concatenate([np.isfinite(spoilt.logp), np.isfinite(good.logp)])
     assert not np.isfinite(spoilt.logp).any() and np.isfinite(good.logp).all()
-    assert sampler.stats.nonfinite == (~finite).sum() == len(spoilt.ids) == 12
-    sound = setup.bind(params, 0, SAMPLING)
-    sound.sample([request(), request(clean, 1)])
+    assert engine.stats.nonfinite == (~finite).sum() == len(spoilt.ids) == 12
+    sound = engine_of(setup, params, 0, SAMPLING)
+    sample_all(sound, [request(), request(clean, 1)])
     assert sound.stats.nonfinite == 0
 
 
 def test_each_prompt_is_prefilled_once_and_rows_are_used(setup, params):
     """Tokens, row-steps and prefilled tokens add up; a long tail does not hold the others up."""
     requests = [request([7, p, 3, 4], p, g, limit=40 if (p + g) % 4 == 0 else 4) for p in range(4) for g in range(4)]
-    bound = dataclasses.replace(setup, chunk=4).bind(params, 0, SAMPLING)
-    got = bound.sample(requests)
-    assert bound.stats.prefilled == 4 * 3 and bound.stats.tokens == sum(len(c.ids) for c in got) == 4 * 40 + 12 * 4
+    engine = engine_of(dataclasses.replace(setup, chunk=4), params, 0, SAMPLING)
+    got = sample_all(engine, requests)
+    assert engine.stats.prefilled == 4 * 3 and engine.stats.tokens == sum(len(c.ids) for c in got) == 4 * 40 + 12 * 4
     static = 4 * 4 * 40  # four batches of four, each as long as its longest row
-    assert bound.stats.row_steps < 0.5 * static and bound.stats.slot_use > 0.75
-    assert bound.stats.row_steps >= bound.stats.tokens
+    assert engine.stats.row_steps < 0.5 * static and engine.stats.slot_use > 0.75
+    assert engine.stats.row_steps >= engine.stats.tokens
 
 
 def test_what_cannot_fit_is_refused_by_name(setup, params):
@@ -450,7 +452,7 @@ def test_long_requests_do_not_hold_up_short_ones(setup, params):
     short = [request([3, 4], 1, g, limit=5) for g in range(4)]
     source.asked, source.left = [*long, *short], 0
     source.ended = lambda done: source.chunks.append([name for (name, *_), _ in done])
-    dataclasses.replace(setup, room=room).bind(params, 0, SAMPLING).run(source)
+    run_stories(source, [engine_of(dataclasses.replace(setup, room=room), params, 0, SAMPLING)])
     told = [name for chunk in source.chunks for name in chunk]
     assert [name.problem for name in told] == [1] * 4 + [0] * 2
     first = next(chunk for chunk in source.chunks if chunk)

@@ -5,6 +5,7 @@ import threading
 
 import jax
 import pytest
+from conftest import engine_of
 from test_served import GOOD, serve  # noqa: F401
 from test_train import small
 
@@ -12,8 +13,9 @@ from cgrpo_jax import build
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Kind
-from cgrpo_jax.rollout.collect import Method, by_rule, collect_groups
+from cgrpo_jax.rollout.collect import Method, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import TEMPLATES, Brief, templated
+from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.sampling.room import Room
 
@@ -21,24 +23,21 @@ SAMPLES, PROBLEMS, ROWS, SECONDS = 2, 6, 4, 60.0
 
 
 class Watched:
-    """A source that writes down what is asked and what ended, and calls `idle` when nothing is left to decode."""
+    """Stories that write down what is asked and what ended, and call `idle` when nothing is left to decode."""
 
-    def __init__(self, source, idle):
-        self.source, self.idle, self.events = source, idle, []
+    def __init__(self, stories, idle):
+        self.stories, self.idle, self.events, self.late = stories, idle, [], 0
 
     def ended(self, done):
         self.events += [("ended", request.name) for request, _ in done]
-        self.source.ended(done)
+        self.stories.ended(done)
 
-    def poll(self, idle):
+    def due(self, idle):
         if idle and self.events:
             self.idle()
-        asked = self.source.poll(idle)
-        self.events += [("asked", request.name) for request in asked]
+        asked = self.stories.due(idle)
+        self.events += [("asked", request.name) for request in asked.requests]
         return asked
-
-    def pending(self):
-        return self.source.pending()
 
 
 def wrong(items, step):
@@ -73,15 +72,11 @@ def decoded(run, critic, idle):
     problems = [arithmetic.problem(0, "train", index) for index in range(PROBLEMS)]
     setup = dataclasses.replace(run.sampler, room=Room(ROWS, 4096), chunk=8)
     with jax.numpy_rank_promotion("allow"):
-        sampler = setup.bind(build.initial_params(run), 0, run.cfg.sampling)
-        seen = []
-
-        def sample(source):
-            seen.append(Watched(source, lambda: idle(dataclasses.replace(sampler.stats))))
-            sampler.run(seen[0])
-
-        groups, late = collect_groups(problems, method, 0, sample)
-    return seen[0].events, groups, late
+        engine = engine_of(setup, build.initial_params(run), 0, run.cfg.sampling)
+        with stories_of(problems, method, 0) as stories:
+            watched = Watched(stories, lambda: idle(dataclasses.replace(engine.stats)))
+            run_stories(watched, [engine])
+    return watched.events, groups_of(stories), stories.late
 
 
 def test_a_slow_critic_slows_no_other_problem(run, serve, tmp_path):  # noqa: F811

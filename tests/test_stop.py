@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import QUICKSTART, tiny_config
+from conftest import QUICKSTART, engine_of, tiny_config
 from test_train import lines, small
 
 from cgrpo_jax import build, startup
@@ -17,10 +17,10 @@ from cgrpo_jax.evaluating import settings_of
 from cgrpo_jax.model.decoder import init_params
 from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request
+from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.rollout.refining import as_sampled
-from cgrpo_jax.sampling.pool import Pool
+from cgrpo_jax.sampling.pool import EngineSetup, Pool
 from cgrpo_jax.sampling.room import Room
-from cgrpo_jax.sampling.sampler import SamplerSetup
 from cgrpo_jax.sampling.sizes import Fixed, Ring
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.stop import Stopping, before, going_on
@@ -53,10 +53,10 @@ def free(mesh, params):
 
 def sampled(mesh, params, rows=4, chunk=8, fixed=None, **frame):
     room = Room(rows, 4096, fixed)
-    setup = SamplerSetup(CFG, mesh, (), 0, room, jnp.float32, unrolled=True, chunk=chunk, **frame)
+    setup = EngineSetup(CFG, mesh, (), 0, room, jnp.float32, unrolled=True, chunk=chunk, **frame)
     requests = [Request(Name(Kind.RESPONSE, 0, g), [5, 9, 2, 33, 7], limit) for g, limit in enumerate(LIMITS)]
-    sampler = setup.bind(params, 0, SamplingConfig(0.8))
-    return sampler.sample(requests), sampler.stats
+    engine = engine_of(setup, params, 0, SamplingConfig(0.8))
+    return sample_all(engine, requests), engine.stats
 
 
 FIXED = Fixed((Ring(64, 2),), (8,))

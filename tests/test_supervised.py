@@ -14,7 +14,7 @@ from cgrpo_jax.data import arithmetic
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.decoder import forward, logits
-from cgrpo_jax.supervised import sft
+from cgrpo_jax.training import train
 
 ROWS = {
     "method": "sft", "model.random_init": True, "data.max_prompt_tokens": 256, "refine.max_prompt_tokens": 320,
@@ -26,7 +26,7 @@ ROWS = {
 def run(workdir, **changes):
     """The metrics, without times."""
     with jax.numpy_rank_promotion("allow"):
-        sft(small(**ROWS | changes), workdir)
+        train(small(**ROWS | changes), workdir)
     return metrics(workdir)
 
 

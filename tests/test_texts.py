@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 import pytest
 from test_data import Parsable, own_cache, write_jsonl  # noqa: F401
-from test_rollout import PROBLEM, QUESTION, WRONG, completion, method_of, sampler_of
+from test_rollout import PROBLEM, QUESTION, WRONG, Table, completion, groups_from, method_of
 from test_train import small
 
 from cgrpo_jax import build
@@ -18,7 +18,6 @@ from cgrpo_jax.evaluating import settings_of
 from cgrpo_jax.options import DataConfig, RefineConfig, TextsConfig
 from cgrpo_jax.plugins import open_texts
 from cgrpo_jax.records import Attempt, Kind
-from cgrpo_jax.rollout.collect import collect_groups
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.served import Reply, _criticised
 from cgrpo_jax.rollout.written import critic_and_scorer
@@ -131,8 +130,8 @@ def test_critics_and_refinements_are_asked_by_them(tokenizer, own, context):
     def answer(request):
         return completion(tokenizer, "Hm." if request.name.kind == Kind.CRITIQUE else WRONG)
 
-    method = dataclasses.replace(method, criticise=critic, texts=texts)
-    collect_groups([PROBLEM], method, 0, sampler_of(answer, asked))
+    method = dataclasses.replace(method, critic=critic, texts=texts)
+    groups_from(Table(answer, asked), [PROBLEM], method)
     prompts = {kind: [tokenizer.hf.decode(r.prompt_ids) for r in asked if r.name.kind == kind] for kind in Kind}
     assert all(f"CRITIC {QUESTION} {WRONG} None False" in prompt for prompt in prompts[Kind.CRITIQUE])
     attempts = f" [{WRONG} Hm.]" * (2 if context == "together" else 1)

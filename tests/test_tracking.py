@@ -11,9 +11,8 @@ import pytest
 from conftest import QUICKSTART
 from test_train import small
 
-from cgrpo_jax import supervised, training
+from cgrpo_jax import training
 from cgrpo_jax.config import ConfigError
-from cgrpo_jax.supervised import sft
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import tracking
 from cgrpo_jax.workdir.metrics import Writer
@@ -105,10 +104,10 @@ def test_others_are_not_told_where_things_lie(tmp_path, monkeypatch):
 
     folder = shutil.copytree(QUICKSTART, tmp_path / "secret_place/model")
     changes = {"model.path": str(folder), "api.base_url": "http://inner.host/v1", "train.tracker": "wandb"}
-    for module, run, method in ((supervised, sft, "sft"), (training, train, "rl")):
-        monkeypatch.setattr(module, "open_tracker", opened)
+    monkeypatch.setattr(training, "open_tracker", opened)
+    for method in ("sft", "rl"):
         with jax.numpy_rank_promotion("allow"), pytest.raises(InterruptedError):
-            run(small(**changes, method=method), tmp_path / method)
+            train(small(**changes, method=method), tmp_path / method)
     assert [config["model"]["path"] for config in told] == ["model"] * 2
     assert not [word for word in ("secret_place", "inner.host") if word in str(told)]
 
@@ -151,4 +150,4 @@ def test_a_tracker_that_is_not_installed_is_refused_at_once(tmp_path, monkeypatc
     with pytest.raises(
         ConfigError, match=r"train\.tracker = 'trackio' needs its package: pip install 'cgrpo_jax\[trackio\]'"
     ):
-        sft(cfg, tmp_path / "w")
+        train(cfg, tmp_path / "w")

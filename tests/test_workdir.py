@@ -25,7 +25,6 @@ from cgrpo_jax.config import ConfigError
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.options import CheckpointConfig
-from cgrpo_jax.supervised import sft
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import changes, checkpoints, digests, metadata
 from cgrpo_jax.workdir.checkpoints import Checkpointer
@@ -456,7 +455,7 @@ def test_a_second_process_is_turned_away(tmp_path):
         words = f"process {holder.pid} on {socket.gethostname()} works on it"
         for run, changes in (
             (train, {}),
-            (sft, {"method": "sft"}),
+            (train, {"method": "sft"}),
             (evaluate_tasks, {"method": "eval", "eval.tasks": "x=y.jsonl"}),
         ):
             with pytest.raises(BusyError, match=words) as refused:

@@ -1,4 +1,4 @@
-"""Accuracy on held-out problems, through the same sampler and graders as training: the one path of every evaluation."""
+"""Accuracy on held-out problems, by the same engine and graders as training: the one path of every evaluation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 from cgrpo_jax.evaluation.identity import problem_digest
 from cgrpo_jax.evaluation.intervals import average_copies, wilson
 from cgrpo_jax.evaluation.store import Answers, Stored, checksum
-from cgrpo_jax.records import Attempt, Completion, Done, Kind, Name, Problem, Request, Source
+from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem, Request
 from cgrpo_jax.rollout.collect import Score
+from cgrpo_jax.rollout.stories import Sample, Stories, Story
 from cgrpo_jax.text.tokenizer import Tokenizer
-
-Prompts = dict[tuple[int, int], list[int]]  # (task, problem) -> ids
 
 
 def nonfinite_tokens(completions: Iterable[Completion]) -> int:
@@ -22,73 +21,75 @@ def nonfinite_tokens(completions: Iterable[Completion]) -> int:
     return sum(int(np.count_nonzero(~np.isfinite(completion.logp))) for completion in completions)
 
 
-class _Asked:
-    """The source of an evaluation: everything is asked at once, each answer is kept as it ends."""
+class Exam:
+    """The problems of one or several tasks, each asked `samples` times, and the answers as they come.
 
-    def __init__(self, requests: Sequence[Request], keep: Callable[[Name, Completion], None]):
-        self.requests, self.keep = requests, keep
-
-    def ended(self, done: Done) -> None:
-        for request, completion in done:
-            self.keep(request.name, completion)
-
-    def poll(self, idle: bool) -> Sequence[Request]:
-        asked, self.requests = self.requests, []
-        return asked
-
-    def pending(self) -> bool:
-        return False
-
-
-def sample_and_grade(
-    tasks: Sequence[Sequence[Problem]],
-    samples: int,
-    run: Callable[[Source], None],
-    score: Score,
-    tokenizer: Tokenizer,
-    answers: Answers | None = None,
-    answered: Callable[[], None] | None = None,
-) -> list[list[list[Attempt]]]:
-    """`samples` graded answers to each problem of each task; all are one queue: no task waits for its longest answers.
+    All tasks share one queue, so that none waits for its longest answers.
 
     Args:
-      run: of a sampler.
       answers: what was sampled before and need not be again; it is given each new answer as it ends.
       answered: called for each answer, those that are known included.
 
     Raises:
-      DataError: stored answers to other prompts.
-      CheckpointError: a stored or new answer has log-probabilities that are not finite.
+      DataError: stored answers are to other prompts.
+      CheckpointError: a stored answer has log-probabilities that are not finite.
     """
-    names = [(t, p, g) for t, problems in enumerate(tasks) for p in range(len(problems)) for g in range(samples)]
-    prompts = {(t, p): tokenizer.encode_chat(tasks[t][p].messages) for t, p in sorted({name[:2] for name in names})}
-    known: dict[tuple[int, int, int], Completion] = {}
-    for t, store in enumerate(answers.stores if answers else ()):
-        store.check_prompts({p: prompts[t, p] for p in range(len(tasks[t]))})
-        store.check_finite()
-        known |= {(t, *name): completion for name, completion in store.known.items()}
-    asked = [name for name in names if name not in known]
-    for _ in range(len(names) - len(asked)):
-        if answered:
+
+    def __init__(
+        self,
+        tasks: Sequence[Sequence[Problem]],
+        samples: int,
+        tokenizer: Tokenizer,
+        answers: Answers | None = None,
+        answered: Callable[[], None] = lambda: None,
+    ):
+        self.tasks, self.samples, self.tokenizer, self.answers, self.answered = (
+            tasks, samples, tokenizer, answers, answered,
+        )  # fmt: skip
+        self.names = [(t, p, g) for t, task in enumerate(tasks) for p in range(len(task)) for g in range(samples)]
+        self.prompts = {
+            (t, p): tokenizer.encode_chat(problem.messages)
+            for t, task in enumerate(tasks)
+            for p, problem in enumerate(task)
+        }
+        self.known: dict[tuple[int, int, int], Completion] = {}
+        for t, store in enumerate(answers.stores if answers else ()):
+            store.check_prompts({p: self.prompts[t, p] for p in range(len(tasks[t]))})
+            store.check_finite()
+            self.known |= {(t, *name): completion for name, completion in store.known.items()}
+        asked = [name for name in self.names if name not in self.known]
+        self.requests = [
+            Request(Name(Kind.EVALUATION, p, g, task=t), self.prompts[t, p]) for t, p, g in asked
+        ]  # what is not known yet
+        for _ in range(len(self.names) - len(asked)):
             answered()
 
-    def keep(name: Name, completion: Completion) -> None:
-        t, p, g = name.task, name.problem, name.sample
-        known[t, p, g] = completion
-        if answers is not None:
-            _store(answers, name, completion, prompts[t, p], tokenizer.decode(completion.ids))
-        if answered:
-            answered()
+    def stories(self) -> Stories:
+        """One a request; an answer is kept as it ends.
 
-    if asked and answers is not None:
-        answers.runs.begin(len(names) - len(asked), len(names))
-    run(_Asked([Request(Name(Kind.EVALUATION, p, g, task=t), prompts[t, p]) for t, p, g in asked], keep))
-    attempts = iter(score([(tasks[t][p], known[t, p, g], tokenizer.decode(known[t, p, g].ids)) for t, p, g in names]))
-    return [[list(itertools.islice(attempts, samples)) for _ in problems] for problems in tasks]
+        Raises, as it is run, CheckpointError: a new answer has log-probabilities that are not finite.
+        """
+        if self.requests and self.answers:
+            self.answers.runs.begin(len(self.names) - len(self.requests), len(self.names))
+        return Stories([self._answer(request) for request in self.requests])
+
+    def _answer(self, request: Request) -> Story:
+        (completion,) = yield Sample([request], last=True)
+        name = request.name
+        self.known[name.task, name.problem, name.sample] = completion
+        if self.answers:
+            _store(self.answers, name, completion, request.prompt_ids, self.tokenizer.decode(completion.ids))
+        self.answered()
+
+    def graded(self, score: Score) -> list[list[list[Attempt]]]:
+        """The answers to each problem of each task, once all of them are there."""
+        named = [(self.tasks[t][p], self.known[t, p, g]) for t, p, g in self.names]
+        attempts = iter(score([(problem, answer, self.tokenizer.decode(answer.ids)) for problem, answer in named]))
+        return [[list(itertools.islice(attempts, self.samples)) for _ in task] for task in self.tasks]
 
 
 def _store(answers: Answers, name: Name, completion: Completion, prompt: Sequence[int], text: str) -> None:
-    """Raises CheckpointError where the answer was sampled from numbers that are none."""
+    """Raises CheckpointError where the answer was sampled from numbers that are not finite."""
     store, nonfinite = answers.stores[name.task], nonfinite_tokens([completion])
     store.add(Stored(name.problem, name.sample, checksum(prompt), nonfinite, completion), text)
     answers.runs.answered(len(completion.ids))

@@ -1,58 +1,32 @@
 """One host thinks, all hosts compute.
 
-The leader alone has data, tokenizer, graders, critics and clocks. What it finds is agreed on: per poll of the sampler
-its requests, per update the bins, and whether to stop. The others follow, and run the same device programs.
+The leader alone has data, graders, critics, files and clocks. What it finds out it shares: the requests of each chunk,
+the bins of each update, and whether to stop. The other hosts run the same device programs on what they are told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
-
-from cgrpo_jax.records import Done, Request, Source
 
 T = TypeVar("T")
 
 
 class Hosts(Protocol):
-    """How the processes of a run agree. `agree` is called from the main thread, in the same order on every host."""
+    """How the processes of a run tell each other what the leader found."""
 
     leader: bool
 
-    def agree(self, find: Callable[[], T]) -> T:
-        """What `find` returns on the leader; elsewhere it is not called."""
+    def share(self, found: T | None) -> T:
+        """The leader's `found`, on every host; called from the main thread, in the same order on each of them."""
 
 
 class OneHost:
-    """A run of one process: nothing to agree on."""
+    """A run of one process: there is nobody to tell."""
 
     leader = True
 
-    def agree(self, find: Callable[[], T]) -> T:
-        return find()
+    def share(self, found: T | None) -> T:
+        return found  # type: ignore[return-value]  # the leader always has it
 
 
-class AgreedSource:
-    """A source that is the leader's on every host.
-
-    Args:
-      own: the leader's; None elsewhere.
-    """
-
-    def __init__(self, hosts: Hosts, own: Source | None):
-        self.hosts, self.own, self.more = hosts, own, True
-
-    def ended(self, done: Done) -> None:
-        if self.own is not None:
-            self.own.ended(done)
-
-    def poll(self, idle: bool) -> Sequence[Request]:
-        requests, self.more = self.hosts.agree(lambda: self._asked(idle))
-        return requests
-
-    def _asked(self, idle: bool) -> tuple[Sequence[Request], bool]:
-        assert self.own is not None  # only the leader finds out
-        return self.own.poll(idle), self.own.pending()
-
-    def pending(self) -> bool:
-        return self.more
+ONE_HOST: Hosts = OneHost()

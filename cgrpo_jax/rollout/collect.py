@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -24,10 +23,9 @@ from cgrpo_jax.records import (
     Name,
     Problem,
     Request,
-    Source,
 )
 from cgrpo_jax.rollout.refining import as_sampled, refined_responses, refinement_prompt, select
-from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
+from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work, no_phase
 from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.tokenizer import Tokenizer
 
@@ -155,22 +153,15 @@ def _refined(
     return [(source, ids) for _, source, ids in fitting], completions
 
 
-def _no_phase(name: str) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext()
-
-
-def collect_groups(
+def stories_of(
     problems: Sequence[Problem],
     method: Method,
     step: int,
-    run: Callable[[Source], None],
-    phase: Phase = _no_phase,
+    phase: Phase = no_phase,
     threads: int = 2,
     spare: Iterable[Problem] = (),
-) -> tuple[list[Group], int]:
-    """One group per problem, and how many verdicts and critiques decoding did not wait for (`Stories.late`).
-
-    `run` is that of a sampler.
+) -> Stories:
+    """The stories of a step, one a problem; `groups_of` has what they came to.
 
     A problem's refinements are asked for soon after its last response is there, while others are still sampled.
 
@@ -180,10 +171,13 @@ def collect_groups(
     """
     numbered = enumerate(itertools.chain(problems, spare))
     posed = (Posed(problem, number, step) for number, problem in numbered)
-    with Stories([_with_replacements(posed, method) for _ in problems], phase, threads) as stories:
-        run(stories)
-        groups = [group for _, group in sorted(itertools.chain(*stories), key=_number)]
-    return _trained(groups, len(problems)), stories.late
+    return Stories([_with_replacements(posed, method) for _ in problems], phase, threads)
+
+
+def groups_of(stories: Stories) -> list[Group]:
+    """One group for each problem that was taken, in the order of the problems."""
+    groups = [group for _, group in sorted(itertools.chain(*stories), key=_number)]
+    return _trained(groups, len(stories.stories))
 
 
 def _with_replacements(posed: Iterator[Posed], method: Method) -> Story:

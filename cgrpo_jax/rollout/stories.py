@@ -1,11 +1,12 @@
-"""Drives one story a problem: a generator that yields what it waits for, and is sent what came of it.
+"""A story is a generator for one problem: it yields what it waits for, and is sent the result when that is there.
 
-The sampler polls for requests and tells what ended (`records.Source`). What is sampled is found by its name. Work (a
-verdict, a critique that is computed here) runs beside the decoding, and is delivered by a schedule of tokens, not of
-clocks: what begins after chunk c is told at the poll after chunk c+1. What is late then is waited for as long as that
-chunk took, or PATIENCE, and no longer: decoding goes on, and it is told when it arrives. The order of what is sampled
-then follows a clock, so it is counted (`late`) and never silent. Work of others (a server) is told as it arrives, or in
-the order in which it began where `ordered` is set: then it is waited for, too.
+`loop.run_stories` asks all stories of a step what is due, and tells them what was sampled; completions are found by the
+name of their request. Work (a verdict, or a critique that is computed on this machine) runs in threads beside the
+decoding. Its result is delivered by a schedule of tokens, not of clocks: what begins after chunk c is delivered after
+chunk c+1. If it is not there by then, it is waited for as long as that chunk took, or PATIENCE, and no longer: decoding
+goes on, and the result is delivered when it arrives. The order of what is sampled then depends on a clock, so such
+cases are counted (`late`). Remote work (a server) is delivered as it arrives, or in the order in which it began where
+`ordered` is set, and then it is waited for.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Sample(NamedTuple):
     """Wait for completions of these requests; they are sent in this order."""
 
     requests: Sequence[Request]
+    last: bool = False  # the story asks for no other ones, so their rows need not be kept for it
 
 
 class Work(NamedTuple):
@@ -64,28 +66,42 @@ def _wait(futures: Sequence[concurrent.futures.Future]) -> None:
         concurrent.futures.wait(futures, GLANCE, concurrent.futures.FIRST_COMPLETED)
 
 
+class Due(NamedTuple):
+    """What the engines are to do next."""
+
+    requests: Sequence[Request] = ()
+    more: bool = False  # some story may still ask for something
+
+
+def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
+    """Counts the seconds of no phase."""
+    return contextlib.nullcontext()
+
+
 class Stories:
-    """All stories of a step as a source of the sampler. Use as a context manager: leaving waits for work under way.
+    """All stories of a step. Use as a context manager: leaving it waits for work under way.
 
     A run that is stopped waits for none of it (`stopping.Stopped`).
 
     Args:
-      threads: for work. Work must not depend on other work.
-      ordered: remote work is told in the order in which it began.
-      patience: seconds that a poll waits for late local work at least; it waits no longer than the last chunk took.
+      stories: generators, one a problem.
+      phase: counts the seconds of waiting under the name of the work.
+      threads: for local work, which must not depend on other work.
+      ordered: remote work is delivered in the order in which it began.
+      patience: seconds that late local work is waited for, or as long as the last chunk took where that is longer.
     """
 
     def __init__(
         self,
         stories: Sequence[Story],
-        phase: Phase,
+        phase: Phase = no_phase,
         threads: int = 2,
         ordered: bool = False,
         patience: float = PATIENCE,
     ):
         self.stories, self.phase, self.ordered, self.patience = list(stories), phase, ordered, patience
         self.late = 0  # pieces of local work that decoding did not wait for
-        self.asked_at = time.monotonic()  # when the last poll ended
+        self.asked_at = time.monotonic()  # when `due` last returned
         self.chunk_seconds = 0.0
         self.results: dict[int, Any] = {}
         self.asked: list[Request] = []
@@ -95,6 +111,7 @@ class Stories:
         self.jobs: list[_Job] = []
         self.chunk = 0
         self.pool = concurrent.futures.ThreadPoolExecutor(threads)
+        self.closing: set[int] = set()  # stories that wait for their last completions
         self.waiters = concurrent.futures.ThreadPoolExecutor(REMOTE_THREADS)  # so that servers never keep work waiting
         self.begun = False
 
@@ -109,7 +126,7 @@ class Stories:
             story.close()
 
     def ended(self, done: Done) -> None:
-        """Completions of a chunk; a story goes on when all that it waits for are there."""
+        """Takes the completions of a chunk, which may be none. A story goes on once it has all that it waits for."""
         self.chunk += 1
         self.chunk_seconds = time.monotonic() - self.asked_at
         for request, completion in done:
@@ -120,8 +137,12 @@ class Stories:
                 arrived = self.arrived.pop(story)
                 self._advance(story, [arrived[asked.name] for asked in wanted])
 
-    def poll(self, idle: bool) -> Sequence[Request]:
-        """Tells what is due, and returns what the stories ask for. Where idle, waits until something is asked."""
+    def due(self, idle: bool) -> Due:
+        """Delivers the results that are due, and returns the requests that the stories then make.
+
+        Args:
+          idle: nothing is being decoded, so it waits until there is something to sample, or nothing is left.
+        """
         if not self.begun:
             self.begun = True
             for story in range(len(self.stories)):
@@ -133,13 +154,10 @@ class Stories:
             self._tell(self._next())
         asked, self.asked = self.asked, []
         self.asked_at = time.monotonic()
-        return asked
-
-    def pending(self) -> bool:
-        return len(self.results) < len(self.stories)
+        return Due(asked, len(self.results) + len(self.closing) < len(self.stories))
 
     def _wait_for_late(self) -> None:
-        """For what should be there by now, once, and not for longer than a chunk; the rest comes when it comes."""
+        """Waits once for local work that should be done by now, and not for longer than a chunk took."""
         until = time.monotonic() + max(self.patience, self.chunk_seconds)
         for job in self.jobs:
             if not job.work.remote and job.chunk < self.chunk and not job.late:
@@ -177,6 +195,7 @@ class Stories:
 
     def _advance(self, number: int, value: Any) -> None:
         """Lets a story run until it waits again."""
+        self.closing.discard(number)
         try:
             wish = self.stories[number].send(value)
             while isinstance(wish, Sample) and not wish.requests:
@@ -186,6 +205,8 @@ class Stories:
             return
         if isinstance(wish, Sample):
             self.asked += wish.requests
+            if wish.last:
+                self.closing.add(number)
             self.wanted[number], self.arrived[number] = wish.requests, {}
             self.story_of |= {request.name: number for request in wish.requests}
         else:

@@ -27,12 +27,13 @@ Stop = Callable[[Sequence[int], int], int | None]
 
 @dataclasses.dataclass
 class Stats:
-    """Counts of one or more runs of a `Sampler`."""
+    """Counts of what one or more engines did in a rollout."""
 
     tokens: int = 0  # drawn
     row_steps: int = 0  # rows x steps decoded, whether a row was active or not
     prefilled: int = 0  # prompt tokens run through the model, without padding
     nonfinite: int = 0  # tokens whose log-probability is no finite number
+    late: int = 0  # verdicts and critiques that decoding did not wait for, see `rollout.stories`
 
     @property
     def slot_use(self) -> float:
@@ -41,13 +42,13 @@ class Stats:
 
 
 def summed(parts: Iterable[Stats]) -> Stats:
-    """Of several samplers."""
+    """Of several engines."""
     return Stats(*map(sum, zip(*map(dataclasses.astuple, parts), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
-    """What stays the same over a run."""
+class EngineSetup:
+    """What an engine knows of its model, devices and memory; it stays the same over a run."""
 
     model: ModelConfig
     mesh: Mesh
@@ -105,8 +106,8 @@ class Row:
 class Pool:
     """Rows with rings of one size. Rows and slots grow and shrink with what is asked, where no size is fixed."""
 
-    def __init__(self, frame: Frame, fixed: Ring | None):
-        self.frame, self.fixed = frame, fixed
+    def __init__(self, setup: EngineSetup, fixed: Ring | None):
+        self.setup, self.fixed = setup, fixed
         self.rows: list[Row | None] = []
         self.slots: programs.Slots | None = None
         self.length = np.zeros(0, np.int64)  # tokens in each row's ring, as `Slots.length_R`
@@ -114,8 +115,8 @@ class Pool:
             self._make(fixed.rows, fixed.slots)
 
     def _make(self, rows: int, slots: int) -> None:
-        frame = self.frame
-        self.slots = programs.empty_slots(rows=rows, slots=slots, **frame.of_slots)
+        setup = self.setup
+        self.slots = programs.empty_slots(rows=rows, slots=slots, **setup.of_slots)
         self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
 
     @property
@@ -129,21 +130,21 @@ class Pool:
 
     def holds(self, row: Row) -> bool:
         """Whether a request may be given to a row of this pool."""
-        sizes = self.frame.room.fixed
+        sizes = self.setup.room.fixed
         return self.fixed is None or sizes is None or sizes.fits(self.fixed, row.prefilled, row.limit)
 
     def _rows_wanted(self, live: int, queued: int) -> int:
-        least, now = self.frame.least_rows, len(self.rows)
-        wanted = min(self.frame.room.rows, live + queued)
+        least, now = self.setup.least_rows, len(self.rows)
+        wanted = min(self.setup.room.rows, live + queued)
         if wanted > now:
-            return grown_rows(wanted, least, self.frame.room.rows)
+            return grown_rows(wanted, least, self.setup.room.rows)
         return next(size for size in row_sizes(now, least) if size >= wanted)
 
     def fit(self, queue: Sequence[Row]) -> None:
         """Grows or shrinks rows and slots to what is needed until the next look."""
         if self.fixed:
             return
-        live, chunk = self.live, self.frame.chunk
+        live, chunk = self.live, self.setup.chunk
         rows = self._rows_wanted(len(live), len(queue))
         entering = [(row.prefilled, row.limit) for row in queue[: rows - len(live)]]
         under_way = [(int(self.length[r]), row.left(self.length[r])) for r, row in enumerate(self.rows) if row]
@@ -157,7 +158,7 @@ class Pool:
             return
         source = np.full(rows, -1, np.int32)
         source[: len(live)] = live
-        self.slots = programs.resize(self.slots, source, slots_to=needed, mesh=self.frame.mesh)
+        self.slots = programs.resize(self.slots, source, slots_to=needed, mesh=self.setup.mesh)
         self.rows = [self.rows[r] if r >= 0 else None for r in source]
         self.length = np.where(source >= 0, self.length[source], 0)
 
@@ -171,26 +172,26 @@ class Pool:
         entry = programs.Entry(np.int32(len(placed)), row_R, limit_R, name_R4)
         assert self.slots is not None
         args = (self.slots, prompt, np.int32(len(ids) - 1), np.int32(ids[-1]), entry, key)
-        self.slots = programs.enter(*args, mesh=self.frame.mesh)
+        self.slots = programs.enter(*args, mesh=self.setup.mesh)
 
     def decode(self, weights: Params, sampling: SamplingConfig, others_wait: bool) -> programs.Chunk:
         """Decodes until enough rows have ended; what was made is still on the devices."""
-        frame = self.frame
+        setup = self.setup
         if others_wait:
             leave_at = max(1, len(self.rows) // 16)
         else:  # leave when fewer rows would do
-            fewer = [0] if self.fixed else [0, *row_sizes(len(self.rows), frame.least_rows)][:-1]
+            fewer = [0] if self.fixed else [0, *row_sizes(len(self.rows), setup.least_rows)][:-1]
             leave_at = len(self.live) - fewer[-1]
         self.slots, out = programs.decode(
             weights,
             self.slots,
-            programs.eos_set(frame.eos_ids),
+            programs.eos_set(setup.eos_ids),
             np.int32(max(1, leave_at)),
-            cfg=frame.model,
+            cfg=setup.model,
             sampling=drawing_of(sampling),
-            dtype=frame.dtype,
-            mesh=frame.mesh,
-            chunk=frame.chunk,
+            dtype=setup.dtype,
+            mesh=setup.mesh,
+            chunk=setup.chunk,
         )
         return out
 
@@ -217,12 +218,12 @@ class Pool:
                 self.rows[r] = None
         if self.slots is not None and any(chunk.active_R[r] and row is None for r, row in enumerate(self.rows)):
             going_on_R = np.array([row is not None for row in self.rows])
-            self.slots = programs.halt(self.slots, going_on_R, mesh=self.frame.mesh)
+            self.slots = programs.halt(self.slots, going_on_R, mesh=self.setup.mesh)
         return done
 
     def _stopped(self, row: Row, new: int, over: bool) -> int | None:
         """How many tokens a row keeps that has written a stop text; all of it is looked at once more at its end."""
-        if self.frame.stop is None:
+        if self.setup.stop is None:
             return None
         ids = np.concatenate(row.ids).tolist()
-        return self.frame.stop(ids, len(ids) if over else new)
+        return self.setup.stop(ids, len(ids) if over else new)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cgrpo_jax.config import ConfigError
@@ -204,6 +205,10 @@ class Tokenizer:
     def encode_text(self, text: str) -> list[int]:
         """Plain text: what looks like a special token is spelled out in ordinary tokens."""
         return self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def encode_answer(self, text: str) -> np.ndarray:
+        """int32 ids of a text to learn, with the id that ends its turn."""
+        return np.asarray([*self.encode_text(text), self.end_id], np.int32)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the turns plus the header of the answer, equal to `apply_chat_template` for benign text.

@@ -1,143 +1,89 @@
-"""The host side of sampling: requests come from a source, enter rows as these come free, and leave as completions.
+"""The engine of one model: it is given requests, decodes a chunk of tokens at a time, and hands back what ended.
 
-Which request enters which row is decided between chunks, from the order of the requests and the lengths of what has
-ended: from tokens, never from clocks. Tokens do not depend on it: a token's random number is a function of its name
-(`draw.row_keys`).
+The caller owns the loop (`rollout.loop.run_stories`). Which request enters which row is decided between two chunks by
+the order of the requests and the lengths of what has ended: by tokens, never by clocks. Which tokens are sampled does
+not depend on it, for the random number of a token is a function of the name of its sequence (`draw.row_keys`).
 """
 
 from __future__ import annotations
 
 import collections
-import copy
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cgrpo_jax import stopping
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.options import SamplingConfig
-from cgrpo_jax.records import Completion, Done, Name, Request, Source
+from cgrpo_jax.records import Done, Name, Request
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import step_key
-from cgrpo_jax.sampling.pool import Frame, Pool, Row, Stats
+from cgrpo_jax.sampling.pool import EngineSetup, Pool, Row, Stats
 from cgrpo_jax.sampling.prefixes import cut, shared_prefixes
 from cgrpo_jax.sampling.sizes import split_count
 from cgrpo_jax.sampling.weights import weights_for_sampling, weights_to_prefill
 
 
 class RequestError(ValueError):
-    """A request that the sampler cannot hold."""
+    """A request that no row can hold."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplerSetup(Frame):
-    """What stays the same over a run."""
+class Weights(NamedTuple):
+    """A model's parameters in the dtype and layout of its engine; leaves that need no change are not copied."""
 
-    def bind(self, params: Params, step: int, sampling: SamplingConfig) -> Sampler:
-        """The sampler of these parameters at this step."""
-        return Sampler(self, params, step, sampling)
+    decoding: Params
+    prefilling: Params
 
 
-class _Asked:
-    """The source of requests that are all known at the beginning."""
-
-    def __init__(self, requests: Sequence[Request]):
-        self.requests = requests
-        self.done: dict[Name, Completion] = {}
-
-    def ended(self, done: Done) -> None:
-        self.done |= {request.name: completion for request, completion in done}
-
-    def poll(self, idle: bool) -> Sequence[Request]:
-        asked, self.requests = self.requests, []
-        return asked
-
-    def pending(self) -> bool:
-        return False
+def weights_of(setup: EngineSetup, params: Params) -> Weights:
+    """The weight sync: what an engine reads, made from the parameters of training."""
+    layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
+    decoding = weights_for_sampling(params, unrolled=setup.unrolled, **layout)
+    return Weights(decoding, weights_to_prefill(params, decoding, **layout))
 
 
-class Sampler:
-    """For one set of parameters, at one step. Holds a copy of them: drop it before the update."""
+class Engine:
+    """The rows of one model at one step, with the queue of requests that wait for a row.
 
-    def __init__(self, setup: SamplerSetup, params: Params, step: int, sampling: SamplingConfig):
-        self.setup, self.sampling = setup, sampling
-        self.key = step_key(np.uint32(setup.seed), np.int32(step))
-        layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
-        self.weights = weights_for_sampling(params, unrolled=setup.unrolled, **layout)
-        self.prefills_with = weights_to_prefill(params, self.weights, **layout)
-        self.stats = Stats()
+    It holds the weights and the KV cache: drop it before the update.
 
-    def at(self, step: int) -> Sampler:
-        """The same weights at another step."""
-        other = copy.copy(self)
-        other.key, other.stats = step_key(np.uint32(self.setup.seed), np.int32(step)), Stats()
-        return other
-
-    def run(self, source: Source) -> None:
-        """As `run_together` with no other."""
-        run_together([self], source)
-
-    def sample(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions of requests that are all known, in their order."""
-        source = _Asked(requests)
-        self.run(source)
-        return [source.done[request.name] for request in requests]
-
-
-def run_together(samplers: Sequence[Sampler], source: Source) -> None:
-    """Samples what the source asks for, until it has nothing more; `Request.model` says of which sampler.
-
-    Those with something to do take turns, a chunk each: whose chunk it is follows from tokens, never from clocks.
-
-    Raises:
-      RequestError: a prompt is too long to be continued by a single token, or a name is asked for twice.
-      Stopped: between two chunks, where a signal has come.
+    Args:
+      step: with the seed of `setup`, the key of all random numbers.
+      sampling: how tokens are drawn.
     """
-    schedules = [_Schedule(sampler) for sampler in samplers]
-    while True:
-        stopping.look()
-        requests = source.poll(idle=not any(schedule.busy for schedule in schedules))
-        for model, schedule in enumerate(schedules):
-            schedule.ask([request for request in requests if request.model == model])
-        if busy := [schedule for schedule in schedules if schedule.busy]:
-            more = source.pending()
-            done = [item for schedule in busy for item in schedule.advance(more_may_come=more)]
-            source.ended(sorted(done, key=_name_of))
-        elif not source.pending():
-            return
 
-
-def _name_of(item: tuple[Request, Completion]) -> Name:
-    return item[0].name
-
-
-class _Schedule:
-    """One run of a sampler: the queue, the rows, and the prompts that are prefilled but not used up."""
-
-    def __init__(self, owner: Sampler):
-        self.owner, self.setup = owner, owner.setup
+    def __init__(self, setup: EngineSetup, weights: Weights, step: int, sampling: SamplingConfig):
+        self.setup, self.weights, self.sampling = setup, weights, sampling
+        self.key = step_key(np.uint32(setup.seed), np.int32(step))
+        self.stats = Stats()
         self.queue: collections.deque[Row] = collections.deque()
         self.under_way: set[Name] = set()
-        self.waiting: collections.Counter[tuple[int, ...]] = collections.Counter()  # requests a prompt still serves
-        self.prompts: dict[tuple[int, ...], programs.KVCache] = {}
+        self.waiting: collections.Counter[tuple[int, ...]] = (
+            collections.Counter()
+        )  # requests that a prompt still serves
+        self.prompts: dict[tuple[int, ...], programs.KVCache] = {}  # prefilled, but not used up
         self.shared: dict[tuple[int, ...], int] = {}  # of `shared_prefixes`
-        fixed = self.setup.room.fixed
-        self.pools = [Pool(self.setup, ring) for ring in (fixed.rings if fixed else (None,))]
+        fixed = setup.room.fixed
+        self.pools = [Pool(setup, ring) for ring in (fixed.rings if fixed else (None,))]
 
     @property
     def busy(self) -> bool:
+        """Whether there is anything to decode."""
         return bool(self.queue) or any(pool.live for pool in self.pools)
 
-    def ask(self, requests: Sequence[Request]) -> None:
-        """Puts requests at the end of the queue."""
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Puts requests at the end of the queue.
+
+        Raises:
+          RequestError: a prompt is too long to be continued by a single token, no ring holds it, or a name is asked for
+            while it is under way.
+        """
         most = self.setup.model.max_positions
         if self.setup.room.fixed is None:
             known = {ids: count for ids, count in shared_prefixes(requests).items() if ids not in self.waiting}
             self.shared |= known
         for request in requests:
-            limit = self.owner.sampling.max_new_tokens if request.limit is None else request.limit
+            limit = self.sampling.max_new_tokens if request.limit is None else request.limit
             room = most - len(request.prompt_ids)
             who = f"{request.name.kind.name.lower()} of problem {request.name.problem}"
             row = Row(request, min(limit, room))
@@ -186,13 +132,22 @@ class _Schedule:
         return (*ids[:before], 0) if before else ()
 
     def advance(self, more_may_come: bool) -> Done:
-        """Fills rows and decodes a chunk; what ended."""
+        """Fills free rows from the queue and decodes one chunk of tokens in all rows.
+
+        Args:
+          more_may_come: rows that come free may be needed; without it rows may be given up when the queue is empty.
+
+        Returns:
+          The requests that ended in this chunk, with what was sampled for them.
+        """
         for pool in self.pools:
             pool.fit(list(self.queue))
         self._admit()
-        weights, others_wait = self.owner.weights, bool(self.queue) or more_may_come
-        begun = [(pool, pool.decode(weights, self.owner.sampling, others_wait)) for pool in self.pools if pool.live]
-        done = [item for pool, out in begun for item in pool.book(out, self.owner.stats)]
+        others_wait = bool(self.queue) or more_may_come
+        begun = [
+            (pool, pool.decode(self.weights.decoding, self.sampling, others_wait)) for pool in self.pools if pool.live
+        ]
+        done = [item for pool, out in begun for item in pool.book(out, self.stats)]
         self.under_way -= {request.name for request, _ in done}
         return done
 
@@ -266,9 +221,9 @@ class _Schedule:
             prefixes += prefixes[:1] * (len(tokens_QT) - len(part))
             static |= {"before": before, "whole": whole}
         pasts = tuple(self.prompts[ids] for ids in prefixes)
-        made = programs.prefill(self.owner.prefills_with, tokens_QT, pasts, **static)
+        made = programs.prefill(self.weights.prefilling, tokens_QT, pasts, **static)
         self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
-        self.owner.stats.prefilled += sum(len(ids) - 1 - before for ids in part)
+        self.stats.prefilled += sum(len(ids) - 1 - before for ids in part)
 
     def _make_room(self, tokens: int, kept: Sequence[tuple[int, ...]]) -> None:
         """Lets go of prompts that others still wait for (they will be prefilled again), the oldest first."""
@@ -282,5 +237,5 @@ class _Schedule:
         """Gives a prefilled prompt to rows, and lets go of it where nobody else waits for it."""
         for pool in self.pools:
             if own := [(r, row) for of, r, row in placed if of is pool]:
-                pool.enter(own, self.prompts[ids], self.owner.key)
+                pool.enter(own, self.prompts[ids], self.key)
         self._let_go(ids, len(placed))
