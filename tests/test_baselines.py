@@ -99,7 +99,7 @@ def test_a_generation_that_is_stopped_ends_with_the_same_file(tmp_path, monkeypa
     """What is on file is not sampled again, half a file is not taken for one, and other settings are refused."""
     changes = {"method": "generate", "generate.rows": "both", "refine.trigger": "any_wrong", "train.steps": 3}
     made(tmp_path / "whole", **changes)
-    collect, sampled = leading.Desk.collect, []
+    collect, sampled = leading.Desk.stories, []
 
     def dying(self, step, *args):
         sampled.append(step)
@@ -107,7 +107,7 @@ def test_a_generation_that_is_stopped_ends_with_the_same_file(tmp_path, monkeypa
             raise KeyboardInterrupt
         return collect(self, step, *args)
 
-    monkeypatch.setattr(leading.Desk, "collect", dying)
+    monkeypatch.setattr(leading.Desk, "stories", dying)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "w", **changes)
     assert not (tmp_path / "w/rows.jsonl").exists()

@@ -130,7 +130,7 @@ def test_critics_and_refinements_are_asked_by_them(tokenizer, own, context):
     def answer(request):
         return completion(tokenizer, "Hm." if request.name.kind == Kind.CRITIQUE else WRONG)
 
-    method = dataclasses.replace(method, critic=critic, texts=texts)
+    method = dataclasses.replace(method, criticise=critic, texts=texts)
     groups_from(Table(answer, asked), [PROBLEM], method)
     prompts = {kind: [tokenizer.hf.decode(r.prompt_ids) for r in asked if r.name.kind == kind] for kind in Kind}
     assert all(f"CRITIC {QUESTION} {WRONG} None False" in prompt for prompt in prompts[Kind.CRITIQUE])
