@@ -82,28 +82,44 @@ def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
     return scorer
 
 
-def story(posed: Posed, method: Method) -> Story:
-    """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4).
+def story(posed: Iterator[Posed], method: Method) -> Story:
+    """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4) of the next problem.
+
+    While a group ends without a gradient and there is another problem, that one follows. What is taken in all depends
+    on no order: a problem's samples follow from its number, and each group without a gradient takes one problem more.
 
     A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented. A trace of the
     data is a refinement that nobody samples: scored and trained on as the others are (arXiv 2504.14945). What a second
     model wrote is read anew with the policy's tokenizer.
+
+    Returns:
+      (number, group) of each problem that was taken.
     """
+    told: list[tuple[int, Group]] = []
+    for one in posed:
+        prompt_ids = method.tokenizer.encode_chat(one.problem.messages)
+        asked = [Request(Name(Kind.RESPONSE, one.number, g), prompt_ids) for g in range(method.samples)]
+        completions = yield Sample(asked)
+        responses = yield from method.scorer(one, Kind.RESPONSE, completions)
+        origins, completions = yield from _refined(one, responses, method)
+        scored: list[Attempt] = []
+        if completions:
+            scored = yield from method.scorer(one, Kind.REFINEMENT, completions)
+        refinements = [
+            dataclasses.replace(attempt, source=source, prompt_ids=ids)
+            for attempt, (source, ids) in zip(scored, origins, strict=True)
+        ]
+        told.append((one.number, _group(one, prompt_ids, responses, refinements, method)))
+        if not told[-1][1].alike:
+            break
+    return told
+
+
+def _group(
+    posed: Posed, prompt_ids: Sequence[int], responses: list[Attempt], refinements: list[Attempt], method: Method
+) -> Group:
+    """What was sampled for a problem, and what of it is trained on."""
     problem, number, step = posed
-    prompt_ids = method.tokenizer.encode_chat(problem.messages)
-    asked = [Request(Name(Kind.RESPONSE, number, g), prompt_ids) for g in range(method.samples)]
-    completions = yield Sample(asked)
-    responses = yield from method.scorer(posed, Kind.RESPONSE, completions)
-
-    origins, completions = yield from _refined(posed, responses, method)
-    scored: list[Attempt] = []
-    if completions:
-        scored = yield from method.scorer(posed, Kind.REFINEMENT, completions)
-    refinements = [
-        dataclasses.replace(attempt, source=source, prompt_ids=ids)
-        for attempt, (source, ids) in zip(scored, origins, strict=True)
-    ]
-
     rng = np.random.default_rng((method.seed, step, Kind.REFINEMENT, number))
     selected = select([attempt.correct for attempt in refinements], method.refine.k, method.refine.select, rng)
     dropped = len(selected) if method.refine.group == "replace" else 0
@@ -171,28 +187,13 @@ def stories_of(
     """
     numbered = enumerate(itertools.chain(problems, spare))
     posed = (Posed(problem, number, step) for number, problem in numbered)
-    return Stories([_with_replacements(posed, method) for _ in problems], phase, threads)
+    return Stories([story(posed, method) for _ in problems], phase, threads)
 
 
 def groups_of(stories: Stories) -> list[Group]:
     """One group for each problem that was taken, in the order of the problems."""
     groups = [group for _, group in sorted(itertools.chain(*stories), key=_number)]
     return _trained(groups, len(stories.stories))
-
-
-def _with_replacements(posed: Iterator[Posed], method: Method) -> Story:
-    """The story of the next problem; while it ends without a gradient and there is another one, that of the next.
-
-    What is taken in all depends on no order: a problem's samples follow from its number, and each group without a
-    gradient takes one more.
-    """
-    told: list[tuple[int, Group]] = []
-    for one in posed:
-        group = yield from story(one, method)
-        told.append((one.number, group))
-        if not group.alike:
-            break
-    return told
 
 
 def _number(numbered: tuple[int, Group]) -> int:
