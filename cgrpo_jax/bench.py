@@ -79,10 +79,10 @@ Work = Callable[[int], Round]  # its argument is the number of the round
 
 def sample_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """No row ends early."""
-    params = build.initial_params(run)
-    endless = dataclasses.replace(run.sampler, eos_ids=(), stop=None)
+    params = run.policy.weights()
+    endless = dataclasses.replace(run.policy.sampler, eos_ids=(), stop=None)
     P, G = run.cfg.train.prompts, run.cfg.train.samples
-    prompts = [run.tokenizer.encode_chat(problem.messages) for problem in sums(P, 0)]
+    prompts = [run.policy.tokenizer.encode_chat(problem.messages) for problem in sums(P, 0)]
     requests = [Request(Name(Kind.RESPONSE, p, g), prompts[p]) for p in range(P) for g in range(G)]
 
     def work(round_: int) -> Round:
@@ -113,10 +113,10 @@ def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request
 
 def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """Recorded lengths; static batches where the mode says so."""
-    params = build.initial_params(run)
-    room = dataclasses.replace(run.sampler.room, rows=args.rows)
-    endless = dataclasses.replace(run.sampler, eos_ids=(), stop=None, room=room)
-    asked = [request for row in recorded(args.lengths, args.prompts, run.model.vocab) for request in row]
+    params = run.policy.weights()
+    room = dataclasses.replace(run.policy.sampler.room, rows=args.rows)
+    endless = dataclasses.replace(run.policy.sampler, eos_ids=(), stop=None, room=room)
+    asked = [request for row in recorded(args.lengths, args.prompts, run.policy.shape.vocab) for request in row]
     useful = sum(request.limit or 0 for request in asked)
     batches = [asked]
     if args.mode == "static":
@@ -137,12 +137,12 @@ def refill_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
 def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """Rows of random ids and full length, every one with an advantage."""
-    state = init_state(run.learner, run.mesh, build.initial_params(run))
+    state = init_state(run.learner, run.mesh, run.policy.weights())
     update = make_update(run.learner, run.mesh, state.params)
     cfg, rng = run.cfg, np.random.default_rng(0)
-    prompt, new = run.tokenizer.encode_chat(sums(1, 0)[0].messages), cfg.sampling.max_new_tokens
+    prompt, new = run.policy.tokenizer.encode_chat(sums(1, 0)[0].messages), cfg.sampling.max_new_tokens
     P, G = cfg.train.prompts, cfg.train.samples
-    ids = rng.integers(0, run.model.vocab_used or run.model.vocab, (P * G, new)).astype(np.int32)
+    ids = rng.integers(0, run.policy.shape.vocab_used or run.policy.shape.vocab, (P * G, new)).astype(np.int32)
     quiet, none_T = np.zeros(new, np.float32), np.zeros(new)
 
     def segment(row: int) -> Segment:
@@ -162,9 +162,9 @@ def update_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
 
 def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     """A whole step: tokens sampled, scored and trained on."""
-    state = init_state(run.learner, run.mesh, build.initial_params(run))
+    state = init_state(run.learner, run.mesh, run.policy.weights())
     update = make_update(run.learner, run.mesh, state.params)
-    cfg, tokenizer = run.cfg, run.tokenizer
+    cfg, tokenizer = run.cfg, run.policy.tokenizer
     rule = by_rule(functools.partial(rewards.score, verifier=verifier), tokenizer)
     criticise, scorer = critic_and_scorer(Brief(cfg.refine), tokenizer, rule)
     method = Method(cfg.train.samples, scorer, criticise, tokenizer, cfg.refine, cfg.seed)

@@ -216,11 +216,6 @@ def stop_texts(cfg: Config) -> tuple[str, ...]:
     return tuple(texts) if good else ()
 
 
-def evaluation_sampling(cfg: Config) -> SamplingConfig:
-    """How the answers of evaluations are drawn."""
-    return SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
-
-
 def samples_refinements(cfg: Config) -> bool:
     """Whether a model is asked for refinements, and critics for critiques."""
     return cfg.refine.trigger != "never" and cfg.refine.refiner != "target"

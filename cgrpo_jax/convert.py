@@ -16,20 +16,27 @@ import dataclasses
 import functools
 import pathlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import absl.logging
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from cgrpo_jax import hub, model_card
-from cgrpo_jax.build import model_folder, whole_mesh
+from cgrpo_jax.build import whole_mesh
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.evaluation.tables import ReportError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.model.trees import joined
 from cgrpo_jax.model_card import Card
+from cgrpo_jax.model_folders import model_folder
+from cgrpo_jax.models import check_frozen, initial_weights
 from cgrpo_jax.workdir.checkpoints import restore_params, save_params
+from cgrpo_jax.workdir.metadata import read_meta
 from cgrpo_jax.workdir.places import expanded, local_folder
 from cgrpo_jax.workdir.reading import RunError
 
@@ -50,15 +57,36 @@ def load(source: str, step: int | None) -> tuple[Params, pathlib.Path]:
     sharding_of = functools.partial(sharding.param_sharding, mesh)
     folder = expanded(source)
     if (folder / "checkpoints").is_dir():
-        chosen = checkpoint_step(folder, step)
+        saved = folder / "checkpoints" / str(checkpoint_step(folder, step))
         try:
-            return restore_params(folder / "checkpoints" / str(chosen), sharding_of), folder / "hf"
+            params, meta = restore_params(saved, sharding_of), read_meta(saved)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; --step=STEP takes another checkpoint of this run") from error
+        return _with_frozen(params, meta, folder / "hf", mesh), folder / "hf"
     if (folder / "params").is_dir():
         return restore_params(folder, sharding_of), folder / "hf"
     folder = model_folder(source)
     return hf.load_params(folder, config_from_hf(folder), sharding_of), folder
+
+
+def _with_frozen(params: Params, meta: Mapping[str, Any], side: pathlib.Path, mesh: Mesh) -> Params:
+    """The parameters of a checkpoint with those that the run does not train, from where it began.
+
+    Args:
+      meta: of the checkpoint; side: the folder with the model's configuration.
+    """
+    if "frozen" not in meta:
+        return params
+    source, seed = meta["config"]["model"], meta["config"]["seed"]
+    try:
+        base = model_folder(source["path"], source["revision"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; the run trains a part of it, and its checkpoints hold no other") from error
+    trained = {sharding.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    seed = seed if source["random_init"] else None
+    frozen = initial_weights(base, config_from_hf(side), mesh, seed, lambda path: path not in trained)
+    check_frozen(source["path"], frozen, meta["frozen"])
+    return joined(params, frozen)
 
 
 def convert(

@@ -14,7 +14,7 @@ import numpy as np
 
 from cgrpo_jax import build, report, startup
 from cgrpo_jax.build import Run
-from cgrpo_jax.config import Config, ConfigError, evaluation_sampling
+from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
 from cgrpo_jax.evaluation import tables
@@ -45,7 +45,7 @@ from cgrpo_jax.workdir.progress import Progress
 def _contents_of(run: Run) -> dict[str, str]:
     """Digests of the model's files; random weights follow from seed and configuration, which are settings too."""
     drawn = {"weights": "drawn from the seed"} if run.cfg.model.random_init else {}
-    return contents(run.folder, SIDE_FILES) | drawn
+    return contents(run.policy.folder, SIDE_FILES) | drawn
 
 
 def _prompt_digest(tokenizer: Tokenizer, task: Task) -> str:
@@ -62,9 +62,9 @@ def settings_of(run: Run, task: Task = question_messages) -> dict[str, Any]:
     cfg = run.cfg
     return {
         **_contents_of(run),
-        "prompt": _prompt_digest(run.tokenizer, task),
-        "eos_ids": list(run.tokenizer.eos_ids),
-        "stop": list(run.tokenizer.stops),
+        "prompt": _prompt_digest(run.policy.tokenizer, task),
+        "eos_ids": list(run.policy.tokenizer.eos_ids),
+        "stop": list(run.policy.tokenizer.stops),
         "dtype": str(run.learner.dtype),
         "thinking": cfg.model.thinking,
         "temperature": cfg.eval.temperature,
@@ -163,7 +163,7 @@ def _load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None], task: 
     cfg = run.cfg
 
     def prompt_tokens(problem: Problem) -> int:
-        return len(run.tokenizer.encode_chat(problem.messages))
+        return len(run.policy.tokenizer.encode_chat(problem.messages))
 
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
     parsable = functools.partial(equivalence.readable, verifier=verifier)
@@ -185,7 +185,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
     compiled = compilation.watch()
     with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
         progress.log("\n".join(startup.lines(run)))
-        task_prompt = open_texts(cfg.texts, run.tokenizer.encode_chat).task
+        task_prompt = open_texts(cfg.texts, run.policy.tokenizer.encode_chat).task
         tasks = _load_tasks(run, verifier, progress.log, task_prompt)
         settings = settings_of(run, task_prompt)
         _check_settings(folder, settings)
@@ -194,7 +194,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         score = functools.partial(rewards.score, verifier=verifier)
         with progress.phase("sample"):
             asked = [[named.problem for named in task] for task in tasks.values()]
-            exam = Exam(asked, cfg.eval.samples, run.tokenizer, answers, progress.answered)
+            exam = Exam(asked, cfg.eval.samples, run.policy.tokenizer, answers, progress.answered)
             try:
                 if exam.requests:
                     engine = _engine(run, exam.requests, settings["weights"])
@@ -243,12 +243,12 @@ def _engine(run: Run, requests: Sequence[Request], weights: str) -> Engine:
     Raises:
       ConfigError: the files are others now that they are loaded.
     """
-    cfg, setup = run.cfg, run.sampler
-    sampling = evaluation_sampling(cfg)
+    cfg, policy = run.cfg, run.policy
     longest = max(len(request.prompt_ids) for request in requests)
-    room = room_for(run.model, setup.mesh, cfg.sampler, longest + sampling.max_new_tokens, longest, setup.dtype)
-    setup = dataclasses.replace(setup, room=room)
-    engine = Engine(setup, weights_of(setup, build.initial_params(run)), 0, sampling)
+    slots = longest + cfg.sampling.max_new_tokens
+    room = room_for(policy.shape, policy.sampler.mesh, cfg.sampler, slots, longest, policy.sampler.dtype)
+    setup = dataclasses.replace(policy.sampler, room=room)
+    engine = Engine(setup, weights_of(setup, policy.weights()), 0, run.evaluation)
     if _contents_of(run)["weights"] != weights:
-        raise ConfigError(f"{run.folder}: the weights were replaced while they were read; give the command again")
+        raise ConfigError(f"{policy.folder}: the weights were replaced while they were read; give the command again")
     return engine

@@ -113,12 +113,13 @@ def _sample_steps(
     run: build.Run, desk: Desk, progress: Progress, folder: pathlib.Path, steps: range, count: int
 ) -> None:
     """Samples the problems of these steps, and writes the rows of each; `count` problems there are in all."""
-    params, each, local = build.initial_params(run), run.cfg.train.prompts, build.local_weights(run)
+    params, each = run.policy.weights(), run.cfg.train.prompts
+    second = run.second.synced() if run.second else None
     assert desk.writer is not None
     for step in steps:
         with progress.phase("sample"):
             with desk.stories(step, step * each, min(each, count - step * each)) as stories:
-                stats = run_stories(stories, build.engines(run, params, local, step))
+                stats = run_stories(stories, build.engines(run, params, second, step))
             groups = groups_of(stories)
         if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")

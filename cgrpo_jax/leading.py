@@ -69,7 +69,7 @@ class Desk:
         Of the warm start (data.source=arithmetic) plain rows and refinements, which are much longer, take turns, so
         that neither is padded to the length of the other.
         """
-        cfg, tokenizer, first = self.run.cfg, self.run.tokenizer, step * self.run.cfg.train.prompts
+        cfg, tokenizer, first = self.run.cfg, self.run.policy.tokenizer, step * self.run.cfg.train.prompts
         if cfg.data.source == "arithmetic":
             indices = range(first, first + cfg.train.prompts)
             asked = [arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1) for index in indices]
@@ -80,7 +80,7 @@ class Desk:
 
     def exam(self) -> Exam:
         """What is held out, as questions to the policy."""
-        return Exam(list(self.evaluations.values()), self.run.cfg.eval.samples, self.run.tokenizer)
+        return Exam(list(self.evaluations.values()), self.run.cfg.eval.samples, self.run.policy.tokenizer)
 
     def log_exam(self, step: int, exam: Exam) -> dict[str, float]:
         """Accuracies on what is held out, written and shown."""
@@ -198,26 +198,26 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
         asks = critic_of(cfg).by == "server" and samples_refinements(cfg)
         server = stack.enter_context(Server(cfg.api, workdir / "critiques")) if asks else None
         process = stack.enter_context(UserProcess())
-        texts, own, own_critic, loaded = open_all(cfg, run.tokenizer, verifier, process, progress.log)
+        texts, own, own_critic, loaded = open_all(cfg, run.policy.tokenizer, verifier, process, progress.log)
         brief = Brief(cfg.refine, reference_of(cfg), texts.critique)
         if cfg.method in ("rl", "generate") and samples_refinements(cfg):
             introduce(brief, loaded[0], cfg.data.source, server, progress.log)
         score = functools.partial(rewards.score, verifier=verifier, cfg=cfg.reward, own=own)
-        second = None if run.second is None else run.second.tokenizer
-        rule = by_rule(score, run.tokenizer)
-        criticise, scorer = critic_and_scorer(brief, run.tokenizer, rule, server, second, own_critic)
+        second = run.second.tokenizer if run.second else None
+        rule = by_rule(score, run.policy.tokenizer)
+        criticise, scorer = critic_and_scorer(brief, run.policy.tokenizer, rule, server, second, own_critic)
         method = Method(
             samples=cfg.train.samples,
             scorer=scorer,
             criticise=criticise,
-            tokenizer=run.tokenizer,
+            tokenizer=run.policy.tokenizer,
             refine=cfg.refine,
             seed=cfg.seed,
             texts=texts,
             trace_tokens=cfg.sampling.max_new_tokens,
             local=second if cfg.refine.refiner == "local" else None,
         )
-        desk = Desk(run, progress, *loaded, Pieces(run.tokenizer), method, score, server)
+        desk = Desk(run, progress, *loaded, Pieces(run.policy.tokenizer), method, score, server)
         yield desk
         if desk.writer is not None:
             desk.writer.close()

@@ -22,6 +22,7 @@ from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
+from cgrpo_jax.model_folders import model_folder
 from cgrpo_jax.options import DataConfig, VerifierConfig
 from cgrpo_jax.plugins import open_critic, open_rewards, open_texts, try_on_rows
 from cgrpo_jax.records import Problem
@@ -234,7 +235,7 @@ def open_run(cfg: Config) -> Run:
         if isinstance(error, CheckpointError):  # then nothing else was checked
             together(lambda: check(cfg, None))
         else:
-            tokenizer = Tokenizer(build.model_folder(cfg.model.path, cfg.model.revision), cfg.model.thinking)
+            tokenizer = Tokenizer(model_folder(cfg.model.path, cfg.model.revision), cfg.model.thinking)
         if local_file(cfg.data.source) or generated(cfg.data.source):  # a hub set is not fetched for that
             with Verifier(VerifierConfig()) as verifier, UserProcess() as process:
                 together(lambda: open_all(cfg, tokenizer, verifier, process, lambda line: None))

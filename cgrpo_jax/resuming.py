@@ -18,6 +18,8 @@ from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.model.trees import joined, split
+from cgrpo_jax.models import check_frozen, frozen_digest
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.changes import check_changes, files_digest, flat
 from cgrpo_jax.workdir.checkpoints import Checkpointer
@@ -35,7 +37,8 @@ class Past:
     problems_seen: int  # position in the training stream
     contents: dict[str, str]  # of this run, see `contents_of`
     evaluated: bool  # as far as the configuration asks: no evaluation of `step` is still to be done
-    initial: str  # digest of the initial parameters; "" until they are loaded for the first time
+    initial: str  # digest of the initial values of what is trained; "" until they are loaded for the first time
+    frozen: str  # digest of the parameters that are not trained, which no checkpoint holds; "": all are trained
 
 
 def contents_of(run: Run) -> dict[str, str]:
@@ -48,17 +51,14 @@ def contents_of(run: Run) -> dict[str, str]:
         content = f"{cfg.data.source} at {cfg.data.revision}"
     else:
         content = files_digest([data]) if data.is_file() else "no such file"
-    weights = [] if cfg.model.random_init else run.folder.glob("*.safetensors")
-    found = {
-        "model.weights": files_digest(weights),
-        "model.files": files_digest(_side_files(run.folder)),
-        "data.content": content,
-    }
+    found = {}
+    for model in [run.policy] + ([run.second] if run.second else []):
+        weights = model.folder.glob("*.safetensors") if model.seed is None else []
+        found[f"{model.section}.weights"] = files_digest(weights)
+        found[f"{model.section}.files"] = files_digest(_side_files(model.folder))
+    found["data.content"] = content
     if holds_out(cfg):
         found["data.held_out"] = "a tenth of the questions"  # with or without it the stream is another
-    if run.second is not None:
-        found["local.weights"] = files_digest(run.second.folder.glob("*.safetensors"))
-        found["local.files"] = files_digest(_side_files(run.second.folder))
     return found
 
 
@@ -73,14 +73,14 @@ def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
     new = flat(public(run.cfg)) | contents
     if step is None:
         check_changes(new, new, accept, 0, log)
-        return Past(0, 0, contents, not run.cfg.eval.every, "")
+        return Past(0, 0, contents, not run.cfg.eval.every, "", "")
     try:
         meta = checkpointer.meta(step)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_mend(run, checkpointer, step)}") from error
     check_changes(flat(meta["config"]) | meta["contents"], new, accept, step, log)
     evaluated = not evaluation_due(run.cfg, step) or _is_evaluated(checkpointer.folder.parent, step, log)
-    return Past(step, meta["problems_seen"], contents, evaluated, meta["initial"])
+    return Past(step, meta["problems_seen"], contents, evaluated, meta["initial"], meta.get("frozen", ""))
 
 
 def evaluation_due(cfg: Config, step: int) -> bool:
@@ -104,17 +104,23 @@ def all_done(run: Run, past: Past, log: Log) -> bool:
     return done
 
 
-def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[TrainState, Past]:
-    """The state of the newest checkpoint, else the initial model; and the past with the initial digest."""
+def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[TrainState, Params, Past]:
+    """The state of the newest checkpoint, else of the initial model; the frozen parameters; the past with digests.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be read, or the frozen parameters are not those that the run began with.
+    """
     if not past.step:
-        initial = build.initial_params(run)
-        past = dataclasses.replace(past, initial=tree_digest(initial))
-        return init_state(run.learner, run.mesh, initial), past
+        trained, frozen = split(run.policy.weights(), run.policy.trained)
+        past = dataclasses.replace(past, initial=tree_digest(trained), frozen=frozen_digest(frozen))
+        return init_state(run.learner, run.mesh, trained), frozen, past
     try:
         parts = checkpointer.restore(past.step, **build.abstract_state(run)._asdict())
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_mend(run, checkpointer, past.step)}") from error
-    return TrainState(**parts), past
+    frozen = run.policy.frozen_weights()
+    check_frozen(run.cfg.model.path, frozen, past.frozen)
+    return TrainState(**parts), frozen, past
 
 
 def _mend(run: Run, checkpointer: Checkpointer, step: int) -> str:
@@ -126,15 +132,19 @@ def _mend(run: Run, checkpointer: Checkpointer, step: int) -> str:
     return f"the newest whole checkpoint is step {whole}: to go on from it, move away {away}"
 
 
-def reference_params(run: Run, past: Past) -> Params:
-    """The initial parameters, for the KL term. Raises CheckpointError where they are not those the run began with."""
-    params = build.initial_params(run)
-    if tree_digest(params) != past.initial:
+def reference_params(run: Run, frozen: Params, past: Past) -> Params:
+    """All parameters of the reference of the KL term: the initial ones, of which the frozen ones are here already.
+
+    Raises:
+      CheckpointError: they are not those that the run began with.
+    """
+    initial = run.policy.weights(run.policy.trained)
+    if tree_digest(initial) != past.initial:
         raise CheckpointError(
             f"model.path = {run.cfg.model.path!r}: not the weights this run began with, which the KL term "
             "(objective.kl_coef) is taken against; give those or take another workdir"
         )
-    return params
+    return joined(initial, frozen)
 
 
 def checkpoint_meta(run: Run, past: Past, step: int, problems_seen: int) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def checkpoint_meta(run: Run, past: Past, step: int, problems_seen: int) -> dict
         "config": public(run.cfg),
         "contents": past.contents,
         "initial": past.initial,
-    }
+    } | ({"frozen": past.frozen} if past.frozen else {})
 
 
 def _side_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -165,11 +175,11 @@ def start_workdir(run: Run, past: Past, workdir: pathlib.Path, log: Log) -> None
         partial = workdir / "hf.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        hf.copy_side_files(run.folder, partial)
+        hf.copy_side_files(run.policy.folder, partial)
         partial.rename(side)
     elif files_digest(_side_files(side)) != past.contents["model.files"]:
         if not past.step:
-            raise CheckpointError(f"{side}: files of another model than {run.folder}; take another workdir")
+            raise CheckpointError(f"{side}: files of another model than {run.policy.folder}; take another workdir")
         log(f"{side} keeps the files the run began with")
     partial = workdir / "config.json.partial"
     with writing(partial):

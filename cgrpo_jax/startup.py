@@ -20,11 +20,13 @@ GIB = 1 << 30
 
 def lines(run: Run) -> list[str]:
     """Four lines, and more of a model without a chat template and of options without effect; asks no network."""
+    policy = run.policy
     versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "transformers"))
     return [
         f"Python {platform.python_version()}  {versions}  on {_devices(run)}",
-        f"model {run.folder}  {run.model.layers} layers of width {run.model.width}  computed in {run.learner.dtype}",
-        *_ends(run.tokenizer),
+        f"model {policy.folder}  {policy.shape.layers} layers of width {policy.shape.width}  computed in "
+        f"{run.learner.dtype}",
+        *_ends(policy.tokenizer),
         f"caches {_caches()}  hub {_hub()}",
         *without_effect(run.cfg),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from cgrpo_jax import build, report, resuming, startup, stopping
-from cgrpo_jax.config import Config, evaluation_sampling, public
+from cgrpo_jax.config import Config, public
 from cgrpo_jax.leading import open_desk
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
@@ -18,12 +18,13 @@ from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
 from cgrpo_jax.leaving import Leaving
 from cgrpo_jax.model.hosts import ONE_HOST, Hosts
+from cgrpo_jax.model.trees import joined
 from cgrpo_jax.opening import open_run
 from cgrpo_jax.planner.ahead import compile_ahead, memory_line
 from cgrpo_jax.records import Group, Segment
 from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.loop import run_stories
-from cgrpo_jax.sampling.engine import Engine, weights_of
+from cgrpo_jax.sampling.engine import weights_of
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.told import for_others
 from cgrpo_jax.workdir import compilation
@@ -82,9 +83,9 @@ def train(
         planned = compile_ahead(run, sizes, progress)
 
         # ---- Restore ----
-        second = build.local_weights(run)
-        state, past = resuming.initial_state(run, checkpointer, past)
-        reference = resuming.reference_params(run, past) if build.terms(cfg).kl else None
+        second = run.second.synced() if run.second else None
+        state, frozen, past = resuming.initial_state(run, checkpointer, past)
+        reference = resuming.reference_params(run, frozen, past) if build.terms(cfg).kl else None
         if desk is not None:
             resuming.start_workdir(run, past, workdir, progress.log)
             tracker = open_tracker(cfg.train.tracker, workdir, for_others(public(cfg)), progress.log)
@@ -97,7 +98,8 @@ def train(
         def evaluate(step: int) -> dict[str, float] | None:
             with progress.phase("evaluate"), leaving.evaluation():
                 exam = desk.exam() if desk else None
-                engine = Engine(run.sampler, weights_of(run.sampler, state.params), step, evaluation_sampling(cfg))
+                weights = weights_of(run.policy.sampler, joined(state.params, frozen))
+                engine = run.policy.engine(weights, step, run.evaluation)
                 with exam.stories() if exam else contextlib.nullcontext() as stories:
                     run_stories(stories, [engine], hosts)
                 return desk.log_exam(step, exam) if desk and exam else None
@@ -111,7 +113,7 @@ def train(
             groups, stats = None, Stats()
             if cfg.method == "rl":
                 with progress.phase("sample"):
-                    engines = build.engines(run, state.params, second, step)
+                    engines = build.engines(run, joined(state.params, frozen), second, step)
                     with desk.stories(step, problems_seen) if desk else contextlib.nullcontext() as stories:
                         stats = run_stories(stories, engines, hosts)
                     groups = groups_of(stories) if stories else None
@@ -125,12 +127,14 @@ def train(
                 # One in which no row has a loss is none: it would decay the weights and move Adam by old gradients.
                 updates = [put_bins(run.mesh, bins) for bins in host_bins if bins.count]
                 if len(host_bins) > 1:  # the trainer's own log-probabilities, before the first update
-                    updates = [bins._replace(old_logp_ABT=logps(state.params, bins)) for bins in updates]
+                    params = joined(state.params, frozen)
+                    updates = [bins._replace(old_logp_ABT=logps(params, bins)) for bins in updates]
+                    del params
                 if reference is not None:
                     updates = [bins._replace(ref_logp_ABT=logps(reference, bins)) for bins in updates]
                 sums_of_updates = []
                 for bins in updates:
-                    state, sums = update(state, {}, bins)
+                    state, sums = update(state, frozen, bins)
                     sums_of_updates.append({name: float(value) for name, value in jax.device_get(sums).items()})
 
             # ---- Log, evaluate, save ----

@@ -24,17 +24,18 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from cgrpo_jax import build, options
+from cgrpo_jax import options
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES
+from cgrpo_jax.model_folders import model_folder
 from cgrpo_jax.report_page import page as report_page
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
 
 compilation.keep_on_disk()
-QUICKSTART = build.model_folder("package://quickstart")
+QUICKSTART = model_folder("package://quickstart")
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -10,7 +10,6 @@ import pathlib
 from cgrpo_jax import build, config
 from cgrpo_jax.records import Kind, Name, Request
 from cgrpo_jax.rollout.loop import sample_all
-from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.workdir import compilation
 
 # The training prompt ("step by step") makes SmolLM2-135M run on: mean 352 of a cap of 512. This one is answered in
@@ -31,10 +30,10 @@ def main() -> None:
     run = build.open_run(config.from_config_dict(raw))
     lines = pathlib.Path(args.source).read_text().splitlines()[: args.problems]
     texts = [f"{json.loads(line)['question']}\n{INSTRUCTION}" for line in lines]
-    prompts = [run.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    prompts = [run.policy.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
     asked = [Request(Name(Kind.RESPONSE, p, g), ids) for p, ids in enumerate(prompts) for g in range(args.samples)]
-    weights = weights_of(run.sampler, build.initial_params(run))
-    made = [len(done.ids) for done in sample_all(Engine(run.sampler, weights, 0, run.cfg.sampling), asked)]
+    weights = run.policy.synced()
+    made = [len(done.ids) for done in sample_all(run.policy.engine(weights, 0), asked)]
     mean, capped = sum(made) / len(made), sum(count >= args.cap for count in made) / len(made)
     about = (
         f"{pathlib.Path(args.model).name} at temperature 1 on the first {args.problems} questions of GSM8K x {args.samples}, "

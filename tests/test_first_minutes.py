@@ -85,7 +85,7 @@ def opened(raw, log=print):
     cfg = from_config_dict(raw)
     run = opening.open_run(cfg)
     with Verifier(VerifierConfig(workers=1)) as verifier, UserProcess() as process:
-        return opening.open_all(cfg, run.tokenizer, verifier, process, log)
+        return opening.open_all(cfg, run.policy.tokenizer, verifier, process, log)
 
 
 def test_all_that_is_wrong_is_said_at_once_with_what_mends_it(files):

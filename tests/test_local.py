@@ -9,16 +9,16 @@ from test_hosts import Follower, Recorder, watched
 from test_planning import compiled, is_within, shapes  # noqa: F401
 from test_train import lines, small, without_times
 
-from cgrpo_jax import build, planning
+from cgrpo_jax import build
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.generating import generate
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
+from cgrpo_jax.planner.programs import programs
 from cgrpo_jax.records import LOCAL, POLICY, Kind, Name, Request
 from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.rollout.refining import as_sampled
 from cgrpo_jax.rollout.verdicts import verdict_of
-from cgrpo_jax.sampling.engine import Engine
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.training import train
 
@@ -97,10 +97,12 @@ def test_the_policy_samples_the_same_beside_a_second_model(shallow, tmp_path):
 def test_the_second_models_weights_serve_every_step():
     run = build.open_run(small(**{"refine.critique": "local", "local.path": str(QUICKSTART), "local.top_p": 1.0}))
     with jax.numpy_rank_promotion("allow"):
-        weights, sampling = build.local_weights(run), build.local_sampling(run.cfg)
-        asked = [Request(Name(Kind.CRITIQUE, 0, g), run.tokenizer.encode_text("What is 1+1?"), 8) for g in range(4)]
-        bound = sample_all(engine_of(run.local, build.initial_params(run), 5, sampling), asked)
-        first, moved = (sample_all(Engine(run.local, weights, step, sampling), asked) for step in (0, 5))
+        weights = run.second.synced()
+        asked = [
+            Request(Name(Kind.CRITIQUE, 0, g), run.policy.tokenizer.encode_text("What is 1+1?"), 8) for g in range(4)
+        ]
+        bound = sample_all(engine_of(run.second.sampler, run.policy.weights(), 5, run.second.sampling), asked)
+        first, moved = (sample_all(run.second.engine(weights, step), asked) for step in (0, 5))
     assert [one.ids.tolist() for one in moved] == [one.ids.tolist() for one in bound]
     assert [one.ids.tolist() for one in moved] != [one.ids.tolist() for one in first]
 
@@ -139,11 +141,11 @@ def test_no_program_compiles_that_is_not_listed(shallow, tmp_path, compiled):  #
     cfg = small(**BOTH | {"local.path": str(shallow)})
     run = build.open_run(cfg)
     listed, names = {}, []
-    for program in planning.programs(run, build.bin_sizes(run, 64)):
+    for program in programs(run, build.bin_sizes(run, 64)):
         listed.setdefault(program.function.__name__, []).append(shapes(program))
         names.append(program.name)
     assert len(names) == len(set(names)) and any(name.startswith("local_decode/") for name in names)
-    alone = planning.programs(build.open_run(small()), build.bin_sizes(run, 64))
+    alone = programs(build.open_run(small()), build.bin_sizes(run, 64))
     assert len(names) > len(alone) and not any(program.name.startswith("local_") for program in alone)
     compiled.clear()
     with jax.numpy_rank_promotion("allow"):
@@ -180,4 +182,4 @@ def test_a_second_model_that_cannot_serve_is_refused(twin, tmp_path):
             build.open_run(small(**{"refine.critique": "local", "local.path": path}))
         assert len(str(raised.value).splitlines()) == 1
     unused = build.open_run(small(**{"local.path": str(tmp_path / "none")}))
-    assert unused.local is None and unused.second is None
+    assert unused.second is None

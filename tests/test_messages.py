@@ -10,12 +10,12 @@ import pytest
 from absl import flags
 
 import cgrpo_jax
-from cgrpo_jax import build, command_line, config, config_files, option_names
+from cgrpo_jax import command_line, config, config_files, option_names
 from cgrpo_jax.api import RunError
-from cgrpo_jax.build import model_folder
 from cgrpo_jax.checks import check
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.model_folders import model_folder, shape_folder
 from cgrpo_jax.workdir import checkpoints, compilation, places
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ def test_a_workdir_is_no_model_and_it_is_said_what_makes_one_of_it(tmp_path, pla
     run = tmp_path / "run"
     (run / "checkpoints/4").mkdir(parents=True)
     (run / "config.json").write_text("{}")
-    for look in (model_folder, build.shape_folder):
+    for look in (model_folder, shape_folder):
         with pytest.raises(CheckpointError) as error:
             look(str(run / place))
         assert f"cgrpo_jax.convert --from={run} --to=hf --out={run}_model writes one" in str(error.value)

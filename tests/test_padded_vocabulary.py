@@ -12,11 +12,12 @@ from conftest import QUICKSTART, engine_of, tiny_config
 from safetensors.numpy import load_file, save_file
 from test_train import small
 
-from cgrpo_jax import build, planning
+from cgrpo_jax import build
 from cgrpo_jax.learning.logprobs import Pass, token_logps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.planner.programs import sampler_programs
 from cgrpo_jax.records import Kind, Name, Request, Segment
 from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.sampling.pool import EngineSetup
@@ -118,8 +119,8 @@ def padded_folder(tmp_path):
 
 def test_a_run_finds_out_which_ids_exist(padded_folder):
     run = build.open_run(small(**{"model.path": str(padded_folder)}))
-    assert run.model.vocab_used == run.model.vocab - 27 == len(run.tokenizer.hf)
-    assert run.sampler.model == run.learner.model == run.model
-    planned = [program for program in planning.sampler_programs(run) if "cfg" in program.static]
-    assert planned and all(program.static["cfg"] == run.model for program in planned)
-    assert build.open_run(small()).model.vocab_used is None
+    assert run.policy.shape.vocab_used == run.policy.shape.vocab - 27 == len(run.policy.tokenizer.hf)
+    assert run.policy.sampler.model == run.learner.model == run.policy.shape
+    planned = [program for program in sampler_programs(run.policy) if "cfg" in program.static]
+    assert planned and all(program.static["cfg"] == run.policy.shape for program in planned)
+    assert build.open_run(small()).policy.shape.vocab_used is None

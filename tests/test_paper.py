@@ -11,12 +11,13 @@ from conftest import QUICKSTART
 from test_train import small
 
 from cgrpo_jax import build, config_files, convert
-from cgrpo_jax.build import shape_folder, shape_of
+from cgrpo_jax.build import shape_of
 from cgrpo_jax.checks import check, check_local
 from cgrpo_jax.config import METHODS, ConfigError, asks_local, from_config_dict
 from cgrpo_jax.data.rows import parse_row
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, read_json
+from cgrpo_jax.model_folders import shape_folder
 from cgrpo_jax.options import DataConfig
 from cgrpo_jax.subset import subset
 from cgrpo_jax.text.prompts import question_messages
@@ -88,12 +89,12 @@ def test_a_widened_model_is_one_everywhere(tmp_path):
     """The run computes with it, and what it exports says it; the folder it came from is as it was."""
     cfg = small(**{"model.rope_theta": 40_000.0, "model.max_positions": 1024})
     run = build.open_run(cfg)
-    assert (run.model.rope_theta, run.model.max_positions) == (40_000, 1024)
-    assert run.learner.model == run.sampler.model == run.model
-    assert read_json(run.folder / "config.json") != read_json(QUICKSTART / "config.json")
+    assert (run.policy.shape.rope_theta, run.policy.shape.max_positions) == (40_000, 1024)
+    assert run.learner.model == run.policy.sampler.model == run.policy.shape
+    assert read_json(run.policy.folder / "config.json") != read_json(QUICKSTART / "config.json")
     again = build.open_run(cfg)
-    assert again.folder == run.folder and run.tokenizer.eos_ids == again.tokenizer.eos_ids
-    convert.convert(str(run.folder), "hf", str(tmp_path / "out"))
+    assert again.policy.folder == run.policy.folder and run.policy.tokenizer.eos_ids == again.policy.tokenizer.eos_ids
+    convert.convert(str(run.policy.folder), "hf", str(tmp_path / "out"))
     assert config_from_hf(tmp_path / "out").rope_theta == 40_000
     assert config_from_hf(QUICKSTART).rope_theta == 10_000
     llama = small(**{"model.path": "llama_3_2_3b", "model.max_positions": 1024})

@@ -14,7 +14,7 @@ from cgrpo_jax.config import from_config_dict
 from cgrpo_jax.config_files import get_config
 from cgrpo_jax.planner import chips
 from cgrpo_jax.planner.cost import cost_of
-from cgrpo_jax.planner.largest import most_in_a_bin
+from cgrpo_jax.planner.most import most_in_a_bin
 from cgrpo_jax.sampling.room import row_devices
 
 pytestmark = [
@@ -63,7 +63,7 @@ def test_programs_compile_for_chips_that_are_not_here(tmp_path, four_layers, oth
 
 def test_bins_are_tried_by_the_rows_of_all_chips_where_the_sampler_shares_its_rows_among_fewer():
     """tpu_v4: a bin has a row a chip, 16; the sampler's four groups of four chips have 4. No less than 16 is asked."""
-    run = build.outline_of_shape(from_config_dict(get_config("tpu_v4")), chips.devices(chips.topology("v4-32")))
+    run = build.plan_run(from_config_dict(get_config("tpu_v4")), chips.devices(chips.topology("v4-32")))
     (size,), tried = build.bin_sizes(run, run.cfg.data.max_prompt_tokens), []
 
     def occupy(program):
@@ -71,7 +71,7 @@ def test_bins_are_tried_by_the_rows_of_all_chips_where_the_sampler_shares_its_ro
         return SimpleNamespace(bytes=float(tried[-1]))
 
     found = most_in_a_bin(run, size, SimpleNamespace(bytes=16.0), 50.0, occupy)
-    assert size.rows == 16 and row_devices(run.sampler.mesh) == 4
+    assert size.rows == 16 and row_devices(run.policy.sampler.mesh) == 4
     assert tried == [32, 48] and found == (48, 48.0)
 
 

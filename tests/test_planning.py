@@ -8,8 +8,9 @@ import jax
 import pytest
 from test_train import small
 
-from cgrpo_jax import build, planning, training
+from cgrpo_jax import build, models, training
 from cgrpo_jax.learning import update as learning
+from cgrpo_jax.planner.programs import programs
 from cgrpo_jax.sampling import programs as sampling
 from cgrpo_jax.sampling import weights as of_sampler
 from cgrpo_jax.training import train
@@ -63,7 +64,7 @@ def is_within(few, many):
 
 def planned(cfg):
     run = build.open_run(cfg)
-    return planning.programs(run, build.bin_sizes(run, 64))
+    return programs(run, build.bin_sizes(run, 64))
 
 
 @pytest.mark.thorough
@@ -126,7 +127,7 @@ def test_a_plan_needs_no_weights(monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(build.hf, "load_params", forbidden)
+    monkeypatch.setattr(models.hf, "load_params", forbidden)
     names = [program.name for program in planned(small(**CHANGES))]
     assert len(names) == len(set(names)) and len(names) > 20
     assert sum(name.startswith("update/") for name in names) == 1

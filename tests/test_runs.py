@@ -218,7 +218,7 @@ def test_a_model_that_overflows_ends_the_command_in_one_line(overflowing, tmp_pa
 def untouched(workdir, step):
     """The checkpoint holds the initial weights, and an optimizer that never took a step."""
     stored = ocp.StandardCheckpointer().restore((workdir / f"checkpoints/{step}").absolute() / "params")
-    initial = build.initial_params(build.open_run(small()))
+    initial = build.open_run(small()).policy.weights()
     for one, other in zip(jax.tree.leaves(stored), jax.tree.leaves(initial), strict=True):
         np.testing.assert_array_equal(one, other)
     moments = ocp.StandardCheckpointer().restore((workdir / f"checkpoints/{step}").absolute() / "opt_state")

@@ -67,12 +67,12 @@ def run():
 def decoded(run, critic, idle):
     """Events, groups and counts of one rollout of the quickstart model; `idle` is also given the counts by then."""
     refine = RefineConfig(trigger="always", critique="api", max_prompt_tokens=256)
-    scorer = by_rule(wrong, run.tokenizer)
-    method = Method(SAMPLES, scorer, only_first(critic), run.tokenizer, refine, seed=0)
+    scorer = by_rule(wrong, run.policy.tokenizer)
+    method = Method(SAMPLES, scorer, only_first(critic), run.policy.tokenizer, refine, seed=0)
     problems = [arithmetic.problem(0, "train", index) for index in range(PROBLEMS)]
-    setup = dataclasses.replace(run.sampler, room=Room(ROWS, 4096), chunk=8)
+    setup = dataclasses.replace(run.policy.sampler, room=Room(ROWS, 4096), chunk=8)
     with jax.numpy_rank_promotion("allow"):
-        engine = engine_of(setup, build.initial_params(run), 0, run.cfg.sampling)
+        engine = engine_of(setup, run.policy.weights(), 0, run.cfg.sampling)
         with stories_of(problems, method, 0) as stories:
             watched = Watched(stories, lambda: idle(dataclasses.replace(engine.stats)))
             run_stories(watched, [engine])

@@ -149,8 +149,8 @@ def test_a_run_ends_its_responses_there(tmp_path):
 def test_the_second_model_stops_there_too():
     second = {"refine.critique": "local", "local.path": "package://quickstart", "sampling.stop": '["="]'}
     run = build.open_run(small(**second))
-    assert run.local.stop.stops == run.sampler.stop.stops == ("=",)
-    assert build.open_run(small()).sampler.stop is None
+    assert run.second.sampler.stop.stops == run.policy.sampler.stop.stops == ("=",)
+    assert build.open_run(small()).policy.sampler.stop is None
 
 
 GOES_ON = "So \\boxed{4}.\n\n**Question 2:** What is 3+3?\nIt is \\boxed{6}."
@@ -170,5 +170,6 @@ def test_a_base_model_is_named_at_the_start(tmp_path):
     run = build.open_run(small(**{"model.path": str(folder)}))
     said = "\n".join(startup.lines(run))
     assert "no chat template" in said and "go on with the next question" in said and "'<|im_end|>'" in said
-    stopped = dataclasses.replace(run, tokenizer=Tokenizer(folder, stops=("Question:",)))
+    policy = dataclasses.replace(run.policy, reader=Tokenizer(folder, stops=("Question:",)))
+    stopped = dataclasses.replace(run, policy=policy)
     assert "go on with the next question" not in "\n".join(startup.lines(stopped))

@@ -45,10 +45,12 @@ def mean_nll(run, params, step, refinements):
     total, count = 0.0, 0
     for index in range(4 * step, 4 * step + 4):
         messages, text = arithmetic.warm_start_row(0, index, refinements)
-        prompt = run.tokenizer.encode_chat(messages)
-        answer = [*run.tokenizer.encode_text(text), run.tokenizer.hf.eos_token_id]
+        prompt = run.policy.tokenizer.encode_chat(messages)
+        answer = [*run.policy.tokenizer.encode_text(text), run.policy.tokenizer.hf.eos_token_id]
         ids_1T = jnp.asarray([[*prompt, *answer]], jnp.int32)
-        logit_TV = np.asarray(logits(run.model, params, forward(run.model, params, ids_1T)))[0].astype(np.float64)
+        logit_TV = np.asarray(logits(run.policy.shape, params, forward(run.policy.shape, params, ids_1T)))[0].astype(
+            np.float64
+        )
         logp_TV = logit_TV - np.log(np.exp(logit_TV).sum(-1))[:, None]
         for place, target in enumerate(answer, len(prompt)):
             total, count = total - logp_TV[place - 1, target], count + 1
@@ -67,7 +69,7 @@ def test_the_loss_is_the_mean_likelihood_of_the_answers_and_falls(undisturbed):
     """Of the first batch exactly; of the plain rows (steps 1, 3) and of the refinements (2, 4) it falls."""
     rows, opened = metrics(undisturbed), build.open_run(small(**ROWS))
     with jax.numpy_rank_promotion("allow"):
-        before, count = mean_nll(opened, build.initial_params(opened), 0, False)
+        before, count = mean_nll(opened, opened.policy.weights(), 0, False)
         after, _ = mean_nll(opened, jax.tree.map(jnp.asarray, arrays(undisturbed, 4)["params"]), 0, False)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     np.testing.assert_allclose(rows[0]["loss/total"], before, rtol=1e-5)

@@ -11,9 +11,10 @@ from conftest import tiny_config
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.learning.finite import TrainingError, nonfinite_steps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
-from cgrpo_jax.learning.update import Learner, joined, make_logps, make_optimizer, make_update, put_bins
+from cgrpo_jax.learning.update import Learner, make_logps, make_optimizer, make_update, put_bins
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import forward, init_params, logits
+from cgrpo_jax.model.trees import joined
 from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig
 from cgrpo_jax.records import Segment
 

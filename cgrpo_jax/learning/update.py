@@ -21,13 +21,14 @@ from cgrpo_jax.model import parts, sharding
 from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
 from cgrpo_jax.model.parts import MANUAL, Parts
+from cgrpo_jax.model.trees import joined
 from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig
 
 
 class TrainState(NamedTuple):
     """Everything an update changes. `opt_state` also counts updates and non-finite gradients."""
 
-    params: Params  # what is trained; what is frozen is handed to the update beside the state
+    params: Params  # those that are trained; the frozen ones are handed to the update beside the state
     opt_state: optax.OptState
 
 
@@ -44,14 +45,6 @@ class Learner:
     remat: str  # a key of decoder.REMAT
     logit_entries: int = 1 << 24  # of a chunk of logits on one device: 64 MB in float32
     attend: Attend = attend
-
-
-def joined(trained: Params, frozen: Params) -> Params:
-    """All parameters of the model: two trees without a common leaf as one. Nothing is copied."""
-    both = dict(trained)
-    for name, part in frozen.items():
-        both[name] = joined(both[name], part) if name in both else part
-    return both
 
 
 def make_optimizer(cfg: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:

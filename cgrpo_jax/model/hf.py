@@ -24,6 +24,7 @@ from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
 from cgrpo_jax.model.hf_older import both_rope_forms, both_tokenizer_forms
 from cgrpo_jax.model.sharding import path_of
+from cgrpo_jax.model.trees import Which, every_leaf, part_of
 
 # (path of ours, Hugging Face name). Shapes agree: linear weights are [out, in] here as there.
 TENSORS = (
@@ -178,12 +179,14 @@ def load_params(
     cfg: ModelConfig,
     sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding],
     dtype: DTypeLike | None = None,
+    chosen: Which = every_leaf,
 ) -> Params:
     """Streams the weights of a folder into (sharded) arrays, one tensor at a time.
 
     Args:
       sharding_of: (path, shape) -> sharding; each device receives only its own part.
       dtype: of the result; None keeps the dtype on file.
+      chosen: the parameters that are read; the others are left out of the result.
 
     Raises:
       CheckpointError: a missing or extra tensor, a wrong shape, a truncated file.
@@ -198,7 +201,7 @@ def load_params(
             read = _reader(files, table[path], files.dtype(table[path].names) if dtype is None else dtype)
             return jax.make_array_from_callback(leaf.shape, sharding_of(path, leaf.shape), read)
 
-        return jax.tree_util.tree_map_with_path(load, abstract_params(cfg))
+        return jax.tree_util.tree_map_with_path(load, part_of(abstract_params(cfg), chosen))
 
 
 def hf_tensors(cfg: ModelConfig, params: Params, dtype: DTypeLike | None) -> Iterator[tuple[str, np.ndarray]]:

@@ -16,7 +16,7 @@ from cgrpo_jax.config import ConfigError
 from cgrpo_jax.planner.chips import Chip, Topology
 from cgrpo_jax.planner.cost import Cost, cost_of_module
 from cgrpo_jax.planner.hlo import Module, parameters, parse
-from cgrpo_jax.planning import Program
+from cgrpo_jax.planner.programs import Program, kind_of
 
 LIKELY_FLOPS, LIKELY_BANDWIDTH = 0.6, 0.7  # of the peak: what good kernels reach, by experience of others
 
@@ -85,11 +85,6 @@ class Figures:
             self.seconds.kernels_at_peak + more * self.turn.kernels_at_peak,
             self.seconds.wire + more * self.turn.wire,
         )
-
-
-def kind_of(name: str) -> str:
-    """`decode` of `decode/256x8192/1,0,1`."""
-    return name.partition("/")[0]
 
 
 class Leaf(NamedTuple):

@@ -8,19 +8,18 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax import build, planning
-from cgrpo_jax.build import Outline
+from cgrpo_jax import build
+from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner import chips
 from cgrpo_jax.planner.chips import CHIPS, GIB, LOCAL, Topology
-from cgrpo_jax.planner.choosing import largest
 from cgrpo_jax.planner.figures import compiled, leaves_of
-from cgrpo_jax.planner.largest import most_in_a_bin, most_rows
 from cgrpo_jax.planner.memory import ROWS, Occupied, Resident, checkpoint_bytes, occupied, residents
+from cgrpo_jax.planner.most import most_in_a_bin, most_rows
+from cgrpo_jax.planner.programs import Program, largest, programs
 from cgrpo_jax.planner.report import Plan
 from cgrpo_jax.planner.step import step, utilisation
-from cgrpo_jax.planning import Program
 from cgrpo_jax.workdir.progress import Progress
 
 SHARES = (1.0, 0.5)  # of the longest prompts and answers, for the estimates of a step
@@ -35,7 +34,7 @@ class Wanted:
     hlo: pathlib.Path | None = None  # folder for the texts of the programs
 
 
-def found_here(run: Outline) -> tuple[Topology, float | None]:
+def found_here(run: Run) -> tuple[Topology, float | None]:
     """The machine at hand, and the bytes that a device of it has; None: not told."""
     device = run.mesh.devices.flat[0]
     chip = next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)
@@ -57,11 +56,11 @@ def make(cfg: Config, asked: Topology, wanted: Wanted, progress: Progress) -> Pl
       CheckpointError, MeshError: no such model, or a mesh that the devices do not fill.
     """
     devices = None if asked.name == LOCAL else chips.devices(asked)
-    run = build.outline_of_shape(cfg, devices)
+    run = build.plan_run(cfg, devices)
     topology, hbm = (asked, asked.chip.hbm) if asked.chip else found_here(run)
     sizes = build.bin_sizes(run, cfg.data.max_prompt_tokens)
-    programs = planning.programs(run, sizes)
-    chosen = largest(programs)
+    listed = programs(run, sizes)
+    chosen = largest(listed)
     if unknown := [kind for kind in wanted.only if kind not in chosen]:
         raise ConfigError(f"--only={','.join(unknown)}: known: {', '.join(chosen)}")
     classes = residents(run, chosen)
@@ -74,10 +73,10 @@ def make(cfg: Config, asked: Topology, wanted: Wanted, progress: Progress) -> Pl
             places[kind] = occupy(program, classes)
         notes = {"compile s": places[kind].figures.compile_seconds, "peak GiB": places[kind].figures.peak_bytes / GIB}
         progress.step_done(done, notes)
-    plan = Plan(run, topology, hbm, len(programs), places, classes, checkpoint=checkpoint_bytes(run))
+    plan = Plan(run, topology, hbm, len(listed), places, classes, checkpoint=checkpoint_bytes(run))
     figures = plan.figures
     if "update" in figures:
-        plan.utilisation = utilisation(run.model, sizes[-1], figures["update"], topology, run.mesh.size)
+        plan.utilisation = utilisation(run.policy.shape, sizes[-1], figures["update"], topology, run.mesh.size)
     if (
         topology.chip
         and {"update", "decode", "prefill"} <= figures.keys()
@@ -104,7 +103,9 @@ def _look_for_most(
 ) -> None:
     with progress.phase("the most rows that fit"):
         if "decode" in plan.places:
-            plan.rows = most_rows(plan.run, plan.places["decode"], hbm, functools.partial(_with_own_rows, occupy, plan))
+            plan.rows = most_rows(
+                plan.run.policy, plan.places["decode"], hbm, functools.partial(_with_own_rows, occupy, plan)
+            )
         if "update" in plan.places:
             of_bins = functools.partial(occupy, classes=plan.classes)
             plan.bins = most_in_a_bin(plan.run, sizes[-1], plan.places["update"], hbm, of_bins)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 
-from cgrpo_jax import build, planning
-from cgrpo_jax.build import Outline
+from cgrpo_jax import build
+from cgrpo_jax.build import Run
+from cgrpo_jax.models import Model
 from cgrpo_jax.planner.figures import Figures, Leaf, leaves_of, total_bytes
-from cgrpo_jax.planning import Program
+from cgrpo_jax.planner.programs import SECOND, Program, abstract_slots
 
 ROWS = "rows of the sampler"
-OTHER_ROWS = "rows with other rings"
-WAITING = "waiting prompts"
-LOCAL = "weights of the second model"
-LOCAL_ROWS = "rows of the second model"
-ALWAYS = ("parameters", "optimizer state", "reference parameters", LOCAL)  # also when no sampler is there
-SYNCS = ("synced", "reshard", "local_synced")  # kinds that make the sampler's weights, before it has rows
+SYNC = "synced"  # the kind that makes the sampler's weights, before it has rows
 LEARNING = ("init", "sums", "nonfinite", "logps", "update")  # kinds that run when no sampler is there
+ALWAYS, SAMPLING, DECODING = range(3)  # when tensors are there: always, with a sampler, with a sampler that has rows
 
 
 class Resident(NamedTuple):
@@ -29,51 +26,60 @@ class Resident(NamedTuple):
     name: str
     leaves: collections.Counter[Leaf]
     knob: str  # what makes them smaller
+    there: int = ALWAYS
+    of: str = ""  # before the names of the programs of their model: "", or SECOND
 
 
-def residents(run: Outline, chosen: Mapping[str, Program]) -> list[Resident]:
+def residents(run: Run, chosen: Mapping[str, Program]) -> list[Resident]:
     """All classes of a run, those of training first.
 
     Args:
-      chosen: kind -> its largest program, of choosing.largest.
+      chosen: kind -> its largest program, of programs.largest.
     """
     state = build.abstract_state(run)
-    across = "more chips along mesh.fsdp, which divides them"
+    params, across = leaves_of(run.policy.abstract_weights()), "more chips along mesh.fsdp, which divides them"
     found = [
-        Resident("parameters", leaves_of(state.params), across),
+        Resident("parameters", params, across),
         Resident("optimizer state", leaves_of(state.opt_state), across),
     ]
     if run.cfg.objective.kl_coef > 0:
-        found.append(Resident("reference parameters", leaves_of(state.params), "objective.kl_coef = 0, or " + across))
-    if "decode" in chosen:
-        weights, slots = chosen["decode"].arguments[:2]
-        own = leaves_of(weights) - leaves_of(state.params)  # what needs no change is handed on, not copied
-        found.append(Resident("sampler weights", own, "a larger sampler.tensor"))
-        fewer = "fewer rows in sampler.rings" if run.sampler.room.fixed else "a smaller sampler.kv_cache_mb"
-        found.append(Resident(ROWS, leaves_of(slots), fewer))
-        if others := _others(run, slots.ring):
-            found.append(Resident(OTHER_ROWS, others, fewer))
-    if "local_decode" in chosen:
-        weights, slots = chosen["local_decode"].arguments[:2]
-        found.append(Resident(LOCAL, leaves_of(weights), "a smaller local.path, or a larger sampler.tensor"))
-        found.append(Resident(LOCAL_ROWS, leaves_of(slots), "a smaller sampler.kv_cache_mb"))
-    if "enter" in chosen:
-        found.append(Resident(WAITING, _waiting(run, chosen["enter"]), "a smaller sampler.kv_cache_mb"))
+        own = leaves_of(state.params)  # what is frozen is the policy's, too
+        found.append(Resident("reference parameters", own, "objective.kl_coef = 0, or " + across))
+    found += _of_sampler(run.policy, chosen, params)
+    if run.second is not None:  # its parameters are let go of, but for those that its sampler takes as they are
+        found += _of_sampler(run.second, chosen, collections.Counter(), SECOND, " of the second model")
     return found
 
 
-def _others(run: Outline, ring: int) -> collections.Counter[Leaf]:
-    """All rows, where their numbers are fixed, but those with rings of this size."""
-    fixed = run.sampler.room.fixed
-    rings = [other for other in fixed.rings if other.slots != ring] if fixed else []
-    return sum((leaves_of(planning.abstract_slots(run, other)) for other in rings), collections.Counter[Leaf]())
+def _of_sampler(
+    model: Model, chosen: Mapping[str, Program], kept: collections.Counter[Leaf], of: str = "", whose: str = ""
+) -> Iterator[Resident]:
+    """Weights, rows and waiting prompts of a model's sampler.
+
+    Args:
+      kept: the model's parameters where they stay: those that need no change are handed on to the sampler, not copied.
+      of, whose: before the names of the model's programs, and behind those of its tensors.
+    """
+    if of + "decode" not in chosen:
+        return
+    weights, slots = chosen[of + "decode"].arguments[:2]
+    fixed, tensor, cache = model.sampler.room.fixed, "a larger sampler.tensor", "a smaller sampler.kv_cache_mb"
+    fewer = "fewer rows in sampler.rings" if fixed else cache
+    less, there = (f"a smaller local.path, or {tensor}", ALWAYS) if of else (tensor, SAMPLING)
+    yield Resident("sampler weights" + whose, leaves_of(weights) - kept, less, there, of)
+    yield Resident(ROWS + whose, leaves_of(slots), fewer, DECODING, of)
+    others = [ring for ring in fixed.rings if ring.slots != slots.ring] if fixed else []
+    if leaves := sum((leaves_of(abstract_slots(model.sampler, ring)) for ring in others), collections.Counter[Leaf]()):
+        yield Resident("rows with other rings" + whose, leaves, fewer, DECODING, of)
+    if of + "enter" in chosen:
+        yield Resident("waiting prompts" + whose, _waiting(model, chosen[of + "enter"]), cache, DECODING, of)
 
 
-def _waiting(run: Outline, enter: Program) -> collections.Counter[Leaf]:
+def _waiting(model: Model, enter: Program) -> collections.Counter[Leaf]:
     """Prefilled prompts that are in no row yet, as many as the sampler keeps."""
     prompt = leaves_of(enter.arguments[1])
     tokens = max(leaf.shape[-2] for leaf in jax.tree.leaves(enter.arguments[1]))
-    kept = max(1, run.sampler.room.prompt_tokens // tokens)
+    kept = max(1, model.sampler.room.prompt_tokens // tokens)
     return collections.Counter({leaf: count * kept for leaf, count in prompt.items()})
 
 
@@ -96,17 +102,15 @@ def occupied(figures: Figures, classes: Sequence[Resident]) -> Occupied:
     """
     handed = collections.Counter(figures.holds)
     held, beside = dict[str, int](), dict[str, int]()
-    sampling = figures.kind not in LEARNING
+    kind, of = figures.kind.removeprefix(SECOND), SECOND if figures.kind.startswith(SECOND) else ""
+    there = ALWAYS if kind in LEARNING else SAMPLING if kind == SYNC else DECODING
     for resident in classes:
-        second = resident.name in (LOCAL, LOCAL_ROWS)
-        own = resident.leaves & handed if second == figures.kind.startswith("local_") else collections.Counter()
+        own = resident.leaves & handed if resident.of == of else collections.Counter()
         handed -= own
         if own:
             held[resident.name] = total_bytes(own)
-        if sampling or resident.name in ALWAYS:
-            rest = total_bytes(resident.leaves - own)
-            if rest and not (figures.kind in SYNCS and resident.name in (ROWS, OTHER_ROWS, WAITING, LOCAL_ROWS)):
-                beside[resident.name] = rest
+        if resident.there <= there and (rest := total_bytes(resident.leaves - own)):
+            beside[resident.name] = rest
     return Occupied(figures, held, beside)
 
 
@@ -135,6 +139,6 @@ def _size(part: tuple[str, float, str]) -> float:
     return part[1]
 
 
-def checkpoint_bytes(run: Outline) -> int:
+def checkpoint_bytes(run: Run) -> int:
     """Of one checkpoint: parameters and optimizer state, over all devices."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(build.abstract_state(run)))

@@ -11,29 +11,28 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax import build, planning, stopping
-from cgrpo_jax.build import Outline
+from cgrpo_jax import build, stopping
+from cgrpo_jax.build import Run
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.planner.ahead import measured, too_large
 from cgrpo_jax.planner.chips import GIB
-from cgrpo_jax.planner.choosing import largest
 from cgrpo_jax.planner.figures import compiled
 from cgrpo_jax.planner.making import found_here
 from cgrpo_jax.planner.memory import occupied, residents
-from cgrpo_jax.planning import Program
+from cgrpo_jax.planner.programs import Program, largest, programs
 
 FIRST = ("update", "decode", "prefill")  # the largest, as a rule
 NO_MEMORY = "RESOURCE_EXHAUSTED"
 
 
-def preflight(run: Outline, log: Callable[[str], None]) -> None:
+def preflight(run: Run, log: Callable[[str], None]) -> None:
     """Nothing is kept of what the programs make; they are compiled as training will, and the cache on disk has them.
 
     Raises:
       ConfigError: a program does not fit; names the tensor class that takes most, and what makes it smaller.
     """
     sizes = build.bin_sizes(run, run.cfg.data.max_prompt_tokens)
-    chosen = largest(planning.programs(run, sizes))
+    chosen = largest(programs(run, sizes))
     classes, (topology, _) = residents(run, chosen), found_here(run)
     order = [*(kind for kind in FIRST if kind in chosen), *(kind for kind in chosen if kind not in FIRST)]
     for kind in order:
@@ -53,7 +52,7 @@ def preflight(run: Outline, log: Callable[[str], None]) -> None:
         log(f"preflight: {figures.name}: planned {place.bytes / GIB:.2f} GiB a device; {so_far}")
 
 
-def _run_on_zeros(run: Outline, program: Program, executable: Any, beside: int) -> None:
+def _run_on_zeros(run: Run, program: Program, executable: Any, beside: int) -> None:
     ballast = None
     if beside:
         spread = NamedSharding(run.mesh, P(run.mesh.axis_names))

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cgrpo_jax.build import Outline
+from cgrpo_jax.build import Run
 from cgrpo_jax.planner.chips import GIB, Topology
 from cgrpo_jax.planner.figures import LIKELY_BANDWIDTH, LIKELY_FLOPS, Figures
-from cgrpo_jax.planner.largest import Most
 from cgrpo_jax.planner.memory import Occupied, Resident, largest_part
+from cgrpo_jax.planner.most import Most
 from cgrpo_jax.planner.step import Step
 from cgrpo_jax.workdir.progress import duration
 
@@ -20,7 +20,7 @@ from cgrpo_jax.workdir.progress import duration
 class Plan:
     """All that a plan found."""
 
-    run: Outline
+    run: Run
     topology: Topology
     hbm: float | None  # bytes of a chip; None: not known
     programs: int  # that the run has
@@ -86,7 +86,7 @@ def _head(plan: Plan) -> str:
             f"ICI {plan.topology.ici / 1e9:.0f} GB/s each"
         )
     lines = [
-        f"{run.cfg.model.path}: {run.model.layers} layers, {parameters(plan) / 1e9:.2f} G parameters, "
+        f"{run.cfg.model.path}: {run.policy.shape.layers} layers, {parameters(plan) / 1e9:.2f} G parameters, "
         f"{run.learner.dtype.name}; mesh {shape}",  # type: ignore[union-attr]
         f"{plan.topology.name}: {of_chip}{rates}",
         f"compiled: {len(plan.places)} of {plan.programs} programs, the largest of each kind. Bytes are those of the "

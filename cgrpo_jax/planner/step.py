@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cgrpo_jax.build import Outline
+from cgrpo_jax.build import Run
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.planner.chips import Topology
 from cgrpo_jax.planner.figures import Figures
-from cgrpo_jax.planner.memory import SYNCS
+from cgrpo_jax.planner.memory import SYNC
 
 
 class Step(NamedTuple):
@@ -29,7 +29,7 @@ class Step(NamedTuple):
         return self.sample + self.prefill + self.update + self.others
 
 
-def step(run: Outline, size: BinSize, figures: Mapping[str, Figures], share: float) -> Step:
+def step(run: Run, size: BinSize, figures: Mapping[str, Figures], share: float) -> Step:
     """Raises KeyError where a program is missing that the run needs (`--only`)."""
     cfg, updates = run.cfg, run.cfg.train.updates_per_rollout
     refining = cfg.refine.trigger != "never"
@@ -37,12 +37,12 @@ def step(run: Outline, size: BinSize, figures: Mapping[str, Figures], share: flo
     requests = responses * (1 + share * refining)
     tokens = requests * cfg.sampling.max_new_tokens * share
     rows, _ = _sizes(figures["decode"])
-    turns = tokens / min(rows, max(run.sampler.least_rows, responses))
+    turns = tokens / min(rows, max(run.policy.sampler.least_rows, responses))
     prompts = cfg.train.prompts * cfg.data.max_prompt_tokens * share
     prompts += responses * share * cfg.refine.max_prompt_tokens * share * refining
     prefill = figures["prefill"]
     bins = max(1, math.ceil(size.capacity * share)) * updates
-    others = sum(figures[kind].seconds.total() for kind in SYNCS if kind in figures)
+    others = figures[SYNC].seconds.total() if SYNC in figures else 0.0
     if "logps" in figures:
         others += figures["logps"].over(bins).total() * ((updates > 1) + (cfg.objective.kl_coef > 0))
     return Step(

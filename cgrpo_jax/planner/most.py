@@ -7,13 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from cgrpo_jax import planning
-from cgrpo_jax.build import Outline
+from cgrpo_jax.build import Run
 from cgrpo_jax.learning.packing import BinSize
-from cgrpo_jax.planner.choosing import largest
+from cgrpo_jax.models import Model
 from cgrpo_jax.planner.memory import Occupied
-from cgrpo_jax.planning import Program
-from cgrpo_jax.sampling.room import Room, row_devices
+from cgrpo_jax.planner.programs import Program, largest, learning_programs, row_counts, sampler_programs
+from cgrpo_jax.sampling.room import row_devices
 
 Occupy = Callable[[Program], Occupied]  # compiles, and says what a chip then holds
 
@@ -58,36 +57,34 @@ def most(planned: int, known: float, least: int, hbm: float, occupy: Callable[[i
     return Most(fitting, seen[fitting] if fitting else _guess(seen, least, hbm)[1])
 
 
-def with_rows(run: Outline, rows: int, slots: int) -> Outline:
-    """The same run with so many rows decoded together, as if there were always enough to decode.
+def with_rows(model: Model, rows: int, slots: int) -> Model:
+    """The same model with so many rows decoded together, as if there were always enough to decode.
 
     Args:
       slots: which rings get other rows, where their numbers are fixed.
     """
-    fixed = run.sampler.room.fixed
-    if fixed:
+    room = model.sampler.room
+    if fixed := room.fixed:
         rings = tuple(ring._replace(rows=rows) if ring.slots == slots else ring for ring in fixed.rings)
         fixed = dataclasses.replace(fixed, rings=rings)
-    room = Room(rows, run.sampler.room.prompt_tokens, fixed)
-    train = dataclasses.replace(run.cfg.train, prompts=rows, samples=1)
-    cfg = dataclasses.replace(run.cfg, train=train)
-    return dataclasses.replace(run, cfg=cfg, sampler=dataclasses.replace(run.sampler, room=room))
+    sampler = dataclasses.replace(model.sampler, room=dataclasses.replace(room, rows=rows, fixed=fixed))
+    return dataclasses.replace(model, sampler=sampler, load=model.load._replace(requests=rows))
 
 
-def most_rows(run: Outline, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
+def most_rows(model: Model, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
     """Of the sampler, with the longest rings; where sizes are fixed with the rings that take most."""
     first, slots = map(int, planned.figures.name.split("/")[1].split("x"))
 
     def made(rows: int) -> tuple[int, float]:
-        other = with_rows(run, rows, slots)
+        other = with_rows(model, rows, slots)
         if other.sampler.room.fixed:
-            decodes = (p for p in planning.sampler_programs(other) if p.name.startswith(f"decode/{rows}x{slots}/"))
+            decodes = (p for p in sampler_programs(other) if p.name.startswith(f"decode/{rows}x{slots}/"))
             return rows, occupy(next(decodes)).bytes
-        allowed = max(count for count in planning.row_counts(other) if count <= rows)
-        program = largest(planning.sampler_programs(with_rows(run, allowed, slots)))["decode"]
+        allowed = max(count for count in row_counts(other) if count <= rows)
+        program = largest(sampler_programs(with_rows(model, allowed, slots)))["decode"]
         return allowed, occupy(program).bytes
 
-    return most(first, planned.bytes, run.sampler.least_rows, hbm, made)
+    return most(first, planned.bytes, model.sampler.least_rows, hbm, made)
 
 
 def scaled(size: BinSize, prompts_or_rows: int) -> BinSize:
@@ -97,11 +94,11 @@ def scaled(size: BinSize, prompts_or_rows: int) -> BinSize:
     return size._replace(prompts=prompts_or_rows, rows=prompts_or_rows * size.rows // size.prompts)
 
 
-def most_in_a_bin(run: Outline, size: BinSize, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
+def most_in_a_bin(run: Run, size: BinSize, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
     """Rows of a bin (prompts, where they are shared), over all chips."""
 
     def made(number: int) -> tuple[int, float]:
-        program = largest(planning.learning_programs(run, [scaled(size, number)]))["update"]
+        program = largest(learning_programs(run, [scaled(size, number)]))["update"]
         return number, occupy(program).bytes
 
     return most(size.prompts or size.rows, planned.bytes, row_devices(run.mesh), hbm, made)
