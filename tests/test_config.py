@@ -12,6 +12,7 @@ import cgrpo_jax
 from cgrpo_jax import config
 from cgrpo_jax.checks import check
 from cgrpo_jax.config import Config, ConfigError, from_config_dict
+from cgrpo_jax.critics import CRITICS
 
 ROOT = pathlib.Path(cgrpo_jax.__file__).parent
 
@@ -221,3 +222,26 @@ def test_the_names_of_other_frameworks_on_the_page_are_those_of_the_table():
 def _flat(config, prefix=""):
     for key, value in config.items():
         yield from _flat(value, f"{prefix}{key}.") if hasattr(value, "items") else [f"{prefix}{key}"]
+
+
+# critic: sees the truth, may be inverted, can end rows of generate.rows=critiques, is asked anew, what stands in
+CRITIC_FACTS = {
+    "indicative": (False, True, False, False, None), "indicative_gt": (True, True, False, False, None),
+    "worked": (False, True, True, False, None), "offline": (False, True, True, False, None),
+    "self_gt": (True, True, True, True, "indicative_gt"), "self_eval": (False, True, True, False, None),
+    "no_verdict": (False, False, False, True, "drop"), "api": (False, True, True, True, "indicative"),
+    "local": (False, True, True, True, "indicative"), "function": (False, True, False, False, "indicative"),
+}  # fmt: skip
+
+
+def test_what_each_critic_is_and_what_a_run_makes_of_it():
+    """By hand, for all of the table; a server that is shown the truth makes the run need it."""
+    assert list(CRITIC_FACTS) == list(CRITICS)
+    for name, (truth, inverts, concludes, anew, stands_in) in CRITIC_FACTS.items():
+        critic, cfg = CRITICS[name], make(**{"refine.critique": name})
+        assert config.shows_truth(cfg) is truth, name
+        assert (critic.judges, critic.concludes, critic.retries) == (inverts, concludes, anew), name
+        assert (config.fallback(cfg) if critic.falls_back else None) == stands_in, name
+    shown = make(**{"refine.critique": "api", "api.reference": "gt"})
+    assert config.shows_truth(shown) and config.fallback(shown) == "indicative_gt"
+    assert not config.shows_truth(make(**{"refine.critique": "self_gt", "refine.trigger": "never"}))
