@@ -173,6 +173,8 @@ def test_rows_that_cannot_be_learnt_are_all_named(tokenizer, tmp_path):
         assert part in line
     problems = words(tokenizer, [good, *bad], tmp_path, on_bad_row="drop")
     assert problems.size == 1 and problems.get(0).answer == "b"
+    longest = words(tokenizer, [{"question": "a", "target": "1 2 3 4"}], tmp_path)
+    assert len(tokenizer.encode_answer(longest.get(0).answer)) == 8  # all that there is room for
     named = words(tokenizer, [{"q": "a", "text": "b"}], tmp_path, question_column="q", answer_column="text")
     assert named.get(0).messages == question_messages("a")
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from cgrpo_jax.data import sources
+from cgrpo_jax.data import rows, sources
 from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
 from cgrpo_jax.data.rows import text_of
 from cgrpo_jax.data.sources import DataError, load_problems
@@ -54,6 +54,31 @@ SCHEMAS = [
     ),
     ({"prompt": CHAT, "question": "Bare?", "answer": "5"}, "Bare?", "5"),
 ]
+
+
+ASK, ANSWER = (
+    ("question", "problem", "query", "prompt"),
+    ("answer", "ground_truth", "final_answer", "target", "solution"),
+)
+
+
+def test_of_several_columns_the_more_usual_name_counts():
+    """Questions and answers, and what a critic is shown as the solution; also where names are spelt otherwise."""
+    for first in range(4):
+        parsed = rows.parse_row({name: name for name in reversed(ASK[first:])} | {"answer": "1"}, DataConfig())
+        assert parsed.problem.question == ASK[first] == parsed.question_column
+    for spelt in (str, str.upper):
+        for first in range(5):
+            row = {spelt(name): str(ANSWER.index(name)) for name in reversed(ANSWER[first:])} | {"question": "q"}
+            parsed = rows.parse_row(row, DataConfig())
+            assert (parsed.problem.answer, parsed.answer_column) == (str(first), spelt(ANSWER[first]))
+    worked = {"answer": r"so \boxed{1}", "target": "by a stronger model", "solution": "by hand"}
+    for column in ("solution", "target", "answer"):
+        problem = rows.parse_row(
+            {"question": "q", "ground_truth": "1"} | worked, DataConfig(answer_column="ground_truth")
+        )
+        found = rows.worked_solution(problem.problem)
+        assert (found.column, found.text) == (column, worked.pop(column))
 
 
 @pytest.mark.parametrize(("row", "question", "gold"), SCHEMAS)
@@ -268,6 +293,13 @@ def test_text_that_cannot_be_encoded_is_a_bad_row(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1"}])
     with pytest.raises(DataError, match="row 1, column 'question': it rewrites"):
         load_problems(DataConfig(source=str(path)), 0, Parsable(), refuse)
+
+
+def test_a_prompt_of_exactly_the_limit_is_no_bad_row(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q" * 9, "answer": "1"}])
+    assert load(path, max_prompt_tokens=9).size == 1
+    with pytest.raises(DataError, match="9 tokens with its template"):
+        load(path, max_prompt_tokens=8)
 
 
 def test_generated_problems_that_are_too_long():

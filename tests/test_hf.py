@@ -55,6 +55,19 @@ def test_round_trip_is_bit_equal(folder, tmp_path):
     assert next(iter(tensors(folder).values())).dtype == ml_dtypes.bfloat16
 
 
+def test_layers_of_several_dtypes_are_read_exactly(folder, tmp_path, mesh):
+    """One array holds all layers, in the widest of their dtypes: not in that of the first one, which would round."""
+    (file,) = folder.glob("*.safetensors")
+    values = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    values[name] = values[name].astype(np.float32) + np.float32(2**-20)
+    save_file(values, file, metadata={"format": "pt"})
+    _, params = load(folder, mesh)
+    kernel = np.asarray(params["layers"]["mlp"]["up"]["kernel"])
+    assert kernel.dtype == np.float32 and (kernel[1] == values[name]).all()
+    assert params["layers"]["mlp"]["down"]["kernel"].dtype == ml_dtypes.bfloat16
+
+
 def test_sharded_files_in_and_out(folder, tmp_path):
     convert.convert(str(folder), "hf", str(tmp_path / "sharded"), shard_gb=2e-5)
     assert len(list((tmp_path / "sharded").glob("model-*-of-*.safetensors"))) > 2

@@ -1,5 +1,8 @@
 """A second model beside the policy: as critic and as refiner, with a tokenizer of its own."""
 
+import itertools
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from test_hosts import Follower, Recorder, watched
 from test_planning import compiled, is_within, shapes  # noqa: F401
 from test_train import lines, small, without_times
 
-from cgrpo_jax import build
+from cgrpo_jax import build, resuming
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.generating import generate
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
@@ -125,6 +128,18 @@ def test_a_run_with_a_second_model_resumes_to_the_bit(shallow, tmp_path):
         train(small(**changes | moved), tmp_path / "w")
 
 
+def test_both_models_are_compared_by_their_files(twin, tmp_path):
+    """A side file that differs is another second model, and another weight is; neither is another policy."""
+    shutil.copytree(twin, tmp_path / "model")
+    cfg = small(**BOTH | {"local.path": str(tmp_path / "model")})
+    found = [resuming.contents_of(build.open_run(cfg))]
+    for name in ("generation_config.json", "other.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+        found.append(resuming.contents_of(build.open_run(cfg)))
+    changed = [{key for key in one if one[key] != other[key]} for one, other in itertools.pairwise(found)]
+    assert changed == [{"local.files"}, {"local.weights"}]
+
+
 @pytest.mark.thorough
 def test_a_follower_does_what_its_leader_did(shallow, tmp_path, monkeypatch):
     recorder, leader, follower = Recorder(), [], []
@@ -158,7 +173,7 @@ def test_a_text_is_read_anew():
     """The end is the reader's own; what is too long is cut and has none; what was cut gets none."""
     tokenizer = Tokenizer(QUICKSTART)
     text = tokenizer.encode_text("1+2=3")
-    whole = as_sampled(tokenizer, "1+2=3", 9)
+    whole = as_sampled(tokenizer, "1+2=3", len(text) + 1)
     assert whole.ids.tolist() == [*text, tokenizer.end_id] and whole.finished and whole.ids.dtype == np.int32
     cut = as_sampled(tokenizer, "1+2=3", len(text))
     assert cut.ids.tolist() == text and not cut.finished

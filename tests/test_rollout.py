@@ -237,6 +237,7 @@ def test_refinement_prompt_cuts_the_solution_only(tokenizer):
     critique = "The generated solution is incorrect, the ground truth is 69."
     whole = refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], 10_000)
     assert tokenizer.hf.decode(whole).count(solution_text) == 1
+    assert refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], len(whole)) == whole
     for budget in (len(whole) - 1, 300, 200):
         ids = refinement_prompt(tokenizer, PROBLEM, [(solution_text, critique)], budget)
         text = tokenizer.hf.decode(ids)

@@ -22,7 +22,7 @@ from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
 from cgrpo_jax.workdir.metrics import Writer, group_metrics
 
-MODEL, TEMPERATURE, CONSTANT, LIMIT = tiny_config("qwen3"), 0.7, 10.0, 1.5
+MODEL, TEMPERATURE, CONSTANT, LIMIT = tiny_config("qwen3"), 0.7, 10.0, 1.2
 # Of each problem three responses and a refinement: x was drawn by the policy, - was not.
 DRAWN = (("--xxxxx", "xxx---xxxx", "xxxxx", "---xxxx"), ("xxxx", "x-x", "xxxxxxxx", "xx--xx--x"))
 REWARDS = ((0.0, 1.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.5))

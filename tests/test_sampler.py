@@ -15,6 +15,7 @@ from conftest import engine_of, tiny_config
 
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, make_logps, put_bins
+from cgrpo_jax.model.attention import KVCache
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig, SamplerMemory, SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
@@ -488,6 +489,32 @@ def test_programs_are_compiled_once_per_shape(setup, params):
     assert [f._cache_size() for f in (programs.prefill, programs.enter, programs.resize, programs.decode)] == before
 
 
+def rows_of(setup, mesh, active):
+    static = {"cfg": CFG, "dtype": jnp.float32, "mesh": mesh, "unrolled": True}
+    slots = programs.empty_slots(rows=len(active), slots=128, **static)
+    return slots._replace(active_R=jnp.array(active), limit_R=jnp.arange(len(active), dtype=jnp.int32))
+
+
+def test_rows_that_ended_stay_ended_when_rows_are_moved(setup, mesh):
+    """Rows 0 and 2 go on, row 1 has ended; the fourth new row is nobody's."""
+    slots = rows_of(setup, mesh, [True, False, True])
+    moved = programs.resize(slots, jnp.array([2, 1, 0, -1]), slots_to=256, mesh=mesh)
+    assert moved.active_R.tolist() == [True, False, True, False] and moved.limit_R.tolist()[:3] == [2, 1, 0]
+    assert moved.ring == 256
+
+
+def test_rows_are_changed_where_they_lie(setup, mesh):
+    """Without donation the cache of all rows is there twice while a prompt enters or a row is halted."""
+    slots = rows_of(setup, mesh, [True, True])
+    prompt = KVCache(*(jnp.zeros((CFG.layers, CFG.kv_heads, 64, CFG.head_dim)) for _ in range(2)))
+    row_R = np.zeros(2, np.int32)
+    entry = programs.Entry(np.int32(1), row_R, row_R, np.zeros((2, 4), np.int32))
+    entered = programs.enter(slots, prompt, np.int32(3), np.int32(7), entry, step_key(0, 0), mesh=mesh)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(slots.cache))
+    programs.halt(entered, jnp.array([True, False]), mesh=mesh)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(entered.cache))
+
+
 def test_decoding_copies_neither_weights_nor_cache(mesh):
     """The compiled program: the cache is updated where it lies, and all temporaries are small beside it."""
     cfg = tiny_config("qwen3", layers=8, width=64, mlp_width=256, vocab=64)
@@ -552,6 +579,19 @@ def test_filters_equal_sorting(rng, top_k, top_p):
     kept = np.asarray(keep_top(jnp.asarray(logits_BV), top_k, top_p))
     for row in range(6):
         np.testing.assert_array_equal(kept[row], reference_keep(logits_BV[row], top_k, top_p))
+
+
+def test_each_position_of_each_name_has_a_random_number_of_its_own():
+    """Among 4,096 equal logits the id is the uniform number: of 48 no two are alike, and they are as jax makes them."""
+    names = jnp.array([(kind, problem, sample, 0) for kind in (0, 1) for problem in (0, 1) for sample in (0, 1, 2)])
+    key_B = jnp.repeat(row_keys(step_key(3, 5), names), 4)
+    position_B = jnp.tile(jnp.arange(4, dtype=jnp.int32), 12)
+    ids, logp, kept = draw(jnp.zeros((48, 4096)), key_B, position_B, SamplingConfig())
+    own_B = jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in)(key_B, position_B))
+    np.testing.assert_array_equal(ids, np.floor(np.asarray(own_B) * 4096))
+    assert len(set(np.asarray(ids).tolist())) == 48
+    np.testing.assert_allclose(logp, -np.log(4096), rtol=1e-6)
+    assert (kept == 1).all()
 
 
 def test_only_kept_tokens_are_drawn(rng):

@@ -15,6 +15,7 @@ import pytest
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Problem
+from cgrpo_jax.rollout import client
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.served import CriticError, Server, by_server
@@ -342,6 +343,20 @@ def test_a_flood_is_not_read(serve, tmp_path):
     assert "compressed" in totals.last_fault and server.asked[0][1]["accept-encoding"] == "identity"
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
     tracemalloc.stop()
+
+
+def test_what_is_exactly_at_a_limit_is_within_it():
+    """Characters of a critique, bytes of a reply, tokens that a server reports; one more is beyond."""
+
+    def reply(text, tokens=1):
+        choice = {"message": {"content": text}, "finish_reason": "stop"}
+        return client.read_reply(json.dumps({"choices": [choice], "usage": {"prompt_tokens": tokens}}).encode())
+
+    at, over = (reply("x" * (client.LONGEST + more)) for more in (0, 1))
+    assert at.text == "x" * client.LONGEST and over.text is None and "more than 65536 characters" in over.fault
+    assert reply("x", client.MOST_TOKENS).read == client.MOST_TOKENS and reply("x", client.MOST_TOKENS + 1).read is None
+    at, over = (client.read_reply(b" " * (client.MOST_BYTES + more)) for more in (0, 1))
+    assert "no chat completion" in at.fault and at.lasting and "too long" in over.fault and not over.lasting
 
 
 def test_a_critique_that_a_limit_cut_concludes_nothing(serve, tmp_path):

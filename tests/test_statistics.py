@@ -254,6 +254,11 @@ def test_random_sign_flips_agree_with_the_exact_share():
     assert random == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4095)) and random != exact
 
 
+def test_a_share_of_random_sign_flips_is_never_zero():
+    """Forty differences of one sign: of 99 random assignments none is as extreme, and the observed one is counted."""
+    assert intervals.paired(np.zeros(40), np.ones(40), 0, draws=99).p == 1 / 100
+
+
 def test_paired_test_rejects_about_five_in_a_hundred_where_nothing_differs(rng):
     p = [
         intervals.paired(*(rng.binomial(4, rng.beta(2, 3, 40)[None].repeat(2, 0)) / 4), trial, draws=400).p

@@ -130,6 +130,13 @@ def test_segments_without_weight_change_nothing(mesh, params, rng):
         np.testing.assert_allclose(leaf, decayed, rtol=1e-6)
 
 
+def test_an_update_gives_up_the_memory_of_the_state_before(mesh, params, rng):
+    """Without donation a step holds parameters and moments twice."""
+    before = learning.init_state(CFG, mesh, jax.tree.map(jnp.copy, params))
+    make_update(CFG, mesh, params)(before, {}, put_bins(mesh, to_bins(segments(rng))))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before) if leaf.ndim)
+
+
 def test_one_program_serves_any_number_of_bins(mesh, params, rng):
     update = make_update(CFG, mesh, params)
     state = learning.init_state(CFG, mesh, jax.tree.map(jnp.copy, params))
@@ -250,8 +257,9 @@ def test_non_finite_steps_are_counted_by_what_they_were():
 
 
 def test_schedule_decay_and_clip():
-    """AdamW by hand: the first step moves every weight by the learning rate, and only matrices decay."""
-    params = {"a": {"kernel": jnp.full((2, 2), 3.0)}, "b": {"scale": jnp.full(2, 3.0)}}
+    """AdamW by hand: the first step moves every weight by the learning rate; norms and biases (Qwen2) do not decay."""
+    three = jnp.full(2, 3.0)
+    params = {"a": {"kernel": jnp.full((2, 2), 3.0)}, "b": {"scale": three}, "c": {"bias": three}}
     grads = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), params)
     cfg = OptimizerConfig(learning_rate=0.1, warmup_updates=1, weight_decay=0.5, schedule="cosine", final_fraction=0.1)
     tx = make_optimizer(cfg, total_updates=5)
@@ -259,6 +267,7 @@ def test_schedule_decay_and_clip():
     for _ in range(6):
         updates, state = tx.update(grads, state, params)
         moves.append((float(updates["a"]["kernel"][0, 0]), float(updates["b"]["scale"][0])))
+        assert (updates["c"]["bias"] == updates["b"]["scale"]).all()
     rates = [0.05, 0.1] + [0.1 * (0.1 + 0.9 * (1 + np.cos(np.pi * i / 4)) / 2) for i in (1, 2, 3, 4)]
     np.testing.assert_allclose([b for _, b in moves], [-r for r in rates], rtol=1e-4)
     np.testing.assert_allclose([a for a, _ in moves], [-r * (1 + 0.5 * 3.0) for r in rates], rtol=1e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fnmatch
+import itertools
 import json
 import os
 import pathlib
@@ -557,6 +558,7 @@ COMPARED = [  # changes, accepted, refused with these words (None: logged)
     ({}, "seed", "seed has not changed since step 4"),
     ({"seed": 1}, "sed", "no key 'sed'; did you mean 'seed'"),
     ({"new.option": 1}, "", r"new.option = 1 \(was None\): this version does not know"),
+    ({"reward.fn": "mine:other", "reward.seconds": 9}, "", "reward.fn = 'mine:other' .*: other rewards. .*=reward.fn$"),
 ]  # fmt: skip
 
 
@@ -570,6 +572,20 @@ def test_what_may_change_on_resume(changed, accepted, words):
     with pytest.raises(ConfigError, match=words) as refused:
         changes.check_changes(OLD, OLD | changed, accepted, 4, said.append)
     assert "\n" not in str(refused.value)
+
+
+def test_an_option_that_has_vanished_is_refused():
+    with pytest.raises(ConfigError, match=r"old.option = None \(was 1\): this version does not know"):
+        changes.check_changes(OLD | {"old.option": 1}, OLD, "", 4, print)
+
+
+def test_only_names_and_limits_may_differ_of_what_decides_an_update():
+    sections = ("method", "seed", "model", "data", "reward", "texts", "sampling", "refine", "local", "generate",
+                "objective", "optimizer")  # fmt: skip
+    keys = [*OLD, *(f"{name}.{part}" for name in ("model", "local") for part in ("weights", "files")), "data.held_out"]
+    loose = {key for key in keys if key.split(".")[0] in sections and changes.rule(key)[0] != changes.REFUSED}
+    names = {f"{name}.{part}" for name, part in itertools.product(("model", "local"), ("path", "revision"))}
+    assert loose == names | {"data.source", "data.revision", "reward.seconds", "refine.critique_seconds"}
 
 
 @pytest.fixture(scope="module")
