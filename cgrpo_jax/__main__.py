@@ -2,7 +2,7 @@
 
 import sys
 
-from cgrpo_jax.command_line import COMMANDS
+from cgrpo_jax.config.flags import COMMANDS
 
 if __name__ == "__main__":
     asks = set(sys.argv[1:]) <= {"-h", "--help"}

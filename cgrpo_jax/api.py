@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import config_dict
 
-from cgrpo_jax import stopping
 from cgrpo_jax.config import Config, ConfigError, from_config_dict
-from cgrpo_jax.config_files import get_config
-from cgrpo_jax.live import Curves
-from cgrpo_jax.options import drawn
+from cgrpo_jax.config.files import get_config
+from cgrpo_jax.config.options import drawn
+from cgrpo_jax.process import stopping
+from cgrpo_jax.report_page.live import Curves
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.places import expanded, local_folder
 from cgrpo_jax.workdir.reading import RunError
@@ -230,9 +230,9 @@ def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
         raise ValueError(f"{len(golds)} golds for {len(texts)} texts: one each is needed")
     import numpy as np
 
+    from cgrpo_jax.config.options import VerifierConfig
     from cgrpo_jax.grading import rewards
     from cgrpo_jax.grading.verifier import Verifier
-    from cgrpo_jax.options import VerifierConfig
     from cgrpo_jax.records import Completion, Problem
 
     no_tokens = Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32), True)

@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cgrpo_jax import build, config
-from cgrpo_jax.build import Run
+from cgrpo_jax import config
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier, VerifierError
 from cgrpo_jax.learning.packing import pack_smallest
@@ -39,6 +38,8 @@ from cgrpo_jax.rollout.collect import Method, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.loop import run_stories, sample_all
 from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.run import build
+from cgrpo_jax.run.build import Run
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.pool import summed
 from cgrpo_jax.text.prompts import question_messages

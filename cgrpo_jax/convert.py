@@ -24,17 +24,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cgrpo_jax import hub, model_card
-from cgrpo_jax.build import whole_mesh
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.evaluation.tables import ReportError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
 from cgrpo_jax.model.trees import joined
-from cgrpo_jax.model_card import Card
-from cgrpo_jax.model_folders import model_folder
-from cgrpo_jax.models import check_frozen, initial_weights
+from cgrpo_jax.run.build import whole_mesh
+from cgrpo_jax.run.folders import model_folder
+from cgrpo_jax.run.models import check_frozen, initial_weights
+from cgrpo_jax.sharing import card as model_card
+from cgrpo_jax.sharing import hub
+from cgrpo_jax.sharing.card import Card
 from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 from cgrpo_jax.workdir.metadata import read_meta
 from cgrpo_jax.workdir.places import expanded, local_folder

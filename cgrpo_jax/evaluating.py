@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax import build, report, startup
-from cgrpo_jax.build import Run
+from cgrpo_jax import report
 from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.config.options import drawn
 from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
 from cgrpo_jax.evaluation import tables
@@ -26,13 +26,14 @@ from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
-from cgrpo_jax.options import drawn
-from cgrpo_jax.plugins import open_texts
+from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Problem, Request
 from cgrpo_jax.rollout.loop import run_stories
+from cgrpo_jax.run import build, startup
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.plugins import open_texts
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.room import room_for
-from cgrpo_jax.stopping import Stopped
 from cgrpo_jax.text.prompts import Task, question_messages
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.text.tokenizer import Tokenizer

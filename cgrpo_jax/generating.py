@@ -22,17 +22,17 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cgrpo_jax import build, resuming, startup
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.sources import DataError
-from cgrpo_jax.leading import Desk, open_desk
 from cgrpo_jax.learning.finite import TrainingError
-from cgrpo_jax.opening import open_run
+from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Group, Message
 from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.verdicts import END, verdict_of
-from cgrpo_jax.stopping import Stopped
+from cgrpo_jax.run import build, resuming, startup
+from cgrpo_jax.run.leader import Desk, open_desk
+from cgrpo_jax.run.opening import open_run
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat

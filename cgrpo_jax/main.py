@@ -7,7 +7,7 @@ of it can be set: --config.train.steps=12. Some take an argument: --config=quick
 longest case first, so that what does not fit fails in the beginning (cgrpo_jax.plan tells it without the machine).
 """
 
-from cgrpo_jax import stopping
+from cgrpo_jax.process import stopping
 
 if __name__ == "__main__":
     stopping.for_this_process()  # before the imports, which take seconds: a Ctrl-C in them would be lost
@@ -20,8 +20,8 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from cgrpo_jax import command_line
 from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.config import flags as command_line
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.generating import generate
@@ -29,17 +29,15 @@ from cgrpo_jax.grading.verifier import VerifierError
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
-from cgrpo_jax.opening import open_run
 from cgrpo_jax.planner.preflight import preflight
 from cgrpo_jax.rollout.served import CriticError
+from cgrpo_jax.run.opening import open_run
 from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.places import local_folder
 
 ERRORS = (ConfigError, MeshError, DataError, CheckpointError, PromptError, TrainingError, VerifierError, CriticError)
-VERBS: dict[str, Callable[..., None]] = {"rl": train, "sft": train, "generate": generate, "eval": evaluate_tasks}
-
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
 _PREFLIGHT = flags.DEFINE_bool(
     "preflight", False, "First run the longest case of every program on zeros: what does not fit fails at once."
@@ -74,11 +72,13 @@ def main(argv: list[str]) -> None:
         cfg, workdir = from_config_dict(command_line.CONFIG.value), local_folder(_WORKDIR.value, "--workdir")
         stopping.look()
         compilation.keep_on_disk()
-        if cfg.method not in VERBS:
-            raise ConfigError(f"method = {cfg.method!r}; known: {', '.join(VERBS)}")
+        verbs: dict[str, Callable[..., None]] = {"generate": generate, "eval": evaluate_tasks}
+        verbs |= dict.fromkeys(("rl", "sft"), train)
+        if cfg.method not in verbs:
+            raise ConfigError(f"method = {cfg.method!r}; known: {', '.join(verbs)}")
         if _PREFLIGHT.value:
             preflight(open_run(cfg), print)
-        VERBS[cfg.method](cfg, workdir)
+        verbs[cfg.method](cfg, workdir)
     except (*ERRORS, OSError) as error:
         if command_line.DEBUG.value:
             raise

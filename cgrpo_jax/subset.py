@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from cgrpo_jax.config import ConfigError
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.checking import DataError
 from cgrpo_jax.data.rows import TRACE, RowError, parse_row, solution_text
 from cgrpo_jax.data.sources import open_rows
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.workdir.places import expanded
 

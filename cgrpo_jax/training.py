@@ -9,24 +9,26 @@ from typing import Any
 
 import jax
 
-from cgrpo_jax import build, report, resuming, startup, stopping
+from cgrpo_jax import report
 from cgrpo_jax.config import Config, public
-from cgrpo_jax.leading import open_desk
+from cgrpo_jax.data.told import for_others
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
-from cgrpo_jax.leaving import Leaving
-from cgrpo_jax.model.hosts import ONE_HOST, Hosts
 from cgrpo_jax.model.trees import joined
-from cgrpo_jax.opening import open_run
 from cgrpo_jax.planner.ahead import compile_ahead, memory_line
+from cgrpo_jax.process import stopping
+from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.records import Group, Segment
 from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.loop import run_stories
+from cgrpo_jax.run import build, resuming, startup
+from cgrpo_jax.run.leader import open_desk
+from cgrpo_jax.run.leaving import Leaving
+from cgrpo_jax.run.opening import open_run
 from cgrpo_jax.sampling.engine import weights_of
 from cgrpo_jax.sampling.pool import Stats
-from cgrpo_jax.told import for_others
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.lock import exclusive

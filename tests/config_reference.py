@@ -12,14 +12,15 @@ import re
 import tokenize
 import typing
 
-from cgrpo_jax import config, option_names
+from cgrpo_jax import config
+from cgrpo_jax.config import names as option_names
 
 FILE = pathlib.Path(__file__).parent.parent / "configs" / "REFERENCE.md"
 PAGE = FILE.parent / "README.md"
 COMING = "## Coming from TRL or verl\n"
 COMING_HEAD = """Typed as an option, each of these names (with its prefix or without, `--num_generations=8` as
 `--config.actor_rollout_ref.rollout.n=8`) is answered with ours. Written by `python tests/config_reference.py` from
-`cgrpo_jax/option_names.py`; names as read in TRL, verl and OpenRLHF in 2026, some of them of older versions.
+`cgrpo_jax/config/names.py`; names as read in TRL, verl and OpenRLHF in 2026, some of them of older versions.
 """
 HEAD = """# Every option
 

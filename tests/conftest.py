@@ -24,12 +24,12 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from cgrpo_jax import options
+from cgrpo_jax.config import options
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.hf_config import FAMILIES
-from cgrpo_jax.model_folders import model_folder
 from cgrpo_jax.report_page import page as report_page
+from cgrpo_jax.run.folders import model_folder
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cgrpo_jax.config.options import MeshConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, init_state, make_update, put_bins
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig, init_params
 from cgrpo_jax.model.hf_config import FAMILIES
-from cgrpo_jax.options import MeshConfig, ObjectiveConfig, OptimizerConfig, SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request, Segment
 from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.sampling.engine import Engine, weights_of

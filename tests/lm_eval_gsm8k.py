@@ -17,8 +17,8 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.tasks import load_task
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

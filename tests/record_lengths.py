@@ -7,9 +7,10 @@ import argparse
 import json
 import pathlib
 
-from cgrpo_jax import build, config
+from cgrpo_jax import config
 from cgrpo_jax.records import Kind, Name, Request
 from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.run import build
 from cgrpo_jax.workdir import compilation
 
 # The training prompt ("step by step") makes SmolLM2-135M run on: mean 352 of a cap of 512. This one is answered in

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from test_train import lines, small
 
-from cgrpo_jax import leading
 from cgrpo_jax.config import METHODS, ConfigError
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.targets import load_targets
 from cgrpo_jax.generating import generate, kept_rows
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Problem
+from cgrpo_jax.run import leader
 from cgrpo_jax.text.prompts import critique_messages, question_messages
 from cgrpo_jax.training import train
 
@@ -99,7 +99,7 @@ def test_a_generation_that_is_stopped_ends_with_the_same_file(tmp_path, monkeypa
     """What is on file is not sampled again, half a file is not taken for one, and other settings are refused."""
     changes = {"method": "generate", "generate.rows": "both", "refine.trigger": "any_wrong", "train.steps": 3}
     made(tmp_path / "whole", **changes)
-    collect, sampled = leading.Desk.stories, []
+    collect, sampled = leader.Desk.stories, []
 
     def dying(self, step, *args):
         sampled.append(step)
@@ -107,7 +107,7 @@ def test_a_generation_that_is_stopped_ends_with_the_same_file(tmp_path, monkeypa
             raise KeyboardInterrupt
         return collect(self, step, *args)
 
-    monkeypatch.setattr(leading.Desk, "stories", dying)
+    monkeypatch.setattr(leader.Desk, "stories", dying)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "w", **changes)
     assert not (tmp_path / "w/rows.jsonl").exists()

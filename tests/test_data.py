@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from cgrpo_jax.config.options import DataConfig, VerifierConfig
 from cgrpo_jax.data import rows, sources
 from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
 from cgrpo_jax.data.rows import text_of
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.grading.verifier import Reading, Verifier
-from cgrpo_jax.options import DataConfig, VerifierConfig
 from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM, question_messages
 from cgrpo_jax.text.tokenizer import PromptError
 
@@ -413,8 +413,8 @@ def test_what_a_fraction_is_worth(monkeypatch):
     reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
     import numpy as np
 
+    from cgrpo_jax.config.options import RewardConfig
     from cgrpo_jax.grading.rewards import score
-    from cgrpo_jax.options import RewardConfig
     from cgrpo_jax.records import Completion
 
     problem, given = load("reasoning_gym:chain_sum").get(3), {"a": 0.6, "b": 1, "c": 7.0, "d": float("nan"), "e": -1}

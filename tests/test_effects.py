@@ -8,11 +8,12 @@ import pytest
 from conftest import QUICKSTART
 from test_train import small
 
-from cgrpo_jax import build, config, startup
-from cgrpo_jax.effects import TABLE, without_effect
+from cgrpo_jax import config
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
+from cgrpo_jax.run import build, startup
+from cgrpo_jax.run.effects import TABLE, without_effect
 from cgrpo_jax.workdir.changes import flat
 
 

@@ -33,7 +33,7 @@ WRITES = """
 import pathlib, sys
 from cgrpo_jax.workdir.progress import Progress
 from cgrpo_jax.data.sources import DataError, load_problems
-from cgrpo_jax.options import DataConfig
+from cgrpo_jax.config.options import DataConfig
 with Progress(0, 2) as progress:
     progress.log("row 3: Wi\\u00e9 \\u221e")
 try:

@@ -8,9 +8,9 @@ import pytest
 from test_eval_tasks import settings
 
 from cgrpo_jax import eval_report
+from cgrpo_jax.config.options import drawn
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.options import drawn
 
 
 def compare(monkeypatch, *folders):

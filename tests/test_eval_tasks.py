@@ -19,7 +19,7 @@ from cgrpo_jax.config import ConfigError
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.models import Model
+from cgrpo_jax.run.models import Model
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -95,7 +95,7 @@ def test_figures_follow_from_the_graded_answers(done):
 
 def test_grading_again_samples_nothing(done, monkeypatch):
     before = figures(done / "w"), (done / "w/eval/sums/responses.jsonl").read_bytes()
-    monkeypatch.setattr("cgrpo_jax.models.Model.weights", None)  # would be called to sample
+    monkeypatch.setattr("cgrpo_jax.run.models.Model.weights", None)  # would be called to sample
     evaluate_tasks(settings(done), done / "w")
     assert (figures(done / "w"), (done / "w/eval/sums/responses.jsonl").read_bytes()) == before
 
@@ -165,7 +165,7 @@ def test_a_model_that_was_replaced_at_its_path_is_not_given_the_old_ones_answers
 
 def test_the_same_model_at_another_path_keeps_its_answers(done, tmp_path, monkeypatch):
     shutil.copytree(done / "w", tmp_path / "w")
-    monkeypatch.setattr("cgrpo_jax.models.Model.weights", None)  # would be called to sample
+    monkeypatch.setattr("cgrpo_jax.run.models.Model.weights", None)  # would be called to sample
     evaluate_tasks(settings(done, **{"model.path": str(own_model(tmp_path))}), tmp_path / "w")
     assert figures(tmp_path / "w")["tasks"] == figures(done / "w")["tasks"]
 
@@ -177,7 +177,7 @@ def test_weights_that_are_replaced_while_they_are_read_are_refused(tmp_path, mon
         change_weights(model, negated)
         return load(run)
 
-    monkeypatch.setattr("cgrpo_jax.models.Model.weights", replace_and_load)
+    monkeypatch.setattr("cgrpo_jax.run.models.Model.weights", replace_and_load)
     with pytest.raises(ConfigError, match="the weights were replaced while they were read"):
         evaluate_tasks(settings(tmp_path, **{"model.path": str(model)}), tmp_path / "w")
     assert not (tmp_path / "w/eval/sums/responses.jsonl").exists()

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.choice_rows import choice_problem
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.tasks import load_task
@@ -15,7 +16,6 @@ from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_
 from cgrpo_jax.evaluation.intervals import wilson
 from cgrpo_jax.evaluation.sample import accuracies, nonfinite_tokens
 from cgrpo_jax.grading import rewards
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Completion, Problem
 from cgrpo_jax.text.prompts import question_messages
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.grading.verifier import Reading
-from cgrpo_jax.options import DataConfig
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +213,7 @@ READS = """
 import sys
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.grading.verifier import Reading
-from cgrpo_jax.options import DataConfig
+from cgrpo_jax.config.options import DataConfig
 for source in sys.argv[1:]:
     readable = lambda golds: [Reading(True, "ok")] * len(golds)
     print(ascii(load_problems(DataConfig(source=source), 0, readable, lambda problem: 1).get(0).question))

@@ -11,12 +11,16 @@ from test_messages import run_main, run_python
 from test_train import small
 
 import cgrpo_jax
-from cgrpo_jax import build, command_line, config_files, main, opening, resuming, startup, stopping
+from cgrpo_jax import main
 from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.config import files as config_files
+from cgrpo_jax.config import flags as command_line
+from cgrpo_jax.config.options import VerifierConfig
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.main import unforeseen
-from cgrpo_jax.options import VerifierConfig
-from cgrpo_jax.user_process import UserProcess
+from cgrpo_jax.process import stopping
+from cgrpo_jax.process.user import UserProcess
+from cgrpo_jax.run import build, opening, resuming, startup
 from cgrpo_jax.workdir.changes import check_changes
 
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
+from cgrpo_jax.config.options import DataConfig, VerifierConfig
 from cgrpo_jax.data.choice_rows import choice_problem
 from cgrpo_jax.data.rows import parse_row
 from cgrpo_jax.data.theoremqa_rows import theoremqa_problem
 from cgrpo_jax.grading import choices, equivalence, theoremqa
 from cgrpo_jax.grading.normalise import clean, number
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.options import DataConfig, VerifierConfig
 
 HERE = pathlib.Path(__file__).parent
 PAIRS = [json.loads(line) for line in (HERE / "tricky_pairs.jsonl").read_text().splitlines()]

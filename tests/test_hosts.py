@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from test_train import small
 
-from cgrpo_jax import leading, opening, training
+from cgrpo_jax import training
 from cgrpo_jax.records import Kind
 from cgrpo_jax.rollout import critics
+from cgrpo_jax.run import opening
 from cgrpo_jax.sampling.engine import Engine
 from cgrpo_jax.text import tokenizer
 from cgrpo_jax.training import train
@@ -95,7 +96,7 @@ def test_a_follower_does_what_its_leader_did(tmp_path, monkeypatch):
     with jax.numpy_rank_promotion("allow"), monkeypatch.context() as patched:
         watched(patched, follower)
         for owner, name in [
-            (opening, "load_problems"), (leading, "Verifier"), (leading.rewards, "score"), (training, "open_desk"),
+            (opening, "load_problems"), (leader, "Verifier"), (leader.rewards, "score"), (training, "open_desk"),
             (critics, "indicative_gt"), (tokenizer.Tokenizer, "encode_chat"), (tokenizer.Tokenizer, "decode"),
             (metrics.Writer, "scalars"), (training, "exclusive"), (training, "segments_of"),
             (progress.Progress, "__init__"),  # the only clock of a run

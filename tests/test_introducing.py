@@ -9,9 +9,9 @@ from test_served import KEY, serve  # noqa: F401
 from test_train import lines, small
 
 from cgrpo_jax.config import METHODS, reference_of
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import load_problems
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.rollout.critics import Brief, shown_truth
 from cgrpo_jax.rollout.introducing import introduce
 from cgrpo_jax.rollout.served import CriticError

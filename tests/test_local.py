@@ -12,7 +12,6 @@ from test_hosts import Follower, Recorder, watched
 from test_planning import compiled, is_within, shapes  # noqa: F401
 from test_train import lines, small, without_times
 
-from cgrpo_jax import build, resuming
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.generating import generate
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
@@ -22,6 +21,7 @@ from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.rollout.refining import as_sampled
 from cgrpo_jax.rollout.verdicts import verdict_of
+from cgrpo_jax.run import build, resuming
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.training import train
 

@@ -10,12 +10,15 @@ import pytest
 from absl import flags
 
 import cgrpo_jax
-from cgrpo_jax import command_line, config, config_files, option_names
+from cgrpo_jax import config
 from cgrpo_jax.api import RunError
-from cgrpo_jax.checks import check
 from cgrpo_jax.config import ConfigError
+from cgrpo_jax.config import files as config_files
+from cgrpo_jax.config import flags as command_line
+from cgrpo_jax.config import names as option_names
 from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.model_folders import model_folder, shape_folder
+from cgrpo_jax.run.checks import check
+from cgrpo_jax.run.folders import model_folder, shape_folder
 from cgrpo_jax.workdir import checkpoints, compilation, places
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -118,7 +121,7 @@ import sys, warnings
 import jax, jax.numpy as jnp
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.grading.verifier import Reading
-from cgrpo_jax.options import DataConfig
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.workdir import compilation
 print(compilation.keep_on_disk(), compilation.keep_on_disk())
 print(int(jax.jit(lambda x: x + 1)(jnp.int32(1))))
@@ -342,7 +345,7 @@ import pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import SingleDeviceSharding
 from cgrpo_jax.learning.update import TrainState
-from cgrpo_jax.options import CheckpointConfig
+from cgrpo_jax.config.options import CheckpointConfig
 from cgrpo_jax.workdir.checkpoints import Checkpointer, restore_params
 rng, folder = np.random.default_rng(0), pathlib.Path(sys.argv[1])
 params = {f"a{i}": jnp.asarray(rng.normal(size=(100, 100))) for i in range(60)}

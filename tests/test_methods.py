@@ -9,10 +9,10 @@ from test_served import KEY, serve  # noqa: F401
 from test_train import lines, small
 
 from cgrpo_jax import config
-from cgrpo_jax.checks import check
 from cgrpo_jax.config import METHODS, default_config, from_config_dict
-from cgrpo_jax.config_files import get_config
+from cgrpo_jax.config.files import get_config
 from cgrpo_jax.model.hf_config import config_from_hf
+from cgrpo_jax.run.checks import check
 from cgrpo_jax.training import train
 
 # run at length by other tests: the first ones by those of the loop and of its critic, the rest by test_baselines.py

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from test_planning import compiled, is_within, shapes  # noqa: F401
 from test_train import lines, small, weights, without_times
 
-from cgrpo_jax import build, convert
+from cgrpo_jax import convert
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.hf_config import CheckpointError
@@ -19,6 +19,7 @@ from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.model.trees import joined, split
 from cgrpo_jax.planner.memory import residents
 from cgrpo_jax.planner.programs import largest, programs
+from cgrpo_jax.run import build
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 from cgrpo_jax.workdir.metadata import read_meta

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cgrpo_jax.config.options import ObjectiveConfig
 from cgrpo_jax.learning import credit, objective
 from cgrpo_jax.learning.credit import group_advantages, group_weights
 from cgrpo_jax.learning.objective import Tokens, binds, k3, shaped_probability, token_loss
-from cgrpo_jax.options import ObjectiveConfig
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
 from cgrpo_jax.workdir.metrics import group_metrics
 

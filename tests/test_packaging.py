@@ -127,7 +127,7 @@ import sys, pathlib, cgrpo_jax
 plain, other = cgrpo_jax.get_config("quickstart"), cgrpo_jax.get_config("quickstart:dr_grpo")
 assert plain != other and plain.train.steps == 50
 assert not [name for name in ("jax", "transformers", "pandas") if name in sys.modules]
-from cgrpo_jax import config_files
+from cgrpo_jax.config import files as config_files
 print(pathlib.Path(cgrpo_jax.__file__).parent, config_files.folder(), *config_files.names())
 """
 

@@ -12,14 +12,14 @@ from conftest import QUICKSTART, engine_of, tiny_config
 from safetensors.numpy import load_file, save_file
 from test_train import small
 
-from cgrpo_jax import build
+from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.learning.logprobs import Pass, token_logps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.model.decoder import forward, init_params, logits
-from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.planner.programs import sampler_programs
 from cgrpo_jax.records import Kind, Name, Request, Segment
 from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.run import build
 from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.sampling.room import Room
 

@@ -10,15 +10,17 @@ import pytest
 from conftest import QUICKSTART
 from test_train import small
 
-from cgrpo_jax import build, config_files, convert
-from cgrpo_jax.build import shape_of
-from cgrpo_jax.checks import check, check_local
+from cgrpo_jax import convert
 from cgrpo_jax.config import METHODS, ConfigError, asks_local, from_config_dict
+from cgrpo_jax.config import files as config_files
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.rows import parse_row
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, read_json
-from cgrpo_jax.model_folders import shape_folder
-from cgrpo_jax.options import DataConfig
+from cgrpo_jax.run import build
+from cgrpo_jax.run.build import shape_of
+from cgrpo_jax.run.checks import check, check_local
+from cgrpo_jax.run.folders import shape_folder
 from cgrpo_jax.subset import subset
 from cgrpo_jax.text.prompts import question_messages
 

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import pytest
 from test_train import small
 
-from cgrpo_jax import build
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
-from cgrpo_jax.model_folders import shape_folder
 from cgrpo_jax.plan import asked_topology
 from cgrpo_jax.planner import chips, making, report
 from cgrpo_jax.planner.chips import GIB
@@ -28,6 +26,8 @@ from cgrpo_jax.planner.most import most, scaled
 from cgrpo_jax.planner.preflight import preflight
 from cgrpo_jax.planner.programs import Program, largest, programs
 from cgrpo_jax.planner.step import ideal_seconds, step
+from cgrpo_jax.run import build
+from cgrpo_jax.run.folders import shape_folder
 from cgrpo_jax.workdir.progress import Progress
 
 SHAPES = pathlib.Path(build.__file__).parent / "shapes"

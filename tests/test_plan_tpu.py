@@ -9,12 +9,12 @@ import pytest
 from test_hlo_reader import other_reader  # noqa: F401  a fixture
 from test_plan import SHAPES, command
 
-from cgrpo_jax import build
 from cgrpo_jax.config import from_config_dict
-from cgrpo_jax.config_files import get_config
+from cgrpo_jax.config.files import get_config
 from cgrpo_jax.planner import chips
 from cgrpo_jax.planner.cost import cost_of
 from cgrpo_jax.planner.most import most_in_a_bin
+from cgrpo_jax.run import build
 from cgrpo_jax.sampling.room import row_devices
 
 pytestmark = [

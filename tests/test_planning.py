@@ -8,9 +8,10 @@ import jax
 import pytest
 from test_train import small
 
-from cgrpo_jax import build, models, training
+from cgrpo_jax import training
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.planner.programs import programs
+from cgrpo_jax.run import build, models
 from cgrpo_jax.sampling import programs as sampling
 from cgrpo_jax.sampling import weights as of_sampler
 from cgrpo_jax.training import train

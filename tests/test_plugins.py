@@ -15,20 +15,20 @@ from test_data import Parsable, own_cache, write_jsonl  # noqa: F401
 from test_rollout import completion
 from test_train import lines, small
 
-from cgrpo_jax.checks import check
 from cgrpo_jax.config import ConfigError
+from cgrpo_jax.config.options import DataConfig, RefineConfig, RewardConfig
 from cgrpo_jax.data.checking import DataError
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.data.tasks import load_task, parse_names
 from cgrpo_jax.grading import rewards
-from cgrpo_jax.options import DataConfig, RefineConfig, RewardConfig
-from cgrpo_jax.plugins import open_critic, open_rewards, try_on_rows
+from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.own_critic import by_function
+from cgrpo_jax.run.checks import check
+from cgrpo_jax.run.plugins import open_critic, open_rewards, try_on_rows
 from cgrpo_jax.training import train
-from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.metrics import group_metrics
 
 OWN = """
@@ -278,7 +278,7 @@ def test_what_a_call_started_is_killed_with_it(tmp_path):
         "import os, time\ndef f(pid, **kwargs):\n    if os.fork() == 0:\n        open(pid, 'w').write(str(os.getpid()))\n"
         "    time.sleep(60)\n"
     )
-    call = "import sys; from cgrpo_jax.user_process import UserProcess\nwith UserProcess() as p:\n    sys.path.append(sys.argv[1])\n"
+    call = "import sys; from cgrpo_jax.process.user import UserProcess\nwith UserProcess() as p:\n    sys.path.append(sys.argv[1])\n"
     call += "    p.load('own_forks:f')\n    p.call('own_forks:f', {'pid': sys.argv[1] + '/pid'}, 0.5)"
     done = subprocess.run([sys.executable, "-c", call, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert "not back after 0.5 s" in done.stderr and "in f" in done.stderr

@@ -8,7 +8,7 @@ import pytest
 from conftest import engine_of
 from test_sampler import CFG, SAMPLING, ask, params, request, same, setup, with_room  # noqa: F401
 
-from cgrpo_jax.options import SamplerMemory
+from cgrpo_jax.config.options import SamplerMemory
 from cgrpo_jax.records import Kind
 from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.sampling import prefixes, programs

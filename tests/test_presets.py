@@ -9,15 +9,15 @@ from test_objective import PROBLEM as ASKED
 from test_rollout import PROBLEM, RIGHT, WRONG, Table, completion, groups_from, method_of
 from test_train import small
 
-from cgrpo_jax import build
 from cgrpo_jax.config import METHODS
+from cgrpo_jax.config.options import DataConfig, ObjectiveConfig, RefineConfig
 from cgrpo_jax.data.rows import trace_of
 from cgrpo_jax.data.sources import DataError, load_problems
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import pack_smallest
-from cgrpo_jax.options import DataConfig, ObjectiveConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Completion, Group, Kind
 from cgrpo_jax.rollout.refining import CUT, refinement_prompt
+from cgrpo_jax.run import build
 from cgrpo_jax.workdir.metrics import group_metrics
 
 LUFFY = RefineConfig(trigger="always", refiner="target")

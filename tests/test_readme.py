@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from cgrpo_jax.checks import check
 from cgrpo_jax.config import from_config_dict
-from cgrpo_jax.config_files import get_config
+from cgrpo_jax.config.files import get_config
 from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.planner import chips
+from cgrpo_jax.run.checks import check
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / name / "README.md" for name in ("configs", "notebooks", "launch_tpu", "tests"))]

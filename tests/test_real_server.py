@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cgrpo_jax.options import ApiConfig, RefineConfig
+from cgrpo_jax.config.options import ApiConfig, RefineConfig
 from cgrpo_jax.records import Attempt, Problem
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from cgrpo_jax.config import METHODS
+from cgrpo_jax.config.options import ObjectiveConfig, VerifierConfig
 from cgrpo_jax.grading import release, rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning import credit, objective
-from cgrpo_jax.options import ObjectiveConfig, VerifierConfig
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
 from cgrpo_jax.rollout import critics, refining
 from cgrpo_jax.text import prompts

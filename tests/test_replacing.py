@@ -10,8 +10,8 @@ import pytest
 from test_rollout import PROBLEM, RIGHT, WRONG, Table, completion, groups_from, method_of
 from test_train import lines, small, without_times
 
+from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.training import segments_of, train
 
 NEVER = RefineConfig(trigger="never")

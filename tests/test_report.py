@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import attempt, group
 
-from cgrpo_jax import api, model_card, report
+from cgrpo_jax import api, report
 from cgrpo_jax.learning.credit import group_advantages
 from cgrpo_jax.report_page import gather, page, rollouts
+from cgrpo_jax.sharing import card as model_card
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import shades

@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pytest
 
+from cgrpo_jax.config.options import DataConfig, VerifierConfig
 from cgrpo_jax.data.rows import parse_row
 from cgrpo_jax.data.theoremqa_rows import theoremqa_problem
 from cgrpo_jax.grading import answers, choices, equivalence, release, rewards
 from cgrpo_jax.grading.verifier import Reading, Verifier
-from cgrpo_jax.options import DataConfig, VerifierConfig
 from cgrpo_jax.records import Completion, Problem
 
 ROWS = [json.loads(line) for line in (pathlib.Path(__file__).parent / "reported_kinds.jsonl").read_text().splitlines()]

@@ -9,12 +9,12 @@ import time
 import numpy as np
 import pytest
 
-from cgrpo_jax.critics import CRITICS
+from cgrpo_jax.config.critics import CRITICS
+from cgrpo_jax.config.options import ObjectiveConfig, RefineConfig, RewardConfig
 from cgrpo_jax.data.arithmetic import solution, worked_critique
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
-from cgrpo_jax.options import ObjectiveConfig, RefineConfig, RewardConfig
 from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request, Verdict
 from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout.collect import Method, Posed, by_rule, groups_of, stories_of

@@ -16,12 +16,15 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from markdown_it import MarkdownIt
 
-from cgrpo_jax import convert, hub, model_card, told
+from cgrpo_jax import convert
 from cgrpo_jax.config import Config, default_config
+from cgrpo_jax.data import told
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.identity import contents
 from cgrpo_jax.model import hf
 from cgrpo_jax.report_page import gather
+from cgrpo_jax.sharing import card as model_card
+from cgrpo_jax.sharing import hub
 
 TOKEN = "hf_never_to_be_shown"
 EVALUATIONS = {

@@ -9,14 +9,14 @@ from conftest import engine_of
 from test_served import GOOD, serve  # noqa: F401
 from test_train import small
 
-from cgrpo_jax import build
+from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Kind
 from cgrpo_jax.rollout.collect import Method, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import TEMPLATES, Brief, templated
 from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.served import Server, by_server
+from cgrpo_jax.run import build
 from cgrpo_jax.sampling.room import Room
 
 SAMPLES, PROBLEMS, ROWS, SECONDS = 2, 6, 4, 60.0

@@ -11,14 +11,14 @@ import pytest
 from conftest import QUICKSTART, engine_of, tiny_config
 from test_train import lines, small
 
-from cgrpo_jax import build, startup
 from cgrpo_jax.config import ConfigError, stop_texts
+from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.evaluating import settings_of
 from cgrpo_jax.model.decoder import init_params
-from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Kind, Name, Request
 from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.rollout.refining import as_sampled
+from cgrpo_jax.run import build, startup
 from cgrpo_jax.sampling.pool import EngineSetup, Pool
 from cgrpo_jax.sampling.room import Room
 from cgrpo_jax.sampling.sizes import Fixed, Ring

@@ -10,7 +10,9 @@ import jax
 import pytest
 from test_train import lines, small, without_times
 
-from cgrpo_jax import api, leaving, stopping
+from cgrpo_jax import api
+from cgrpo_jax.process import stopping
+from cgrpo_jax.run import leaving
 from cgrpo_jax.workdir import metadata
 from cgrpo_jax.workdir.progress import Progress
 
@@ -118,7 +120,7 @@ def test_supervised_training_and_generation_leave_too(tmp_path, signalled):
 
 SECOND = """
 import sys, threading, time
-from cgrpo_jax import stopping
+from cgrpo_jax.process import stopping
 stopping.for_this_process()
 print("ready", flush=True)
 lock = threading.Lock(); lock.acquire(); lock.acquire(timeout=60)

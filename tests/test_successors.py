@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cgrpo_jax.config.options import ObjectiveConfig
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
-from cgrpo_jax.options import ObjectiveConfig
 from cgrpo_jax.records import Segment
 
 PROMPT, RESPONSE, VOCABULARY, K = [7, 8], [3, 0, 4, 1], 6, 3

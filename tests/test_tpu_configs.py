@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from cgrpo_jax import config_files
-from cgrpo_jax.checks import check
 from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.config import files as config_files
 from cgrpo_jax.model.hf_config import config_from_hf
-from cgrpo_jax.model_folders import shape_folder
+from cgrpo_jax.run.checks import check
+from cgrpo_jax.run.folders import shape_folder
 
 HERE = pathlib.Path(__file__).parent
 NAMES = [

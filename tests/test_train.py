@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from conftest import QUICKSTART
 
-from cgrpo_jax import build, config, convert, effects, options
+from cgrpo_jax import config, convert
+from cgrpo_jax.config import options
+from cgrpo_jax.config.options import VerifierConfig
 from cgrpo_jax.data import sources
 from cgrpo_jax.generating import generate
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.update import make_optimizer
-from cgrpo_jax.opening import load_data
-from cgrpo_jax.options import VerifierConfig
-from cgrpo_jax.plugins import open_rewards
+from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem
 from cgrpo_jax.rollout.client import Answer
 from cgrpo_jax.rollout.collect import Posed
@@ -30,9 +30,11 @@ from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.rollout.served import Server, _criticised
 from cgrpo_jax.rollout.written import Writer
+from cgrpo_jax.run import build, effects
+from cgrpo_jax.run.opening import load_data
+from cgrpo_jax.run.plugins import open_rewards
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.training import train
-from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.shades import read_widths
 
 
@@ -94,7 +96,7 @@ METRICS = [
 ]
 
 
-CHECKING = ("cgrpo_jax.config", "cgrpo_jax.options", "cgrpo_jax.checks", "cgrpo_jax.effects")
+CHECKING = ("cgrpo_jax.config", "cgrpo_jax.config.options", "cgrpo_jax.run.checks", "cgrpo_jax.run.effects")
 
 
 def record_reads(monkeypatch, read):

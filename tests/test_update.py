@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from cgrpo_jax.config.options import ObjectiveConfig, OptimizerConfig
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.learning.finite import TrainingError, nonfinite_steps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
@@ -15,7 +16,6 @@ from cgrpo_jax.learning.update import Learner, make_logps, make_optimizer, make_
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.model.trees import joined
-from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig
 from cgrpo_jax.records import Segment
 
 MODEL = tiny_config("qwen3")

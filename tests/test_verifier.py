@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from cgrpo_jax.config.options import VerifierConfig
 from cgrpo_jax.grading import equivalence
 from cgrpo_jax.grading import verifier as verifier_module
 from cgrpo_jax.grading.parts import Parts
 from cgrpo_jax.grading.verifier import Reading, Reply, Verifier, VerifierError
-from cgrpo_jax.options import VerifierConfig
 from cgrpo_jax.records import Verdict
 
 BOMB = "9^{9^{9^{9}}}"

@@ -21,11 +21,12 @@ import pytest
 from conftest import QUICKSTART
 from safetensors.numpy import load_file, save_file
 
-from cgrpo_jax import build, config, convert
+from cgrpo_jax import config, convert
 from cgrpo_jax.config import ConfigError
+from cgrpo_jax.config.options import CheckpointConfig
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.options import CheckpointConfig
+from cgrpo_jax.run import build
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import changes, checkpoints, digests, metadata
 from cgrpo_jax.workdir.checkpoints import Checkpointer

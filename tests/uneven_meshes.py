@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import cgrpo_jax
+from cgrpo_jax.config.options import MeshConfig
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import forward, logits
 from cgrpo_jax.model.hf_config import config_from_hf
-from cgrpo_jax.options import MeshConfig
 
 FOLDER = pathlib.Path(cgrpo_jax.__file__).parent / "quickstart"
 MODEL = config_from_hf(FOLDER)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cgrpo_jax import grading
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.rows import Parsed, RowError
 from cgrpo_jax.grading.golds import hopeless
 from cgrpo_jax.grading.verifier import Reading
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.workdir.places import cache_folder

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.rows import (
     LISTS,
     QUESTION_COLUMNS,
@@ -25,7 +26,6 @@ from cgrpo_jax.data.rows import (
     text_of,
 )
 from cgrpo_jax.grading.choices import LETTERS
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import question_messages
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.grading.answers import boxed
 from cgrpo_jax.grading.functions import GRADER
-from cgrpo_jax.options import DataConfig
+from cgrpo_jax.process.calling import FAULTS, one_line
 from cgrpo_jax.records import Message, Problem
 from cgrpo_jax.text.prompts import INSTRUCTION, Task, question_messages
-from cgrpo_jax.trusted import FAULTS, one_line
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import parse_any_row
@@ -29,7 +30,6 @@ from cgrpo_jax.data.rows import (
     trace_of,
 )
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task, question_messages
 from cgrpo_jax.workdir.places import expanded

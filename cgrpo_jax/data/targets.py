@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.checking import Log, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import options_of, question_text
 from cgrpo_jax.data.rows import (
@@ -20,7 +21,6 @@ from cgrpo_jax.data.rows import (
     text_of,
 )
 from cgrpo_jax.data.sources import Problems, open_rows, say_large
-from cgrpo_jax.options import DataConfig
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task, question_messages
 

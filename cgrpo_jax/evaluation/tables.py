@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cgrpo_jax.config.options import drawn
+from cgrpo_jax.data.told import public_name
 from cgrpo_jax.evaluation.identity import SHOWN
 from cgrpo_jax.evaluation.intervals import paired, scores_by_content
-from cgrpo_jax.options import drawn
-from cgrpo_jax.told import public_name
 
 Results = Mapping[str, Any]  # of results.json
 

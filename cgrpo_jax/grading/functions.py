@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from cgrpo_jax.options import RewardConfig
+from cgrpo_jax.config.options import RewardConfig
+from cgrpo_jax.process.calling import Complaints, Fault, one_line, shown
+from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Completion, Problem, Verdict
-from cgrpo_jax.trusted import Complaints, Fault, one_line, shown
-from cgrpo_jax.user_process import UserProcess
 
 Item = tuple[Problem, Completion, str]
 RESERVED = ("prompt", "completion", "completion_ids")  # columns that TRL passes on under other names, or not at all

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
+from cgrpo_jax.config.options import RewardConfig
 from cgrpo_jax.grading import choices, equivalence, functions, percentages, release, theoremqa
 from cgrpo_jax.grading.answers import extract_answer
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.options import RewardConfig
 from cgrpo_jax.records import Attempt, Completion, Problem, Verdict
 
 # Tasks of reasoning_gym 0.1.25 whose scorer was read: it evaluates nothing of the answer, does bounded work, and gives

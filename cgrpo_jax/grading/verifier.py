@@ -19,8 +19,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from cgrpo_jax import stopping
-from cgrpo_jax.options import VerifierConfig
+from cgrpo_jax.config.options import VerifierConfig
+from cgrpo_jax.process import stopping
 from cgrpo_jax.records import Verdict
 
 T = TypeVar("T")

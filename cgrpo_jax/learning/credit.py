@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cgrpo_jax.options import ObjectiveConfig
+from cgrpo_jax.config.options import ObjectiveConfig
 from cgrpo_jax.records import Attempt, Group, Segment
 
 

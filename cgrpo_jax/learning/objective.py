@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cgrpo_jax.options import CORRECTION_LIMITS, ObjectiveConfig
+from cgrpo_jax.config.options import CORRECTION_LIMITS, ObjectiveConfig
 
 LOG_RATIO_LIMIT = 20.0  # of exponents: beyond it float32 overflows and the ratio means nothing
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from cgrpo_jax.config.options import ObjectiveConfig, OptimizerConfig
 from cgrpo_jax.learning.logprobs import Pass, token_logps
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.packing import Bins
@@ -22,7 +23,6 @@ from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
 from cgrpo_jax.model.parts import MANUAL, Parts
 from cgrpo_jax.model.trees import joined
-from cgrpo_jax.options import ObjectiveConfig, OptimizerConfig
 
 
 class TrainState(NamedTuple):

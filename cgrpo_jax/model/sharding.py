@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax.options import MeshConfig
+from cgrpo_jax.config.options import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -1,5 +1,5 @@
 """What a run needs, told from its compiled programs before any machine is rented: memory, bytes on the wire, seconds.
 
 In: a configuration and the name of a topology. Out: a table, and whether all fits.
-May import: build, command_line, config, learning, model, models, options, sampling, stopping, workdir.
+May import: config, learning, model, process, run, sampling, workdir.
 """

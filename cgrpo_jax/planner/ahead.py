@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgrpo_jax import stopping
-from cgrpo_jax.build import Run
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner.chips import GIB
@@ -13,6 +11,8 @@ from cgrpo_jax.planner.figures import compiled
 from cgrpo_jax.planner.making import found_here
 from cgrpo_jax.planner.memory import Occupied, Resident, largest_part, occupied, residents
 from cgrpo_jax.planner.programs import largest, programs
+from cgrpo_jax.process import stopping
+from cgrpo_jax.run.build import Run
 from cgrpo_jax.workdir.progress import Progress, Silence
 
 

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from cgrpo_jax.config import ConfigError
-from cgrpo_jax.options import nearest
+from cgrpo_jax.config.options import nearest
 
 GIB = 1 << 30
 

@@ -8,8 +8,8 @@ import sys
 
 from absl import app, flags
 
-from cgrpo_jax import command_line
 from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.config import flags as command_line
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.planner import chips, making, report

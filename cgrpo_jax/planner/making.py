@@ -8,8 +8,6 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax import build
-from cgrpo_jax.build import Run
 from cgrpo_jax.config import Config, ConfigError
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner import chips
@@ -20,6 +18,8 @@ from cgrpo_jax.planner.most import most_in_a_bin, most_rows
 from cgrpo_jax.planner.programs import Program, largest, programs
 from cgrpo_jax.planner.report import Plan
 from cgrpo_jax.planner.step import step, utilisation
+from cgrpo_jax.run import build
+from cgrpo_jax.run.build import Run
 from cgrpo_jax.workdir.progress import Progress
 
 SHARES = (1.0, 0.5)  # of the longest prompts and answers, for the estimates of a step

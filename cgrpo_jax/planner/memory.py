@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import jax
 
-from cgrpo_jax import build
-from cgrpo_jax.build import Run
-from cgrpo_jax.models import Model
 from cgrpo_jax.planner.figures import Figures, Leaf, leaves_of, total_bytes
 from cgrpo_jax.planner.programs import SECOND, Program, abstract_slots
+from cgrpo_jax.run import build
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.models import Model
 
 ROWS = "rows of the sampler"
 SYNC = "synced"  # the kind that makes the sampler's weights, before it has rows

@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from cgrpo_jax.build import Run
 from cgrpo_jax.learning.packing import BinSize
-from cgrpo_jax.models import Model
 from cgrpo_jax.planner.memory import Occupied
 from cgrpo_jax.planner.programs import Program, largest, learning_programs, row_counts, sampler_programs
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.models import Model
 from cgrpo_jax.sampling.room import row_devices
 
 Occupy = Callable[[Program], Occupied]  # compiles, and says what a chip then holds

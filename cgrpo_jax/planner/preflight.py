@@ -11,8 +11,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax import build, stopping
-from cgrpo_jax.build import Run
 from cgrpo_jax.config import ConfigError
 from cgrpo_jax.planner.ahead import measured, too_large
 from cgrpo_jax.planner.chips import GIB
@@ -20,6 +18,9 @@ from cgrpo_jax.planner.figures import compiled
 from cgrpo_jax.planner.making import found_here
 from cgrpo_jax.planner.memory import occupied, residents
 from cgrpo_jax.planner.programs import Program, largest, programs
+from cgrpo_jax.process import stopping
+from cgrpo_jax.run import build
+from cgrpo_jax.run.build import Run
 
 FIRST = ("update", "decode", "prefill")  # the largest, as a rule
 NO_MEMORY = "RESOURCE_EXHAUSTED"

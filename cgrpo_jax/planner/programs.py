@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax import build
-from cgrpo_jax.build import Run
 from cgrpo_jax.learning.packing import BinSize, empty_bins
 from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
 from cgrpo_jax.model.trees import split
-from cgrpo_jax.models import Model
+from cgrpo_jax.run import build
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.models import Model
 from cgrpo_jax.sampling import programs as sampling
 from cgrpo_jax.sampling import weights as of_sampler
 from cgrpo_jax.sampling.draw import step_key

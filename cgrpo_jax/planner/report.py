@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cgrpo_jax.build import Run
 from cgrpo_jax.planner.chips import GIB, Topology
 from cgrpo_jax.planner.figures import LIKELY_BANDWIDTH, LIKELY_FLOPS, Figures
 from cgrpo_jax.planner.memory import Occupied, Resident, largest_part
 from cgrpo_jax.planner.most import Most
 from cgrpo_jax.planner.step import Step
+from cgrpo_jax.run.build import Run
 from cgrpo_jax.workdir.progress import duration
 
 

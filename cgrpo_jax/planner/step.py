@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cgrpo_jax.build import Run
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.planner.chips import Topology
 from cgrpo_jax.planner.figures import Figures
 from cgrpo_jax.planner.memory import SYNC
+from cgrpo_jax.run.build import Run
 
 
 class Step(NamedTuple):

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cgrpo_jax.config import METHODS
+from cgrpo_jax.config.options import drawn
+from cgrpo_jax.data.told import for_others, public_name
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.options import drawn
-from cgrpo_jax.told import for_others, public_name
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.metrics import NOTES
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
-from cgrpo_jax.options import ApiConfig
-from cgrpo_jax.secrecy import without
+from cgrpo_jax.config.options import ApiConfig
+from cgrpo_jax.config.secrecy import without
 
 LONGEST = 1 << 16  # characters of a critique; what is longer is no critique
 MOST_BYTES = 1 << 22  # of a reply, which holds more than the critique

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data.rows import trace_of
-from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import (
     LOCAL,
     POLICY,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax.critics import CRITICS, Critic
+from cgrpo_jax.config.critics import CRITICS, Critic
+from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data.arithmetic import worked_critique
 from cgrpo_jax.data.rows import RowError, text_of, worked_solution
-from cgrpo_jax.options import RefineConfig
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
 from cgrpo_jax.rollout.verdicts import usable, verdict_of

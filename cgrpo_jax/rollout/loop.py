@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax import stopping
-from cgrpo_jax.model.hosts import ONE_HOST, Hosts
+from cgrpo_jax.process import stopping
+from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.records import Completion, Name, Request
 from cgrpo_jax.rollout.stories import Sample, Stories, Story
 from cgrpo_jax.sampling.engine import Engine

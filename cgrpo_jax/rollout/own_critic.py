@@ -9,15 +9,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.grading.functions import FunctionError, Item, arguments, listed
-from cgrpo_jax.options import RefineConfig
+from cgrpo_jax.process.calling import Complaints, Fault, one_line, shown
+from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Critique, Problem
 from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.stories import Work
 from cgrpo_jax.rollout.verdicts import verdict_of
-from cgrpo_jax.trusted import Complaints, Fault, one_line, shown
-from cgrpo_jax.user_process import UserProcess
 
 
 def _texts(found: Any, count: int) -> list[str | None]:

@@ -22,12 +22,12 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cgrpo_jax.options import ApiConfig
+from cgrpo_jax.config.options import ApiConfig
+from cgrpo_jax.config.secrecy import key_of, public_url, secrets_of
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.stories import Work
-from cgrpo_jax.secrecy import key_of, public_url, secrets_of
 
 if TYPE_CHECKING:
     from cgrpo_jax.rollout.client import Answer

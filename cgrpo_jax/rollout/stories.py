@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from cgrpo_jax import stopping
+from cgrpo_jax.process import stopping
 from cgrpo_jax.records import Completion, Done, Name, Request
 
 GLANCE = 0.5  # seconds, at most, until a signal is noticed while something is waited for

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from cgrpo_jax.options import SamplingConfig
+from cgrpo_jax.config.options import SamplingConfig
 
 BLOCK = 128  # vocabulary entries summed together by `draw`
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.model.decoder import Params
-from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Done, Name, Request
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import step_key

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
-from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.records import Completion, Done, Request
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.room import Room, row_devices

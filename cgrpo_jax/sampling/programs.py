@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.model import attention
 from cgrpo_jax.model.attention import (
     Extend,
@@ -52,7 +53,6 @@ from cgrpo_jax.model.decoder import (
     unstack,
 )
 from cgrpo_jax.model.splash import divided
-from cgrpo_jax.options import SamplingConfig
 from cgrpo_jax.sampling.draw import draw, row_keys
 
 ROWS = ("data", "fsdp")  # mesh axes that share the rows

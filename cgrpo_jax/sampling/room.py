@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from cgrpo_jax.config.options import SamplerMemory
 from cgrpo_jax.model.decoder import ModelConfig
-from cgrpo_jax.options import SamplerMemory
 from cgrpo_jax.sampling.prefixes import CHUNK
 from cgrpo_jax.sampling.sizes import COUNTS, PREFILL_TOKENS, Fixed, fixed_sizes, prefill_size, ring_size
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from cgrpo_jax.options import SamplerMemory
+from cgrpo_jax.config.options import SamplerMemory
 
 COUNTS = (64, 16, 4, 1)  # of prompts that are prefilled together
 PREFILL_TOKENS = 4096  # of the prompts prefilled together, padding included

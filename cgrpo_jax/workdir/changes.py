@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cgrpo_jax.config import ConfigError
-from cgrpo_jax.options import nearest
+from cgrpo_jax.config.options import nearest
 
 REFUSED, LOGGED, COSINE = "refused", "logged", "refused under a cosine schedule"
 

@@ -9,9 +9,6 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from cgrpo_jax import build
-from cgrpo_jax.build import Run
-from cgrpo_jax.checks import holds_out
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.learning.update import TrainState, init_state
@@ -19,7 +16,10 @@ from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.trees import joined, split
-from cgrpo_jax.models import check_frozen, frozen_digest
+from cgrpo_jax.run import build
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.checks import holds_out
+from cgrpo_jax.run.models import check_frozen, frozen_digest
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.changes import check_changes, files_digest, flat
 from cgrpo_jax.workdir.checkpoints import Checkpointer

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from cgrpo_jax.critics import CRITICS, FALLBACKS, REFERENCES
+from cgrpo_jax.config.critics import CRITICS, FALLBACKS, REFERENCES
 
 TRIGGERS = ("none_correct", "any_wrong", "always", "never")
 SELECTIONS = ("correct_then_random", "correct_first", "random")

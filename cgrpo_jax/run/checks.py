@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Iterator
 
 from cgrpo_jax.config import Config, ConfigError, critic_of, samples_refinements, stop_texts
-from cgrpo_jax.critics import CRITICS
+from cgrpo_jax.config.critics import CRITICS
+from cgrpo_jax.config.options import RefineConfig, faults
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.grading.functions import deciding
 from cgrpo_jax.model.decoder import ModelConfig
-from cgrpo_jax.options import RefineConfig, faults
 from cgrpo_jax.sampling.sizes import fixed_sizes
 
 Faults = Iterator[tuple[str, str]]  # what is wrong, and the option that mends it, to be pasted; "": none does

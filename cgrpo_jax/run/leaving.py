@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
-from cgrpo_jax import report, resuming
-from cgrpo_jax.build import Run
+from cgrpo_jax import report
 from cgrpo_jax.learning.update import TrainState
-from cgrpo_jax.resuming import Past
-from cgrpo_jax.stopping import Stopped
+from cgrpo_jax.process.stopping import Stopped
+from cgrpo_jax.run import resuming
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.resuming import Past
 from cgrpo_jax.workdir.checkpoints import Checkpointer
 
 SECONDS = 60.0  # that a save may take

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from cgrpo_jax.config import Config, ConfigError, critic_of, samples_refinements
+from cgrpo_jax.config.options import TextsConfig
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.grading.functions import WRONG, FunctionError, Functions, Item, deciding, named_in
-from cgrpo_jax.options import TextsConfig
+from cgrpo_jax.process.calling import FAULTS, function_of, one_line
+from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Completion, Message, Problem
 from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.tokenizer import Tokenizer
-from cgrpo_jax.trusted import FAULTS, function_of, one_line
-from cgrpo_jax.user_process import UserProcess
 
 Encode = Callable[[Sequence[Message]], list[int]]
 TRIED = 3  # rows

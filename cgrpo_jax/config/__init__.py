@@ -2,6 +2,9 @@
 
 Configuration files start from `default_config` and change what they need; an unknown key is an error that suggests the
 nearest.
+
+In: files, flags, ConfigDicts. Out: a frozen `Config`, whose options stand in `options`.
+May import: nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from typing import Any, TypeVar, get_type_hints
 
 from ml_collections import config_dict
 
-from cgrpo_jax.critics import CRITICS, Critic
-from cgrpo_jax.option_names import unknown
-from cgrpo_jax.options import (
+from cgrpo_jax.config.critics import CRITICS, Critic
+from cgrpo_jax.config.names import unknown
+from cgrpo_jax.config.options import (
     ApiConfig,
     CheckpointConfig,
     DataConfig,
@@ -36,7 +39,7 @@ from cgrpo_jax.options import (
     nearest,
     option,
 )
-from cgrpo_jax.secrecy import public_url, secrets_of, without
+from cgrpo_jax.config.secrecy import public_url, secrets_of, without
 
 
 class ConfigError(ValueError):

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from cgrpo_jax.config import Config
+from cgrpo_jax.data.told import for_others, hub_id, public_name
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.identity import SHOWN, contents
 from cgrpo_jax.evaluation.tables import ReportError, Table
-from cgrpo_jax.live import Curves
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.report_page import gather
-from cgrpo_jax.told import for_others, hub_id, public_name
+from cgrpo_jax.report_page.live import Curves
 from cgrpo_jax.workdir import reading
 
 PICTURE = "curves.png"

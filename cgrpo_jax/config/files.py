@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from cgrpo_jax.config import ConfigError
 
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def folder() -> pathlib.Path:

@@ -10,8 +10,8 @@ from typing import cast
 import huggingface_hub
 import jax
 
-from cgrpo_jax.build import Run
-from cgrpo_jax.effects import without_effect
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.effects import without_effect
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.places import cache_root
 

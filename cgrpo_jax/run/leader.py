@@ -8,16 +8,16 @@ import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from cgrpo_jax.build import Run
 from cgrpo_jax.config import critic_of, fallback, reference_of, samples_refinements
+from cgrpo_jax.config.options import drawn
+from cgrpo_jax.config.secrecy import public_url
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.evaluation.sample import Exam, accuracies
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning import credit
-from cgrpo_jax.opening import open_all
-from cgrpo_jax.options import drawn
+from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Group, Problem, Segment
 from cgrpo_jax.rollout.collect import Method, Score, by_rule, stories_of
 from cgrpo_jax.rollout.critics import Brief
@@ -25,11 +25,11 @@ from cgrpo_jax.rollout.introducing import introduce
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.stories import Stories
 from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.opening import open_all
 from cgrpo_jax.sampling.pool import Stats
-from cgrpo_jax.secrecy import public_url
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.stop import going_on
-from cgrpo_jax.user_process import UserProcess
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 

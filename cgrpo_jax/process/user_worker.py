@@ -68,7 +68,7 @@ def answer(request: dict[str, Any], functions: dict[str, Any]) -> Any:
     """Loads a function, or calls one."""
     if "load" in request:
         sys.path[:] = request["path"]
-        from cgrpo_jax.trusted import function_of
+        from cgrpo_jax.process.calling import function_of
 
         value = request["value"]
         functions[request["load"]] = pickle.loads(base64.b64decode(value)) if value else function_of(request["load"])

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from cgrpo_jax.trusted import Fault, function_of, one_line
+from cgrpo_jax.process.calling import Fault, function_of, one_line
 
 WORKER = pathlib.Path(__file__).with_name("user_worker.py")
 LOAD_SECONDS = 600.0  # for the import of somebody's module

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from cgrpo_jax.checks import check, check_local
 from cgrpo_jax.config import (
     Config,
     ConfigError,
@@ -21,6 +20,7 @@ from cgrpo_jax.config import (
     samples_refinements,
     stop_texts,
 )
+from cgrpo_jax.config.options import MeshConfig, SamplingConfig
 from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
@@ -30,9 +30,9 @@ from cgrpo_jax.model.decoder import ModelConfig, Params
 from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.model.splash import attend_by_splash, attend_own_heads
 from cgrpo_jax.model.trees import no_leaf, part_of
-from cgrpo_jax.model_folders import model_folder, shape_folder, widened
-from cgrpo_jax.models import Found, Load, Model, opened
-from cgrpo_jax.options import MeshConfig, SamplingConfig
+from cgrpo_jax.run.checks import check, check_local
+from cgrpo_jax.run.folders import model_folder, shape_folder, widened
+from cgrpo_jax.run.models import Found, Load, Model, opened
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.engine import Engine, Weights, weights_of
 from cgrpo_jax.sampling.pool import EngineSetup

@@ -11,8 +11,8 @@ from typing import Any
 
 import huggingface_hub
 
+from cgrpo_jax.config.options import ModelSource
 from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
-from cgrpo_jax.options import ModelSource
 from cgrpo_jax.workdir.places import cache_folder, expanded
 
 PACKAGE = "package://"
@@ -39,7 +39,7 @@ def model_folder(path: str, revision: str = "main", key: str = "model.path") -> 
       CheckpointError: there is no such folder, it holds a run's checkpoints instead, or the hub does not give it.
     """
     if path.startswith(PACKAGE):
-        return pathlib.Path(__file__).parent / path.removeprefix(PACKAGE)
+        return pathlib.Path(__file__).parents[1] / path.removeprefix(PACKAGE)
     folder = expanded(path)
     if path.strip() and folder.is_dir():
         if run := _workdir_of(folder):
@@ -69,7 +69,7 @@ def shape_folder(path: str, key: str = "model.path") -> pathlib.Path:
     """
     if path.startswith(PACKAGE) or (path.strip() and expanded(path).is_dir()):
         return model_folder(path, key=key)
-    shapes = pathlib.Path(__file__).parent / "shapes"
+    shapes = pathlib.Path(__file__).parents[1] / "shapes"
     name = re.sub(r"[-.]", "_", path.rpartition("/")[2].lower())
     name = re.sub(r"_(base|instruct|\d{4})", "", name)
     if name and (shapes / name / "config.json").is_file():

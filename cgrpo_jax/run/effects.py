@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cgrpo_jax.config import METHODS, Config, asks_local, critic_of, samples_refinements
-from cgrpo_jax.critics import By, Critic
+from cgrpo_jax.config.critics import By, Critic
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.sources import GYM
-from cgrpo_jax.model_folders import PACKAGE
+from cgrpo_jax.run.folders import PACKAGE
 from cgrpo_jax.workdir.changes import flat
 from cgrpo_jax.workdir.places import expanded
 
