@@ -21,7 +21,7 @@ from cgrpo_jax.plan import asked_topology
 from cgrpo_jax.planner import chips, making, report
 from cgrpo_jax.planner.chips import GIB
 from cgrpo_jax.planner.figures import Figures, Leaf, Seconds, refused, total_bytes
-from cgrpo_jax.planner.memory import DECODING, SAMPLING, Resident, largest_part, occupied
+from cgrpo_jax.planner.memory import DECODING, SAMPLING, Resident, largest_part, occupied, residents
 from cgrpo_jax.planner.most import most, scaled
 from cgrpo_jax.planner.preflight import preflight
 from cgrpo_jax.planner.programs import Program, largest, programs
@@ -158,6 +158,27 @@ def test_equal_tensors_are_counted_as_often_as_they_are():
     three = [Resident("parameters", leaves(w=100), ""), Resident("optimizer state", leaves(w=100) + leaves(w=100), "")]
     place = occupied(Figures("logps/1", holds=leaves(w=100)), three)
     assert place.held == {"parameters": 100} and place.beside == {"optimizer state": 200}
+
+
+def test_all_that_lives_on_a_chip_is_counted_in_bytes():
+    """By hand: weights, both moments, rows of each ring, prompts that wait, and all of it of a second model as well."""
+    sizes = {"sampler.rings": "128x4,384x2", "sampler.prefills": "64,256"}
+    run = build.plan_run(small(**{"refine.critique": "local", "local.path": "package://quickstart"} | sizes))
+    found = {one.name: one for one in residents(run, largest(programs(run, build.bin_sizes(run, 64))))}
+    model = run.policy.shape
+    abstract = hf.abstract_params(model)
+    weights, layers = (4 * sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (abstract, abstract["layers"]))
+    token = 2 * 4 * model.layers * model.kv_heads * model.head_dim  # keys and values, float32
+
+    def rows(slots, count):
+        return slots * count * token + count * (4 * 4 + 8 + 1) + 4  # four numbers, a key and a flag each; the clock
+
+    sampler = {"rows of the sampler": rows(384, 2), "rows with other rings": rows(128, 4)}
+    sampler |= {"waiting prompts": 2 * 256 * token}
+    expected = {"parameters": weights, "optimizer state": 2 * weights + 4 * 4 + 1} | sampler  # four counts and a flag
+    expected |= {"sampler weights": layers, "sampler weights of the second model": weights}  # which keeps no others
+    expected |= {f"{name} of the second model": size for name, size in sampler.items()}
+    assert {name: total_bytes(one.leaves) for name, one in found.items()} == expected
 
 
 def test_what_takes_most_is_named_with_its_knob():
