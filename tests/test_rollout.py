@@ -358,6 +358,25 @@ def test_decoding_waits_for_late_work_no_longer_than_a_chunk():
         assert chunk / 2 < waited[1] < 5 * chunk and stories.late == 1
 
 
+def test_patience_is_of_a_poll_and_not_of_each_piece_of_work():
+    """Chunks take no time. A verdict within the patience is in time; two beyond it are waited for together."""
+    release, patience = threading.Event(), 0.5
+
+    def story(sample, call):
+        yield asking(sample)
+        yield Work(call, "score")
+        yield asking(sample + 10)
+
+    slow = functools.partial(release.wait, 10 * patience)
+    calls = (lambda: time.sleep(patience / 10), slow, slow)
+    with Stories([*map(story, range(3), calls)], no_phase, threads=3, patience=patience) as stories:
+        assert told(stories, [[0, 1, 2], []]) == [[0, 1, 2], []]
+        began = time.monotonic()
+        assert [request.name.sample for request in stories.due(idle=False).requests] == [10]
+        assert patience <= time.monotonic() - began < 1.8 * patience and stories.late == 2
+        release.set()
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_remote_work_is_told_by_arrival_or_in_order(ordered):
     first, second = threading.Event(), threading.Event()
