@@ -40,10 +40,10 @@ from cgrpo_jax.rollout.loop import run_stories, sample_all
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.leader import segments_of
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.pool import summed
 from cgrpo_jax.text.prompts import question_messages
-from cgrpo_jax.training import segments_of
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.places import expanded
 from cgrpo_jax.workdir.progress import Progress

@@ -26,11 +26,12 @@ from cgrpo_jax.grading import equivalence, rewards
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
+from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Problem, Request
 from cgrpo_jax.rollout.loop import run_stories
-from cgrpo_jax.run import build, startup
 from cgrpo_jax.run.build import Run
+from cgrpo_jax.run.leader import begun
 from cgrpo_jax.run.plugins import open_texts
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.room import room_for
@@ -38,7 +39,6 @@ from cgrpo_jax.text.prompts import Task, question_messages
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir import compilation
-from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.places import writing
 from cgrpo_jax.workdir.progress import Progress
 
@@ -181,11 +181,9 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
       DataError: a task cannot be read, or a stored answer is damaged or to another prompt.
       CheckpointError: the model cannot be read, or what it computes is not finite.
     """
-    run = build.open_run(cfg)
-    cfg, folder = run.cfg, workdir / "eval"
-    compiled = compilation.watch()
-    with exclusive(workdir), Verifier(cfg.verifier) as verifier, Progress(0, 0, "answer") as progress:
-        progress.log("\n".join(startup.lines(run)))
+    with begun(cfg, workdir, ONE_HOST, "answer") as (run, progress), Verifier(cfg.verifier) as verifier:
+        assert isinstance(progress, Progress)  # of the leader, who is alone
+        cfg, folder, compiled = run.cfg, workdir / "eval", compilation.watch()
         task_prompt = open_texts(cfg.texts, run.policy.tokenizer.encode_chat).task
         tasks = _load_tasks(run, verifier, progress.log, task_prompt)
         settings = settings_of(run, task_prompt)

@@ -17,6 +17,7 @@ there whole or not at all: the same command goes on behind the last one, and `ro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -25,19 +26,17 @@ from typing import Any
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.learning.finite import TrainingError
+from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Group, Message
 from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.verdicts import END, verdict_of
-from cgrpo_jax.run import build, resuming, startup
-from cgrpo_jax.run.leader import Desk, open_desk
-from cgrpo_jax.run.opening import open_run
+from cgrpo_jax.run import build, resuming
+from cgrpo_jax.run.leader import Desk, begun, open_desk
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
-from cgrpo_jax.workdir.lock import exclusive
-from cgrpo_jax.workdir.metrics import Writer
 from cgrpo_jax.workdir.places import writing
 from cgrpo_jax.workdir.progress import Progress
 
@@ -138,22 +137,23 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
       ConfigError: the workdir holds rows of another model or of other settings.
       TrainingError: the model's numbers are not finite.
     """
-    run = open_run(cfg)
-    cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
-    with exclusive(workdir), Progress(0, cfg.train.steps) as progress, open_desk(run, progress, workdir) as desk:
-        progress.log("\n".join(startup.lines(run)))
+    with contextlib.ExitStack() as stack:
+        run, progress = stack.enter_context(begun(cfg, workdir, ONE_HOST))
+        assert isinstance(progress, Progress)  # of the leader, who is alone
+        desk = stack.enter_context(open_desk(run, progress, workdir))
+        cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
         most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size
         count = most if size is None else min(size, most)
         steps = -(-count // cfg.train.prompts)
         folder.mkdir(parents=True, exist_ok=True)
-        begun = len(list(folder.glob("[0-9]*.jsonl")))  # they are made one after another
-        _check_begun(run, workdir, begun, progress)
+        made_before = len(list(folder.glob("[0-9]*.jsonl")))  # they are made one after another
+        _check_begun(run, workdir, made_before, progress)
         progress.expect(steps)
-        progress.resume_at(begun)
-        if begun < steps:
-            desk.writer = Writer(workdir, begun, progress.log)
+        progress.resume_at(made_before)
+        if made_before < steps:
+            desk.open_files(workdir, made_before)
             try:
-                _sample_steps(run, desk, progress, folder, range(begun, steps), count)
+                _sample_steps(run, desk, progress, folder, range(made_before, steps), count)
             except Stopped:
                 there = f"the rows of {len(list(folder.glob('[0-9]*.jsonl')))} of {steps} steps are in {folder}"
                 raise Stopped(f"stopped; {there}, the same command goes on") from None

@@ -12,6 +12,7 @@ import numpy as np
 from test_train import EVALUATED, lines, small, without_times
 
 from cgrpo_jax import training
+from cgrpo_jax.run import leader
 
 FILE = pathlib.Path(__file__).with_name("golden_run.json")
 
@@ -25,18 +26,18 @@ def checksum(groups):
 
 def golden_run(workdir):
     """The metrics of each line, and a checksum of the sampled ids a step."""
-    sampled, segments_of = [], training.segments_of
+    sampled, segments_of = [], leader.segments_of
 
     def noting(groups, *rest):
         sampled.append(checksum(groups))
         return segments_of(groups, *rest)
 
-    training.segments_of = noting
+    leader.segments_of = noting
     try:
         with jax.numpy_rank_promotion("allow"):
             training.train(small(**EVALUATED), workdir)
     finally:
-        training.segments_of = segments_of
+        leader.segments_of = segments_of
     return {"sampled": sampled, "metrics": without_times(lines(workdir / "metrics.jsonl"))}
 
 

@@ -12,7 +12,7 @@ from test_train import lines, small, without_times
 
 from cgrpo_jax import api
 from cgrpo_jax.process import stopping
-from cgrpo_jax.run import leaving
+from cgrpo_jax.run import saving
 from cgrpo_jax.workdir import metadata
 from cgrpo_jax.workdir.progress import Progress
 
@@ -87,7 +87,7 @@ def test_steps_that_are_not_saved_are_named(tmp_path, signalled, monkeypatch):
     signalled({"sample": (signal.SIGINT, 1)})
     with pytest.raises(stopping.Stopped, match="stopped before the first step was done; the same command begins anew"):
         run(tmp_path, **{"eval.every": 0})
-    monkeypatch.setattr(leaving, "RATE", 1e3)
+    monkeypatch.setattr(saving, "RATE", 1e3)
     signalled({"sample": (signal.SIGINT, 3)})
     lost = "after step 2; steps 1 to 2 are lost, for 0 GB are not saved within a minute; the same command begins anew"
     with pytest.raises(stopping.Stopped, match=lost):

@@ -107,7 +107,7 @@ def test_a_stopped_supervised_run_resumes_to_the_same_end(undisturbed, tmp_path)
 def test_supervised_weights_that_are_not_finite_stop_it(tmp_path, monkeypatch):
     plain = credit.supervised
     monkeypatch.setattr(credit, "supervised", lambda rows: [s._replace(ce_T=s.ce_T * np.nan) for s in plain(rows)])
-    with pytest.raises(TrainingError, match=r"step 3: 3 steps in a row were not finite .*1 gradients"):
+    with pytest.raises(TrainingError, match=r"step 3: 3 steps in a row were not finite, .*1 gradients"):
         run(tmp_path / "w", **{"train.steps": 9, "checkpoint.every": 1})
     rows = metrics(tmp_path / "w")
     assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1]["policy/nonfinite_total"] == 3

@@ -215,6 +215,11 @@ def terms(cfg: Config) -> Terms:
     return Terms(ce=by_likelihood, ent=cfg.objective.entropy_coef > 0, kl=cfg.objective.kl_coef > 0)
 
 
+def evaluation_engine(run: Run, params: Params, step: int) -> Engine:
+    """The policy's engine of an evaluation at a step, from all of its parameters."""
+    return run.policy.engine(weights_of(run.policy.sampler, params), step, run.evaluation)
+
+
 def engines(run: Run, params: Params, second: Weights | None, step: int) -> list[Engine]:
     """The engines of a rollout: that of the policy, and where a second model is asked that of this one.
 

@@ -6,17 +6,21 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from cgrpo_jax.config import critic_of, fallback, reference_of, samples_refinements
+from cgrpo_jax.config import Config, critic_of, fallback, public, reference_of, samples_refinements
 from cgrpo_jax.config.options import drawn
 from cgrpo_jax.config.secrecy import public_url
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import Problems
+from cgrpo_jax.data.told import for_others
 from cgrpo_jax.evaluation.sample import Exam, accuracies
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning import credit
+from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
+from cgrpo_jax.process.hosts import Hosts
 from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Group, Problem, Segment
 from cgrpo_jax.rollout.collect import Method, Score, by_rule, stories_of
@@ -25,13 +29,18 @@ from cgrpo_jax.rollout.introducing import introduce
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.stories import Stories
 from cgrpo_jax.rollout.written import critic_and_scorer
-from cgrpo_jax.run.build import Run
-from cgrpo_jax.run.opening import open_all
+from cgrpo_jax.run.build import Run, terms
+from cgrpo_jax.run.opening import open_all, open_run
+from cgrpo_jax.run.startup import lines
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.stop import going_on
+from cgrpo_jax.workdir.lock import exclusive
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
-from cgrpo_jax.workdir.progress import Progress
+from cgrpo_jax.workdir.progress import Progress, Silence
+from cgrpo_jax.workdir.tracking import open_tracker
+
+OnRow = Callable[[dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -50,6 +59,16 @@ class Desk:
     looked: bool = False  # at the texts of a rollout, whether they go on behind their answer
     writer: Writer | None = None  # once it is known where the run begins
 
+    def open_files(self, workdir: pathlib.Path, step: int, on_row: OnRow | None = None) -> None:
+        """Opens the files of the workdir, and the tracker, behind `step`.
+
+        Args:
+          on_row: is given each line of metrics.jsonl.
+        """
+        cfg, log = self.run.cfg, self.progress.log
+        tracker = open_tracker(cfg.train.tracker, workdir, for_others(public(cfg)), log)
+        self.writer = Writer(workdir, step, log, on_row, tracker)
+
     def stories(self, step: int, problems_seen: int, count: int | None = None) -> Stories:
         """The rollout of a step, of the problems of the stream from `problems_seen` on; see `collect.groups_of`.
 
@@ -62,6 +81,11 @@ class Desk:
         places = range(first, first + (0 if count else cfg.train.replacements))
         spare = (problem for place in places for problem in self.problems.batch(cfg.seed, place, 1))
         return stories_of(problems, self.method, step, self.progress.phase, cfg.verifier.workers, spare)
+
+    def bins(self, step: int, groups: Sequence[Group] | None, sizes: Sequence[BinSize]) -> list[Bins]:
+        """The bins of each update of a step: of the groups of its rollout, or in method=sft of rows to learn."""
+        segments = [self.rows(step)] if groups is None else segments_of(groups, self.run.cfg)
+        return [pack_smallest(part, sizes, terms(self.run.cfg)) for part in segments]
 
     def rows(self, step: int) -> list[Segment]:
         """What a step of method=sft learns: rows of the stream, in a seeded order that is a new one each epoch.
@@ -187,6 +211,36 @@ class Desk:
             "api/cost": totals.cost,
             "api/cost_total": server.spent,
         }
+
+
+def segments_of(groups: Sequence[Group], cfg: Config) -> list[list[Segment]]:
+    """The segments of each update of a rollout, which has its own share of the problems."""
+    groups = [group for group in groups if group.rows()]  # without those that were replaced
+    share = len(groups) // cfg.train.updates_per_rollout
+    parts = [groups[first : first + share] for first in range(0, len(groups), share)]
+    return [credit.segments(part, cfg.objective, float(cfg.sampling.max_new_tokens)) for part in parts]
+
+
+@contextlib.contextmanager
+def begun(
+    cfg: Config, workdir: pathlib.Path, hosts: Hosts, unit: str = "step"
+) -> Iterator[tuple[Run, Progress | Silence]]:
+    """Opens a run, as every verb does; its leader holds the lock of the workdir and shows the progress.
+
+    Args:
+      unit: what the progress counts.
+
+    Raises:
+      ConfigError, CheckpointError, MeshError, DataError, PromptError: all that is wrong, at once.
+      BusyError: another process works in the workdir.
+    """
+    run = open_run(cfg)
+    if not hosts.leader:
+        yield run, Silence()
+        return
+    with exclusive(workdir), Progress(0, run.cfg.train.steps, unit) as progress:
+        progress.log("\n".join(lines(run)))
+        yield run, progress
 
 
 @contextlib.contextmanager

@@ -236,7 +236,8 @@ def open_run(cfg: Config) -> Run:
             together(lambda: check(cfg, None))
         else:
             tokenizer = Tokenizer(model_folder(cfg.model.path, cfg.model.revision), cfg.model.thinking)
-        if local_file(cfg.data.source) or generated(cfg.data.source):  # a hub set is not fetched for that
+        here = local_file(cfg.data.source) or generated(cfg.data.source)  # a hub set is not fetched for that
+        if here and cfg.method != "eval":
             with Verifier(VerifierConfig()) as verifier, UserProcess() as process:
                 together(lambda: open_all(cfg, tokenizer, verifier, process, lambda line: None))
         together.settle()

@@ -96,14 +96,6 @@ def _is_evaluated(workdir: pathlib.Path, step: int, log: Log) -> bool:
     return any(name.startswith("eval/") for row in rows for name in row)
 
 
-def all_done(run: Run, past: Past, log: Log) -> bool:
-    """Whether the checkpoint is at or beyond the last step, and evaluated; which is said."""
-    done = past.step >= run.cfg.train.steps and past.evaluated
-    if done:
-        log(f"step {past.step} is done already; nothing to do for train.steps={run.cfg.train.steps}")
-    return done
-
-
 def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[TrainState, Params, Past]:
     """The state of the newest checkpoint, else of the initial model; the frozen parameters; the past with digests.
 
