@@ -41,6 +41,7 @@ from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.leader import segments_of
+from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.pool import summed
 from cgrpo_jax.text.prompts import question_messages
@@ -175,7 +176,7 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     def work(round_: int) -> Round:
         nonlocal state
         with stories_of(sums(cfg.train.prompts, round_), method, round_) as stories:
-            stats = run_stories(stories, build.engines(run, state.params, None, round_))
+            stats = run_stories(stories, rollout_engines(run.policy, state.params, None, None, round_))
         for segments in segments_of(groups_of(stories), cfg):
             bins = pack_smallest(segments, sizes, build.terms(cfg))
             state, _ = jax.block_until_ready(update(state, {}, put_bins(run.mesh, bins)))

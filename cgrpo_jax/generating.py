@@ -34,6 +34,7 @@ from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.verdicts import END, verdict_of
 from cgrpo_jax.run import build, resuming
 from cgrpo_jax.run.leader import Desk, begun, open_desk
+from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
@@ -118,7 +119,7 @@ def _sample_steps(
     for step in steps:
         with progress.phase("sample"):
             with desk.stories(step, step * each, min(each, count - step * each)) as stories:
-                stats = run_stories(stories, build.engines(run, params, second, step))
+                stats = run_stories(stories, rollout_engines(run.policy, params, run.second, second, step))
             groups = groups_of(stories)
         if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")

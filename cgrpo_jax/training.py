@@ -21,6 +21,7 @@ from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.run import build
 from cgrpo_jax.run.leader import begun, open_desk
+from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.run.saving import Saves
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.workdir import compilation
@@ -73,7 +74,7 @@ def train(
         def evaluate(step: int) -> dict[str, float] | None:
             with progress.phase("evaluate"), saves.evaluation():
                 exam = desk.exam() if desk else None
-                engine = build.evaluation_engine(run, joined(state.params, frozen), step)
+                engine = run.policy.engine_of(joined(state.params, frozen), step, run.evaluation)
                 with exam.stories() if exam else contextlib.nullcontext() as stories:
                     run_stories(stories, [engine], hosts)
                 return desk.log_exam(step, exam) if desk and exam else None
@@ -87,7 +88,7 @@ def train(
             groups, stats = None, Stats()
             if cfg.method == "rl":
                 with progress.phase("sample"):
-                    engines = build.engines(run, joined(state.params, frozen), second, step)
+                    engines = rollout_engines(run.policy, joined(state.params, frozen), run.second, second, step)
                     with desk.stories(step, problems_seen) if desk else contextlib.nullcontext() as stories:
                         stats = run_stories(stories, engines, hosts)
                     groups = groups_of(stories) if stories else None

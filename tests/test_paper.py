@@ -18,14 +18,18 @@ from cgrpo_jax.data.rows import parse_row
 from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, read_json
 from cgrpo_jax.run import build
-from cgrpo_jax.run.build import shape_of
 from cgrpo_jax.run.checks import check, check_local
-from cgrpo_jax.run.folders import shape_folder
+from cgrpo_jax.run.folders import shape_folder, widened
 from cgrpo_jax.subset import subset
 from cgrpo_jax.text.prompts import question_messages
 
 PAPER = config_files._function(config_files.find("paper")).__globals__
 COMBINED = [(model, row) for model in PAPER["MODELS"] for row in dict.fromkeys([*METHODS, *PAPER["ROWS"]])]
+
+
+def shape_of(cfg):
+    """Of the model as the run has it."""
+    return config_from_hf(widened(shape_folder(cfg.model.path), cfg.model))
 
 
 @pytest.mark.parametrize(("model", "row"), COMBINED)

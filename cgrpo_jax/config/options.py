@@ -109,6 +109,14 @@ class SamplingConfig:
     stop: str = ""
 
 
+GYM = "reasoning_gym:"  # before the name of a task of reasoning-gym
+
+
+def generated(source: str) -> bool:
+    """Whether the problems of a `data.source` are generated, without end."""
+    return source == "arithmetic" or source.startswith(GYM)
+
+
 def drawn(temperature: float, top_p: float) -> str:
     """How answers were drawn, to stand beside what they score: "greedy", "sampled, T=1", "sampled, T=1, top-p 0.9"."""
     return "greedy" if temperature == 0 else f"sampled, T={temperature:g}" + (f", top-p {top_p:g}" if top_p < 1 else "")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax.config.options import DataConfig
+from cgrpo_jax.config.options import GYM, DataConfig, generated
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.checking import DataError, Fault, Parsable, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import parse_any_row
@@ -34,7 +34,6 @@ from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task, question_messages
 from cgrpo_jax.workdir.places import expanded
 
-GYM = "reasoning_gym:"
 LARGE = 8_000_000  # bytes: reading such a file is said
 HELD_OUT, MOST_HELD_OUT = 10, 256  # one question in so many of a file, and how many at most
 CHECKED, TRIES, FAR = 128, 64, 1 << 24  # of generated tasks
@@ -61,11 +60,6 @@ class Problems:
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def generated(source: str) -> bool:
-    """Whether a source is made here, without end."""
-    return source == "arithmetic" or source.startswith(GYM)
 
 
 def hold_out(

@@ -102,6 +102,17 @@ def state_shardings(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
     return TrainState(sharding.param_shardings(mesh, params), of_state)
 
 
+def abstract_state(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
+    """Shapes, dtypes and shardings of the train state.
+
+    Args:
+      params: those that are trained, arrays or abstract ones.
+    """
+    tx = make_optimizer(cfg.optimizer, cfg.total_updates)
+    state = TrainState(params, jax.eval_shape(tx.init, params))
+    return sharding.with_shardings(state, state_shardings(cfg, mesh, params))
+
+
 def make_init(cfg: Learner, mesh: Mesh, params: Params) -> Callable[[Params], optax.OptState]:
     """The jitted fresh optimizer state of (sharded) parameters."""
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)

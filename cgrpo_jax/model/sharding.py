@@ -109,3 +109,8 @@ def sampler_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree (arrays or abstract ones), for a restore or a compilation."""
+    return jax.tree.map(lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own), tree, shardings)

@@ -10,7 +10,6 @@ import jax
 
 from cgrpo_jax.planner.figures import Figures, Leaf, leaves_of, total_bytes
 from cgrpo_jax.planner.programs import SECOND, Program, abstract_slots
-from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.models import Model
 
@@ -36,7 +35,7 @@ def residents(run: Run, chosen: Mapping[str, Program]) -> list[Resident]:
     Args:
       chosen: kind -> its largest program, of programs.largest.
     """
-    state = build.abstract_state(run)
+    state = run.abstract_state()
     params, across = leaves_of(run.policy.abstract_weights()), "more chips along mesh.fsdp, which divides them"
     found = [
         Resident("parameters", params, across),
@@ -141,4 +140,4 @@ def _size(part: tuple[str, float, str]) -> float:
 
 def checkpoint_bytes(run: Run) -> int:
     """Of one checkpoint: parameters and optimizer state, over all devices."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(build.abstract_state(run)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract_state()))

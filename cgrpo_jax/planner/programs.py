@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax.learning.packing import BinSize, empty_bins
 from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
+from cgrpo_jax.model.sharding import with_shardings
 from cgrpo_jax.model.trees import split
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
@@ -28,7 +29,6 @@ from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.pool import EngineSetup, drawing_of
 from cgrpo_jax.sampling.prefixes import CHUNK, prefix_sizes
 from cgrpo_jax.sampling.sizes import Ring, grown_rows, prefill_size, ring_size
-from cgrpo_jax.workdir.checkpoints import with_shardings
 from cgrpo_jax.workdir.digests import checking_programs
 
 
@@ -104,7 +104,7 @@ def _checks(name: str, tree: Any, mesh: Mesh) -> Iterator[Program]:
 
 def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
     """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
-    cfg, params, state = run.cfg, run.policy.abstract_weights(), build.abstract_state(run)
+    cfg, params, state = run.cfg, run.policy.abstract_weights(), run.abstract_state()
     trained, frozen = split(params, run.policy.trained)
     yield Program("init", make_init(run.learner, run.mesh, trained), (trained,))
     yield from _checks("params", params, run.mesh)

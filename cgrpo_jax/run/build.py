@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +19,18 @@ from cgrpo_jax.config import (
     samples_refinements,
     stop_texts,
 )
-from cgrpo_jax.config.options import MeshConfig, SamplingConfig
-from cgrpo_jax.data.sources import GYM
+from cgrpo_jax.config.options import MeshConfig, SamplingConfig, generated
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
-from cgrpo_jax.learning.update import Learner, TrainState, make_optimizer, state_shardings
+from cgrpo_jax.learning.update import Learner, TrainState, abstract_state
 from cgrpo_jax.model import sharding
-from cgrpo_jax.model.attention import attend
-from cgrpo_jax.model.decoder import ModelConfig, Params
-from cgrpo_jax.model.hf_config import config_from_hf
-from cgrpo_jax.model.splash import attend_by_splash, attend_own_heads
-from cgrpo_jax.model.trees import no_leaf, part_of
+from cgrpo_jax.model.decoder import ModelConfig
+from cgrpo_jax.model.splash import attend_by_splash
+from cgrpo_jax.model.trees import no_leaf
 from cgrpo_jax.run.checks import check, check_local
 from cgrpo_jax.run.folders import model_folder, shape_folder, widened
-from cgrpo_jax.run.models import Found, Load, Model, opened
-from cgrpo_jax.sampling import programs
-from cgrpo_jax.sampling.engine import Engine, Weights, weights_of
-from cgrpo_jax.sampling.pool import EngineSetup
-from cgrpo_jax.sampling.room import room_for, row_devices, unfit
-from cgrpo_jax.workdir.checkpoints import with_shardings
+from cgrpo_jax.run.models import Found, Load, Model, opened, outlined
+from cgrpo_jax.sampling.pool import setup_for
+from cgrpo_jax.sampling.room import Room, room_for, row_devices, unfit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +48,9 @@ class Run:
     evaluation: SamplingConfig  # how the policy's tokens are drawn in evaluations
     share_prompts: bool  # in the update's bins, see packing.shares_prompts
 
-
-def shape_of(cfg: Config) -> ModelConfig:
-    """The shape of `model.path`, which need not be here: of a folder's `config.json`, or of one in the package."""
-    return config_from_hf(widened(shape_folder(cfg.model.path), cfg.model))
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the train state."""
+        return abstract_state(self.learner, self.mesh, self.policy.abstract_weights(self.policy.trained))
 
 
 def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
@@ -72,26 +64,18 @@ def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
     return jnp.dtype(jnp.bfloat16 if native else jnp.float32)
 
 
-def _sampler_setup(cfg: Config, found: Found, mesh: Mesh, load: Load, dtype: DTypeLike) -> EngineSetup:
-    """How a model is sampled from. Raises ConfigError where the memory or the sizes that are given hold nothing."""
-    sampler_mesh, platform = sharding.reshaped(mesh, cfg.sampler.tensor), mesh.devices.flat[0].platform
-    prompt, new = load.prompt_tokens, cfg.sampling.max_new_tokens
-    room = room_for(found.shape, sampler_mesh, cfg.sampler, prompt + new, prompt, dtype)
-    if wrong := unfit(room, row_devices(sampler_mesh), prompt, new):
+def _room(cfg: Config, shape: ModelConfig, mesh: Mesh, prompt: int, dtype: DTypeLike) -> Room:
+    """What an engine has room for. Raises ConfigError where the memory or the sizes that are given hold nothing."""
+    new = cfg.sampling.max_new_tokens
+    room = room_for(shape, mesh, cfg.sampler, prompt + new, prompt, dtype)
+    if wrong := unfit(room, row_devices(mesh), prompt, new):
         raise ConfigError(wrong)
     if not room.rows:
         raise ConfigError(
             f"sampler.kv_cache_mb = {cfg.sampler.kv_cache_mb:g} does not hold one row of {prompt + new} tokens and a "
             f"prompt of {prompt} on each device"
         )
-    unrolled, reader = programs.unrolls(platform), found.reader
-    forms: dict[str, Any] = {
-        "stacked_cache": not programs.unrolls_cache(platform),
-        "attend": attend_own_heads if platform == "tpu" else attend,
-        "stop": reader.stopping if reader else None,
-    }
-    eos_ids = reader.eos_ids if reader else ()
-    return EngineSetup(found.shape, sampler_mesh, eos_ids, cfg.seed, room, dtype, unrolled, **forms)
+    return room
 
 
 def _load_of_policy(cfg: Config, evaluation: SamplingConfig) -> Load:
@@ -108,8 +92,12 @@ def _load_of_policy(cfg: Config, evaluation: SamplingConfig) -> Load:
 def _models(
     cfg: Config, policy: Found, second: Found | None, mesh: Mesh, evaluation: SamplingConfig, dtype: DTypeLike
 ) -> tuple[Model, Model | None]:
+    own_mesh = sharding.reshaped(mesh, cfg.sampler.tensor)
+
     def model(section: str, found: Found, sampling: SamplingConfig, load: Load) -> Model:
-        setup = _sampler_setup(cfg, found, mesh, load, dtype)
+        room = _room(cfg, found.shape, own_mesh, load.prompt_tokens, dtype)
+        eos_ids, stop = (found.reader.eos_ids, found.reader.stopping) if found.reader else ((), None)
+        setup = setup_for(found.shape, own_mesh, room, cfg.seed, dtype, eos_ids, stop)
         return Model(section, *found, mesh, setup, sampling, load)
 
     made = model("model", policy, cfg.sampling, _load_of_policy(cfg, evaluation))
@@ -139,7 +127,7 @@ def _run(cfg: Config, policy: Found, second: Found | None, devices: Sequence[jax
         dtype=dtype,
         remat=cfg.train.remat,
         logit_entries=1 << (27 if platform == "tpu" else 24),
-        attend=attend_by_splash if platform == "tpu" else attend,
+        **({"attend": attend_by_splash} if platform == "tpu" else {}),
     )
     evaluation = SamplingConfig(cfg.eval.temperature, 0, cfg.eval.top_p, cfg.sampling.max_new_tokens)
     models = _models(cfg, policy, second, mesh, evaluation, dtype)
@@ -166,13 +154,11 @@ def open_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
 def plan_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     """The run of models of which nothing but a `config.json` is here, in a local folder or in the package.
 
-    Ids that the tokenizer does not have are not known then, and count as ids that may be drawn. See `open_run`.
+    See `open_run`.
     """
-    second = None
-    if asks_local(cfg):
-        folder = shape_folder(cfg.local.path, "local.path")
-        second = Found(folder, config_from_hf(folder), None)
-    return _run(cfg, Found(shape_folder(cfg.model.path), shape_of(cfg), None), second, devices)
+    policy = outlined(widened(shape_folder(cfg.model.path), cfg.model))
+    second = outlined(shape_folder(cfg.local.path, "local.path")) if asks_local(cfg) else None
+    return _run(cfg, policy, second, devices)
 
 
 def whole_mesh() -> Mesh:
@@ -187,7 +173,6 @@ def bin_sizes(run: Run, longest: int) -> tuple[BinSize, ...]:
       longest: tokens of the longest prompt that was found in the data. A generated task may bring a longer one later.
     """
     cfg = run.cfg
-
     own_group = cfg.refine.own_group and samples_refinements(cfg)  # then a problem has two prompts with rows
 
     def size(prompt: int) -> BinSize:
@@ -201,10 +186,9 @@ def bin_sizes(run: Run, longest: int) -> tuple[BinSize, ...]:
             longest_ids=cfg.sampling.max_new_tokens,
         )
 
-    generated = cfg.data.source == "arithmetic" or cfg.data.source.startswith(GYM)
     found = size(min(longest, cfg.data.max_prompt_tokens))
     largest = size(cfg.data.max_prompt_tokens)
-    return (found, largest) if generated and found != largest else (found,)
+    return (found, largest) if generated(cfg.data.source) and found != largest else (found,)
 
 
 def terms(cfg: Config) -> Terms:
@@ -213,27 +197,3 @@ def terms(cfg: Config) -> Terms:
         return Terms(ce=True, sampler=False)
     by_likelihood = cfg.objective.refined_shape == "log_probability"
     return Terms(ce=by_likelihood, ent=cfg.objective.entropy_coef > 0, kl=cfg.objective.kl_coef > 0)
-
-
-def evaluation_engine(run: Run, params: Params, step: int) -> Engine:
-    """The policy's engine of an evaluation at a step, from all of its parameters."""
-    return run.policy.engine(weights_of(run.policy.sampler, params), step, run.evaluation)
-
-
-def engines(run: Run, params: Params, second: Weights | None, step: int) -> list[Engine]:
-    """The engines of a rollout: that of the policy, and where a second model is asked that of this one.
-
-    Args:
-      params: all parameters of the policy.
-      second: what the second model's engine reads (`Model.synced`).
-    """
-    of_policy = run.policy.engine(weights_of(run.policy.sampler, params), step)
-    return [of_policy, run.second.engine(second, step)] if run.second and second else [of_policy]
-
-
-def abstract_state(run: Run) -> TrainState:
-    """Shapes, dtypes and shardings of the train state."""
-    params = part_of(run.policy.abstract_weights(), run.policy.trained)
-    tx = make_optimizer(run.learner.optimizer, run.learner.total_updates)
-    state = TrainState(params, jax.eval_shape(tx.init, params))
-    return with_shardings(state, state_shardings(run.learner, run.mesh, params))

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from cgrpo_jax.config import METHODS, Config, asks_local, critic_of, samples_refinements
 from cgrpo_jax.config.critics import By, Critic
+from cgrpo_jax.config.options import GYM, generated
 from cgrpo_jax.data.files import local_file
-from cgrpo_jax.data.sources import GYM
 from cgrpo_jax.run.folders import PACKAGE
 from cgrpo_jax.workdir.changes import flat
 from cgrpo_jax.workdir.places import expanded
@@ -49,12 +49,8 @@ def _holds_out(cfg: Config) -> bool:
     return _trains(cfg) and cfg.eval.every > 0 and bool(cfg.eval.source or not cfg.eval.tasks)
 
 
-def _generated(source: str) -> bool:
-    return source == "arithmetic" or source.startswith(GYM)
-
-
 def _of_the_hub(source: str) -> bool:
-    return not _generated(source) and local_file(source) is None
+    return not generated(source) and local_file(source) is None
 
 
 def _hub_model(path: str) -> bool:
@@ -68,7 +64,7 @@ def _held_out_source(cfg: Config) -> str:
 def _by_mathematics(cfg: Config) -> bool:
     """Whether rows of a file or hub set are graded by their answer."""
     scored = [cfg.data.source] * _rolls_out(cfg) + [_held_out_source(cfg)] * _holds_out(cfg)
-    by_answer = not cfg.reward.fn and not all(map(_generated, scored))
+    by_answer = not cfg.reward.fn and not all(map(generated, scored))
     return by_answer or (_evaluates(cfg) and bool(cfg.eval.tasks))
 
 
@@ -142,7 +138,7 @@ TABLE = (
     Row("a data.source of the hub, and a method other than eval",
         lambda cfg: cfg.method != "eval" and _of_the_hub(cfg.data.source), "data.revision"),
     Row("a data.source with rows, and a method other than eval",
-        lambda cfg: cfg.method != "eval" and not _generated(cfg.data.source),
+        lambda cfg: cfg.method != "eval" and not generated(cfg.data.source),
         "data.question_column data.answer_column"),
     Row("rows that are graded by their answer, and not by reward.fn", _by_mathematics, "data.grader"),
     Row("method=rl or generate, or an eval.source in training", _own_scores, "reward.fn"),

@@ -23,7 +23,7 @@ from cgrpo_jax.model.trees import Which, every_leaf, part_of
 from cgrpo_jax.sampling.engine import Engine, Weights, weights_of
 from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.text.tokenizer import Tokenizer
-from cgrpo_jax.workdir.checkpoints import check_finite, with_shardings
+from cgrpo_jax.workdir.checkpoints import check_finite
 from cgrpo_jax.workdir.digests import tree_digest
 
 
@@ -72,10 +72,10 @@ class Model:
         """The initial parameters that the run does not train, which are therefore those of every step."""
         return self.weights(lambda path: not self.trained(path))
 
-    def abstract_weights(self) -> Params:
+    def abstract_weights(self, chosen: Which = every_leaf) -> Params:
         """Shapes, dtypes and shardings of `weights`."""
-        params = hf.abstract_params(self.shape)
-        return with_shardings(params, sharding.param_shardings(self.mesh, params))
+        params = part_of(hf.abstract_params(self.shape), chosen)
+        return sharding.with_shardings(params, sharding.param_shardings(self.mesh, params))
 
     def synced(self) -> Weights:
         """The initial parameters in the dtype and layout of the model's engine."""
@@ -88,6 +88,10 @@ class Model:
           sampling: how tokens are drawn; None: as in a rollout.
         """
         return Engine(self.sampler, weights, step, sampling or self.sampling)
+
+    def engine_of(self, params: Params, step: int, sampling: SamplingConfig | None = None) -> Engine:
+        """As `engine`, from all parameters of the model."""
+        return self.engine(weights_of(self.sampler, params), step, sampling)
 
 
 def initial_weights(
@@ -128,6 +132,27 @@ def check_frozen(path: str, frozen: Params, digest: str) -> None:
 def frozen_digest(frozen: Params) -> str:
     """Of the parameters that a run does not train; "" where it trains all."""
     return tree_digest(frozen) if frozen else ""
+
+
+def rollout_engines(
+    policy: Model, params: Params, second: Model | None, weights: Weights | None, step: int
+) -> list[Engine]:
+    """The engines of a rollout: that of the policy, and where a second model is asked that of this one.
+
+    Args:
+      params: all parameters of the policy.
+      weights: what the second model's engine reads (`Model.synced`).
+    """
+    of_policy = policy.engine_of(params, step)
+    return [of_policy, second.engine(weights, step)] if second and weights else [of_policy]
+
+
+def outlined(folder: pathlib.Path) -> Found:
+    """The model of a folder with nothing but a `config.json`.
+
+    Which ids its tokenizer has is not known, so all count as ids that may be drawn.
+    """
+    return Found(folder, config_from_hf(folder), None)
 
 
 def opened(folder: pathlib.Path, thinking: str, stops: Sequence[str]) -> Found:

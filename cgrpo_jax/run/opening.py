@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from cgrpo_jax.config import Config, ConfigError, shows_truth
-from cgrpo_jax.config.options import DataConfig, VerifierConfig
+from cgrpo_jax.config.options import DataConfig, VerifierConfig, generated
 from cgrpo_jax.data.checking import DataError, prompt_fault
 from cgrpo_jax.data.files import local_file
-from cgrpo_jax.data.sources import Problems, generated, hold_out, load_problems, mends
+from cgrpo_jax.data.sources import Problems, hold_out, load_problems, mends
 from cgrpo_jax.data.targets import load_targets
 from cgrpo_jax.data.tasks import load_task, parse_names
 from cgrpo_jax.grading import equivalence

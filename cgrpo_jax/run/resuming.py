@@ -16,7 +16,6 @@ from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.trees import joined, split
-from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.checks import holds_out
 from cgrpo_jax.run.models import check_frozen, frozen_digest
@@ -107,7 +106,7 @@ def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[Tra
         past = dataclasses.replace(past, initial=tree_digest(trained), frozen=frozen_digest(frozen))
         return init_state(run.learner, run.mesh, trained), frozen, past
     try:
-        parts = checkpointer.restore(past.step, **build.abstract_state(run)._asdict())
+        parts = checkpointer.restore(past.step, **run.abstract_state()._asdict())
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_mend(run, checkpointer, past.step)}") from error
     frozen = run.policy.frozen_weights()
@@ -117,7 +116,7 @@ def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[Tra
 
 def _mend(run: Run, checkpointer: Checkpointer, step: int) -> str:
     """What to do where the checkpoint of `step`, the newest, is of no use."""
-    whole = checkpointer.newest_whole(step, **build.abstract_state(run)._asdict())
+    whole = checkpointer.newest_whole(step, **run.abstract_state()._asdict())
     if whole is None:
         return "no older checkpoint here is whole: take another workdir"
     away = ", ".join(str(checkpointer.folder / str(other)) for other in checkpointer.steps() if other > whole)

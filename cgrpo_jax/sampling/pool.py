@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
+from cgrpo_jax.model.splash import attend_own_heads
 from cgrpo_jax.records import Completion, Done, Request
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.room import Room, row_devices
@@ -71,6 +72,16 @@ class EngineSetup:
         """What `programs.empty_slots` is told, whatever the sizes."""
         apart = self.unrolled and not self.stacked_cache
         return {"cfg": self.model, "dtype": self.dtype, "mesh": self.mesh, "unrolled": apart}
+
+
+def setup_for(
+    model: ModelConfig, mesh: Mesh, room: Room, seed: int, dtype: DTypeLike, eos_ids: tuple[int, ...], stop: Stop | None
+) -> EngineSetup:
+    """The forms of weights, cache and attention that the devices of the mesh decode fastest with."""
+    platform = mesh.devices.flat[0].platform
+    forms: dict[str, Any] = {"attend": attend_own_heads} if platform == "tpu" else {}
+    forms |= {"unrolled": programs.unrolls(platform), "stacked_cache": not programs.unrolls_cache(platform)}
+    return EngineSetup(model, mesh, eos_ids, seed, room, dtype, stop=stop, **forms)
 
 
 def drawing_of(sampling: SamplingConfig) -> SamplingConfig:

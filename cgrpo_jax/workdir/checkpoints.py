@@ -261,15 +261,6 @@ def check_finite(where: str, tree: Any) -> None:
         raise CheckpointError(f"{where}: {bad[0]} holds a NaN or an infinity ({len(bad)} such arrays in all)")
 
 
-def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """Shapes and dtypes with the shardings to restore into."""
-
-    def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(placed, abstract, shardings)
-
-
 def save_params(folder: pathlib.Path, params: Params) -> None:
     """Parameters alone, for `convert --to=orbax`: `params` and `meta`, laid out as in a step of a run.
 
