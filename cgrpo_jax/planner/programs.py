@@ -19,7 +19,6 @@ from jax.sharding import PartitionSpec as P
 from cgrpo_jax.learning.packing import BinSize, empty_bins
 from cgrpo_jax.learning.update import bin_shardings, make_init, make_logps, make_update
 from cgrpo_jax.model.sharding import with_shardings
-from cgrpo_jax.model.trees import split
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.models import Model
@@ -105,7 +104,7 @@ def _checks(name: str, tree: Any, mesh: Mesh) -> Iterator[Program]:
 def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
     """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
     cfg, params, state = run.cfg, run.policy.abstract_weights(), run.abstract_state()
-    trained, frozen = split(params, run.policy.trained)
+    trained, frozen = state.params, run.policy.abstract_weights(run.policy.frozen)
     yield Program("init", make_init(run.learner, run.mesh, trained), (trained,))
     yield from _checks("params", params, run.mesh)
     if frozen:

@@ -64,13 +64,13 @@ class Model:
         assert self.reader is not None, f"the {self.section} of a plan has no tokenizer"
         return self.reader
 
+    def frozen(self, path: str) -> bool:
+        """Whether the run leaves a parameter as it is, so that the initial one is that of every step."""
+        return not self.trained(path)
+
     def weights(self, chosen: Which = every_leaf) -> Params:
         """The initial parameters. See `initial_weights`."""
         return initial_weights(self.folder, self.shape, self.mesh, self.seed, chosen)
-
-    def frozen_weights(self) -> Params:
-        """The initial parameters that the run does not train, which are therefore those of every step."""
-        return self.weights(lambda path: not self.trained(path))
 
     def abstract_weights(self, chosen: Which = every_leaf) -> Params:
         """Shapes, dtypes and shardings of `weights`."""

@@ -109,7 +109,7 @@ def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[Tra
         parts = checkpointer.restore(past.step, **run.abstract_state()._asdict())
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_mend(run, checkpointer, past.step)}") from error
-    frozen = run.policy.frozen_weights()
+    frozen = run.policy.weights(run.policy.frozen)
     check_frozen(run.cfg.model.path, frozen, past.frozen)
     return TrainState(**parts), frozen, past
 
