@@ -23,7 +23,6 @@ from cgrpo_jax.config.options import MeshConfig, SamplingConfig, generated
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, abstract_state
 from cgrpo_jax.model import sharding
-from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.splash import attend_by_splash
 from cgrpo_jax.model.trees import no_leaf
 from cgrpo_jax.run.checks import check, check_local
@@ -64,10 +63,10 @@ def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
     return jnp.dtype(jnp.bfloat16 if native else jnp.float32)
 
 
-def _room(cfg: Config, shape: ModelConfig, mesh: Mesh, prompt: int, dtype: DTypeLike) -> Room:
+def _room(cfg: Config, found: Found, mesh: Mesh, prompt: int, dtype: DTypeLike) -> Room:
     """What an engine has room for. Raises ConfigError where the memory or the sizes that are given hold nothing."""
     new = cfg.sampling.max_new_tokens
-    room = room_for(shape, mesh, cfg.sampler, prompt + new, prompt, dtype)
+    room = room_for(found.shape, mesh, cfg.sampler, prompt + new, prompt, dtype)
     if wrong := unfit(room, row_devices(mesh), prompt, new):
         raise ConfigError(wrong)
     if not room.rows:
@@ -95,7 +94,7 @@ def _models(
     own_mesh = sharding.reshaped(mesh, cfg.sampler.tensor)
 
     def model(section: str, found: Found, sampling: SamplingConfig, load: Load) -> Model:
-        room = _room(cfg, found.shape, own_mesh, load.prompt_tokens, dtype)
+        room = _room(cfg, found, own_mesh, load.prompt_tokens, dtype)
         eos_ids, stop = (found.reader.eos_ids, found.reader.stopping) if found.reader else ((), None)
         setup = setup_for(found.shape, own_mesh, room, cfg.seed, dtype, eos_ids, stop)
         return Model(section, *found, mesh, setup, sampling, load)
