@@ -30,7 +30,7 @@ from cgrpo_jax.run import build
 from cgrpo_jax.run.folders import shape_folder
 from cgrpo_jax.workdir.progress import Progress
 
-SHAPES = pathlib.Path(build.__file__).parent / "shapes"
+SHAPES = pathlib.Path(build.__file__).parents[1] / "shapes"
 # Parameters as the model cards and technical reports tell them, in billions.
 PUBLISHED = {
     "llama_3_2_3b": 3.21, "qwen2_5_0_5b": 0.49, "qwen2_5_7b": 7.61, "qwen2_5_math_7b": 7.62,
