@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
@@ -20,22 +19,14 @@ from cgrpo_jax.config.files import get_config
 from cgrpo_jax.config.options import drawn
 from cgrpo_jax.process import stopping
 from cgrpo_jax.report_page.live import Curves
-from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.places import expanded, local_folder
 from cgrpo_jax.workdir.reading import RunError
-
-if TYPE_CHECKING:
-    import pandas
+from cgrpo_jax.workdir.tables import RunTables, last_metrics, load_run
 
 __all__ = [
     "Curves", "Graded", "RunError", "RunTables", "evaluate", "export", "generate", "get_config", "grade", "load_run",
     "make_plan", "train", "write_report",
 ]  # fmt: skip
-
-ROLLOUT_COLUMNS = (
-    "step", "problem", "question", "gold", "tag", "kind", "attempt", "source", "text", "answer", "status", "reward",
-    "correct", "critique", "trained", "tokens", "finished",
-)  # fmt: skip
 
 
 class Graded(NamedTuple):
@@ -44,13 +35,6 @@ class Graded(NamedTuple):
     correct: bool
     answer: str | None  # what was found in the text
     status: str
-
-
-class RunTables(NamedTuple):
-    """A run as tables."""
-
-    metrics: pandas.DataFrame  # a row a step; what was not measured at a step is NaN
-    rollouts: pandas.DataFrame  # a row an attempt, ROLLOUT_COLUMNS
 
 
 def _settled(config: Config | Mapping[str, Any], methods: Sequence[str]) -> Config:
@@ -99,10 +83,7 @@ def train(
         on_step.drawn = drawn(cfg.eval.temperature, cfg.eval.top_p)
     with stopping.for_this_call():
         training.train(cfg, folder, on_row=on_step)
-    last: dict[bool, dict[str, Any]] = {}
-    for row in reading.metrics(folder, warnings.warn):
-        last[any(name.startswith("eval/") for name in row)] = row
-    return last.get(True, {}) | last[False]
+    return last_metrics(folder)
 
 
 def evaluate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
@@ -240,35 +221,3 @@ def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
     with Verifier(VerifierConfig()) as verifier:
         attempts = rewards.score(asked, verifier)
     return [Graded(attempt.correct, attempt.extracted, attempt.status) for attempt in attempts]
-
-
-def _attempts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """ROLLOUT_COLUMNS of each attempt of a step."""
-    for problem, group in enumerate(reading.groups(path, warnings.warn)):
-        shared = {"step": int(path.stem), "problem": problem, "question": group["question"], "gold": group["answer"]}
-        second = group["selected"] + group.get("own_group", [])
-        for kind, trained in (("response", group["kept"]), ("refinement", second)):
-            for index, attempt in enumerate(group[f"{kind}s"]):
-                own = {"kind": kind, "attempt": index, "tag": group["tag"], "trained": index in trained}
-                yield shared | own | attempt
-
-
-def load_run(workdir: str | os.PathLike) -> RunTables:
-    """Metrics and rollouts of a run of training (one that still works, or was killed, too) as pandas tables.
-
-    A refinement's `source` is the `attempt` of the response it refines; the critique it was given is that response's
-    `critique`. `trained`: the attempt is a row of the update. A line that is damaged is left out, with a warning that
-    names it.
-
-    Raises: RunError where `workdir` holds no metrics.
-    """
-    folder = expanded(workdir)
-    steps: dict[int, dict[str, Any]] = {}
-    for row in reading.metrics(folder, warnings.warn):  # training and evaluation of a step have a line each
-        steps.setdefault(row["step"], {}).update(row)
-    import pandas
-
-    files = reading.rollouts(folder)
-    rollouts = pandas.DataFrame([row for file in files for row in _attempts(file)], columns=list(ROLLOUT_COLUMNS))
-    rollouts["source"] = rollouts["source"].astype("Int64")
-    return RunTables(pandas.DataFrame([steps[step] for step in sorted(steps)]), rollouts)
