@@ -64,9 +64,9 @@ class Table:
         return [(request, self.answer(request))]
 
 
-def groups_from(engine, problems, method, spare=()):
+def groups_from(engine, problems, method, spare=(), step=0):
     """The groups of a step that is sampled by this engine."""
-    with stories_of(problems, method, 0, spare=spare) as stories:
+    with stories_of(problems, method, step, spare=spare) as stories:
         run_stories(stories, [engine])
     return groups_of(stories)
 
@@ -192,6 +192,19 @@ def test_selection():
     assert picks == {(0,), (1,)}
     assert set(select([False, True, False, True], 3, "correct_then_random", rng())) > {1, 3}
     assert select([], 1, "correct_then_random", rng()) == ()
+
+
+def test_what_is_picked_follows_from_seed_step_and_problem(tokenizer):
+    """One of three wrong refinements, by chance: another one for other problems, steps and seeds, else the same."""
+    method = method_of(tokenizer, RefineConfig(select="random"), 3)
+
+    def picks(seed, step):
+        engine = Table(lambda request: completion(tokenizer, WRONG), [])
+        groups = groups_from(engine, [PROBLEM] * 12, dataclasses.replace(method, seed=seed), step=step)
+        return [group.selected for group in groups]
+
+    assert picks(0, 0) == picks(0, 0) and set(picks(0, 0)) == {(0,), (1,), (2,)}
+    assert len({tuple(picks(seed, step)) for seed, step in ((0, 0), (0, 1), (1, 0))}) == 3
 
 
 def test_replacing_makes_room_for_the_refinement(tokenizer):
@@ -616,6 +629,7 @@ def test_critics_without_a_model(tokenizer):
         ("The generated solution is correct, the ground truth is 4.", "The generated solution is incorrect, the ground truth is 4."),
         ("Step 2 is wrong.\nConclusion: incorrect", "Step 2 is wrong.\nConclusion: correct"),
         ("**Conclusion:** Right [END]", "**Conclusion:** Wrong [END]"), ("Look at step 2.", None),
+        ("Conclusion: wrong [END] Carry the 1.", "Conclusion: right [END] Carry the 1."),
     ],
 )  # fmt: skip
 def test_an_inverted_critique_differs_in_its_verdict_alone(text, other):

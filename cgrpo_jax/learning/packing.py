@@ -193,7 +193,7 @@ def _fill(bins: Bins, place: tuple[int, int], first: int, number: int, segment: 
     )
     for array, values in weights:
         if array is not None:
-            array[ids] = np.asarray(values)[sampled]
+            array[ids] = np.nan if values is None else values[sampled]  # None: nobody sampled it
     return last
 
 
