@@ -200,7 +200,8 @@ def generate(config: Config | Mapping[str, Any], workdir: str | os.PathLike) -> 
 def grade(golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
     """Whether each whole response gives its gold answer, by mathematical equivalence. Loads no jax.
 
-    Nothing of a text is evaluated in this process. Worker processes start with each call (seconds): grade many at once.
+    Texts are parsed in worker processes, which start with each call (a second, or several where an answer needs a
+    computer algebra system): grade many at once.
 
     Raises: ValueError for lists of different lengths, or of anything but strings.
     """

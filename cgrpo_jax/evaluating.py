@@ -22,8 +22,7 @@ from cgrpo_jax.evaluation.identity import contents, problem_digest
 from cgrpo_jax.evaluation.intervals import cluster_problems, mean_of_tasks, summarise
 from cgrpo_jax.evaluation.sample import Exam, accuracies
 from cgrpo_jax.evaluation.store import Answers
-from cgrpo_jax.grading import equivalence, rewards
-from cgrpo_jax.grading.choices import chosen
+from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.process.hosts import ONE_HOST
@@ -115,30 +114,24 @@ def _write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequen
                 file.write(json.dumps(record) + "\n")
 
 
-def _vote(problem: Problem, attempt: Attempt) -> str | None:
-    """What an attempt votes for: its answer, or the letter of the option that it names."""
-    if problem.grader == "choice" and attempt.extracted is not None:
-        return chosen(attempt.extracted, (problem.entry or {})["options"])
-    return attempt.extracted
-
-
 def entry(
     task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]], verifier: Verifier, seed: int
 ) -> dict[str, Any]:
     """A task's figures for `results.json`; answers vote by equivalence (options by their letter)."""
 
     def same(pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        return [verdict.correct for verdict in equivalence.compare(pairs, verifier)]
+        return [verdict.correct for verdict in verifier.compare(pairs)]
 
     def of(value: Callable[[Attempt], Any]) -> np.ndarray:
         return np.array([[value(attempt) for attempt in row] for row in attempts_PG])
 
-    votes = [[_vote(named.problem, attempt) for attempt in row] for named, row in zip(task, attempts_PG, strict=True)]
+    pairs = [(one.problem, a.extracted) for one, row in zip(task, attempts_PG, strict=True) for a in row]
+    votes = iter(rewards.votes(pairs, verifier))
     of_task = summarise(
         [named.id for named in task],
         [problem_digest(named.problem) for named in task],
         correct_PG=of(lambda a: a.correct),
-        cluster_PG=cluster_problems(votes, same),
+        cluster_PG=cluster_problems([[next(votes) for _ in row] for row in attempts_PG], same),
         length_PG=of(lambda a: len(a.completion.ids)),
         finished_PG=of(lambda a: a.completion.finished),
         answered_PG=of(lambda a: a.extracted is not None),
@@ -167,9 +160,10 @@ def _load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None], task: 
         return len(run.policy.tokenizer.encode_chat(problem.messages))
 
     fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
-    parsable = functools.partial(equivalence.readable, verifier=verifier)
-    load = functools.partial(load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable)
-    load = functools.partial(load, task_prompt=task)
+    load = functools.partial(
+        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=verifier.readable,
+        task_prompt=task,
+    )  # fmt: skip
     return {name: load(name, where) for name, where in parse_names(cfg.eval.tasks)}
 
 

@@ -24,7 +24,7 @@ class Problem:
     question: str
     answer: str
     messages: tuple[Message, ...]  # the task prompt, as chat turns
-    grader: str = "math"  # key of rewards.GRADERS
+    grader: str = "math"  # a key of grading.grader.GRADERS
     tag: str = ""  # evaluation reports each tag on its own, e.g. "hard"
     entry: Mapping[str, Any] | None = None  # what its grader needs beside the answer
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the row's other values, as JSON has them

@@ -370,64 +370,44 @@ def test_generated_tasks():
 
 def test_reasoning_gym_scores_its_own_answers():
     pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
-    import numpy as np
-
     from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS, score
-    from cgrpo_jax.records import Completion
 
-    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
     assert load("reasoning_gym:chain_sum").get(0) != load("reasoning_gym:chain_sum", split="test").get(0)
-    for task in ("chain_sum", "gcd", "caesar_cipher", "count_bits"):
-        problem = load(f"reasoning_gym:{task}").get(3)
-        texts = [f"\\boxed{{{problem.answer}}}", "\\boxed{nonsense}", "no answer"]
-        attempts = score([(problem, completion, text) for text in texts], verifier=None)
-        assert [attempt.reward for attempt in attempts] == [1.0, 0.0, 0.0], task
+    problems = [load(f"reasoning_gym:{task}").get(3) for task in ("chain_sum", "gcd", "caesar_cipher", "count_bits")]
+    texts = [[f"\\boxed{{{one.answer}}}", "\\boxed{nonsense}", "no answer"] for one in problems]
+    with Verifier(VerifierConfig()) as verifier:
+        attempts = score([(p, None, text) for p, of in zip(problems, texts, strict=True) for text in of], verifier)
+    assert [attempt.reward for attempt in attempts] == [1.0, 0.0, 0.0] * len(problems)
     assert "countdown" not in REASONING_GYM_TASKS and "n_queens" not in REASONING_GYM_TASKS
 
 
-def test_a_scorer_that_fails_gives_no_reward_and_is_counted(monkeypatch):
-    """And those after it are scored as ever."""
-    reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
-    import numpy as np
-
-    from cgrpo_jax.grading.rewards import score
-    from cgrpo_jax.records import Completion
-
-    problem = load("reasoning_gym:chain_sum").get(3)
-    own = reasoning_gym.get_score_answer_fn("chain_sum")
-
-    def fragile(answer, entry):
-        if answer == "1/0":
-            raise ZeroDivisionError
-        return own(answer, entry)
-
-    monkeypatch.setattr(reasoning_gym, "get_score_answer_fn", lambda name: fragile)
-    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
-    texts = ["\\boxed{1/0}", f"\\boxed{{{problem.answer}}}"]
-    attempts = score([(problem, completion, text) for text in texts], verifier=None)
-    assert [(attempt.reward, attempt.status) for attempt in attempts] == [(0.0, "error"), (1.0, "ok")]
+SCORES = """
+import sys, reasoning_gym
+from cgrpo_jax.grading import worker
+given = {"a": 0.6, "b": 1, "c": 7.0, "d": float("nan"), "e": -1}
+reasoning_gym.get_score_answer_fn = lambda name: lambda answer, entry: given[answer]
+worker.main(int(sys.argv[1]), float(sys.argv[2]))
+"""
 
 
-def test_what_a_fraction_is_worth(monkeypatch):
-    """0.6, and answers that no reward may follow from; `reward.correct_at` and `reward.partial` by hand."""
-    reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
-    import numpy as np
-
+def test_what_a_fraction_is_worth(tmp_path, monkeypatch):
+    """0.6, answers that no reward may follow from, and one that raises; `reward.correct_at` and `.partial` by hand."""
+    pytest.importorskip("reasoning_gym", reason="reasoning_gym is not installed")
     from cgrpo_jax.config.options import RewardConfig
     from cgrpo_jax.grading.rewards import score
-    from cgrpo_jax.records import Completion
 
-    problem, given = load("reasoning_gym:chain_sum").get(3), {"a": 0.6, "b": 1, "c": 7.0, "d": float("nan"), "e": -1}
-    monkeypatch.setattr(reasoning_gym, "get_score_answer_fn", lambda name: lambda answer, entry: given[answer])
-    completion = Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), np.ones(1, np.float32), True)
-    items = [(problem, completion, f"\\boxed{{{answer}}}") for answer in given]
-    rights = [(1.0, True, "ok"), (1.0, True, "ok"), (0.0, False, "error"), (0.0, False, "error")]
-    for cfg, found in (
-        (RewardConfig(), (0.0, False)), (RewardConfig(correct_at=0.5), (1.0, True)), (RewardConfig(correct_at=0.6), (1.0, True)),
-        (RewardConfig(partial=True), (0.6, False)), (RewardConfig(correct_at=0.5, partial=True), (0.6, True)),
-    ):  # fmt: skip
-        attempts = score(items, verifier=None, cfg=cfg)
-        assert [(a.reward, a.correct, a.status) for a in attempts] == [(*found, "ok"), *rights]
+    problem = load("reasoning_gym:chain_sum").get(3)
+    (tmp_path / "scores.py").write_text(SCORES)
+    monkeypatch.setattr("cgrpo_jax.grading.verifier.WORKER", (str(tmp_path / "scores.py"),))
+    items = [(problem, None, f"\\boxed{{{answer}}}") for answer in "abcdef"]
+    rights = [(1.0, True, "ok"), (1.0, True, "ok"), *[(0.0, False, "error")] * 3]
+    with Verifier(VerifierConfig(workers=1)) as verifier:
+        for cfg, found in (
+            (RewardConfig(), (0.0, False)), (RewardConfig(correct_at=0.5), (1.0, True)), (RewardConfig(correct_at=0.6), (1.0, True)),
+            (RewardConfig(partial=True), (0.6, False)), (RewardConfig(correct_at=0.5, partial=True), (0.6, True)),
+        ):  # fmt: skip
+            attempts = score(items, verifier, cfg)
+            assert [(a.reward, a.correct, a.status) for a in attempts] == [(*found, "ok"), *rights]
 
 
 def test_gsm8k_whole(shared_data):

@@ -15,8 +15,7 @@ from cgrpo_jax.evaluation import store
 from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import wilson
 from cgrpo_jax.evaluation.sample import accuracies, nonfinite_tokens
-from cgrpo_jax.grading import rewards
-from cgrpo_jax.records import Completion, Problem
+from cgrpo_jax.records import Attempt, Completion, Problem
 from cgrpo_jax.text.prompts import question_messages
 
 
@@ -27,9 +26,7 @@ def problem(question, answer="1", tag=""):
 def attempt(correct, logp=(-0.5, -0.1)):
     logp = np.array(logp, np.float32)
     completion = Completion(np.arange(len(logp), dtype=np.int32), logp, logp, True)
-    asked = Problem("?", "1", question_messages("?"), "exact")
-    (graded,) = rewards.score([(asked, completion, "\\boxed{1}" if correct else "\\boxed{2}")], verifier=None)
-    return graded
+    return Attempt(completion, "", float(correct), bool(correct), "1" if correct else "2", "ok")
 
 
 def test_a_problem_is_its_question_its_gold_and_its_options():

@@ -15,7 +15,7 @@ from cgrpo_jax.config.options import DataConfig, VerifierConfig
 from cgrpo_jax.data.choice_rows import choice_problem
 from cgrpo_jax.data.rows import parse_row
 from cgrpo_jax.data.theoremqa_rows import theoremqa_problem
-from cgrpo_jax.grading import choices, equivalence, theoremqa
+from cgrpo_jax.grading import choices, theoremqa
 from cgrpo_jax.grading.normalise import clean, number
 from cgrpo_jax.grading.verifier import Verifier
 
@@ -33,7 +33,7 @@ def verifier():
 
 
 def same(verifier, *pairs):
-    return [verdict.correct for verdict in equivalence.compare(pairs, verifier)]
+    return [verdict.correct for verdict in verifier.compare(pairs)]
 
 
 def test_labelled_pairs(verifier):
@@ -93,7 +93,7 @@ def golds(shared_data):
 def test_every_gold_is_read_and_equals_itself(golds, verifier):
     """Written in a box with other spacing, and readable as a gold of training."""
     for name, answers in golds.items():
-        assert all(reading.readable for reading in equivalence.readable(answers, verifier)), name
+        assert all(reading.readable for reading in verifier.readable(answers)), name
         verdicts = same(verifier, *((gold, "\\displaystyle " + gold.replace("\\frac", "\\dfrac")) for gold in answers))
         assert {g for g, ok in zip(answers, verdicts, strict=True) if not ok} == UNREAD.get(name, set()), name
 

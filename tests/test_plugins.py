@@ -20,9 +20,10 @@ from cgrpo_jax.config.options import DataConfig, RefineConfig, RewardConfig
 from cgrpo_jax.data.checking import DataError
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.data.tasks import load_task, parse_names
-from cgrpo_jax.grading import rewards
+from cgrpo_jax.grading import grader, rewards
+from cgrpo_jax.grading.verifier import Graded
 from cgrpo_jax.process.user import UserProcess
-from cgrpo_jax.records import Attempt
+from cgrpo_jax.records import Attempt, Verdict
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.own_critic import by_function
@@ -186,9 +187,16 @@ def functions(own, process):
     return of
 
 
+class Finds:
+    """In place of a verifier: the functions decide, and the answer is found in this process."""
+
+    def grade(self, jobs):
+        return [Graded(grader.extract(job), Verdict.of(False)) for job in jobs]
+
+
 def scored(tokenizer, own_functions, problem, texts, step=0):
     items = [(problem, completion(tokenizer, text), text) for text in texts]
-    return rewards.score(items, None, rewards.WHOLE, own_functions, step)
+    return rewards.score(items, Finds(), rewards.WHOLE, own_functions, step)
 
 
 TEXT = {"question": "Why?", "answer": "so #### 7", "wished": 0.5, "level": [3]}

@@ -39,7 +39,7 @@ def scored(verifier, *items):
 def verdicts(rows, verifier):
     pairs = [row for row in rows if "answer" in row]
     texts = [row for row in rows if "text" in row]
-    found = equivalence.compare([(row["gold"], row["answer"]) for row in pairs], verifier)
+    found = verifier.compare([(row["gold"], row["answer"]) for row in pairs])
     asked = []
     for row in texts:
         options = row.get("options")
@@ -69,7 +69,7 @@ def test_where_no_option_is_named_none_is_read():
 
 def test_words_of_despair_are_no_golds(verifier):
     golds = ["proof", "\\text{not found}", "See solution", "no solution", "42"]
-    assert equivalence.readable(golds, verifier) == [Reading(yes, "ok") for yes in (False, False, False, True, True)]
+    assert verifier.readable(golds) == [Reading(yes, "ok") for yes in (False, False, False, True, True)]
 
 
 ASKED = [

@@ -13,6 +13,7 @@ from cgrpo_jax.config.critics import CRITICS
 from cgrpo_jax.config.options import ObjectiveConfig, RefineConfig, RewardConfig
 from cgrpo_jax.data.arithmetic import solution, worked_critique
 from cgrpo_jax.grading import rewards
+from cgrpo_jax.grading.verifier import Graded
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request, Verdict
@@ -156,16 +157,16 @@ def test_triggers(trigger, correct, expected):
 
 
 @pytest.mark.parametrize(("at", "refinements", "critique"), [(1.0, 3, "incorrect"), (0.5, 0, None)])
-def test_what_counts_as_correct_decides_trigger_and_selection(tokenizer, monkeypatch, at, refinements, critique):
+def test_what_counts_as_correct_decides_trigger_and_selection(tokenizer, at, refinements, critique):
     """Scores of 0.6 and 0.2: below the threshold all are refined; the fractions are the rewards either way."""
     values = {"1": 0.6, "2": 0.2}
 
-    def grade(pairs, verifier):
-        return [Verdict(values[answer], False, "ok") for _, answer in pairs]
+    class Fractions:
+        def grade(self, jobs):
+            return [Graded(None, Verdict(values[job.text[-2]], False, "ok")) for job in jobs]
 
-    monkeypatch.setitem(rewards.GRADERS, "exact", grade)
     cfg = RewardConfig(correct_at=at, partial=True)
-    rule = by_rule(functools.partial(rewards.score, verifier=None, cfg=cfg), tokenizer)
+    rule = by_rule(functools.partial(rewards.score, verifier=Fractions(), cfg=cfg), tokenizer)
     group, _ = collect(tokenizer, lambda kind, g: f"\\boxed{{{1 if g == 1 else 2}}}", scorer=rule)
     assert [a.reward for a in group.responses] == [0.2, 0.6, 0.2] and len(group.refinements) == refinements
     assert all(

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 from cgrpo_jax.grading.answers import CHATTER, MAX_ANSWER, last_boxes
 from cgrpo_jax.grading.normalise import clean
-from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.records import Problem, Verdict
 
 LETTERS = string.ascii_uppercase
 MOST = 16  # statements that are looked at, from the last one on
@@ -228,12 +226,3 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
 def _several(rest: str) -> bool:
     """Whether more letters follow: "(A) and (B)" chooses none."""
     return bool(re.search(r"(?:^|\W)(?:\([A-Z]\)|[A-Z][.)](?:\s|$)|(?:and|or) \(?[A-Z]\)?$)|^[(\[]?[A-Z][)\]]?$", rest))
-
-
-def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """The answer names the option whose letter is the gold."""
-    verdicts = []
-    for problem, answer in pairs:
-        assert problem.entry is not None
-        verdicts.append(Verdict.of(chosen(answer, problem.entry["options"]) == problem.answer))
-    return verdicts

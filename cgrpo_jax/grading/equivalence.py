@@ -1,7 +1,7 @@
 """When two mathematical answers are equal: lists, tuples, sets, intervals and matrices part by part.
 
 Numbers and words are compared here (exactly, as strings and fractions); every other part is a question for math-verify,
-asked through `ask` and answered by the worker processes. Nothing is evaluated in this process.
+which is asked through `ask` (`leaves.Ask`). Nothing is evaluated here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,10 @@ from collections.abc import Sequence
 from cgrpo_jax.grading.answers import boxed
 from cgrpo_jax.grading.leaves import BASE, Ask, said, same_leaf, squeezed
 from cgrpo_jax.grading.normalise import clean, number, split_top, split_unit, words
-from cgrpo_jax.grading.parts import Parts, Question
 from cgrpo_jax.grading.reals import is_set, real_set
 from cgrpo_jax.grading.structure import NAME, RELATION, Collection, Parsed, parse, render
-from cgrpo_jax.grading.verifier import Reading, Verifier
-from cgrpo_jax.records import Verdict
 
 MAX_PARTS = 64  # of an unordered list; a longer one must have the order of the gold
-MAX_ROUNDS = 8
 # Golds that say that there is none.
 NO_GOLDS = frozenset(
     (
@@ -191,37 +187,9 @@ def _grouped(text: str) -> bool:
     return "," in text and number(text) is not None
 
 
-def compare(pairs: Sequence[tuple[str, str]], verifier: Verifier) -> list[Verdict]:
-    """A verdict for each (gold, answer). Parts that need math-verify are asked together, again while new ones come up.
-
-    All parts of an answer share its CPU limit (`Parts`).
-    """
-    parts = Parts(verifier, len(pairs))
-    verdicts: list[Verdict | None] = [None] * len(pairs)
-    parsed = [(_top(gold), _top(answer)) for gold, answer in pairs]
-    for index, pair in enumerate(pairs):
-        if says_nothing(pair[0]):
-            verdicts[index] = Verdict.of(False)
-    for round_ in range(MAX_ROUNDS):
-        missing: dict[int, list[Question]] = {}
-        for index, (gold, answer) in enumerate(parsed):
-            if verdicts[index] is None:
-                asked: list[Question] = []
-
-                def ask(gold: str, answer: str, how: str = "equal", asked: list = asked, index: int = index) -> bool:
-                    asked.append((gold, answer, how))
-                    return parts.says(index, (gold, answer, how))
-
-                correct = same(gold, answer, ask)
-                unknown = parts.unknown(index, asked)
-                if correct and unknown and round_ < MAX_ROUNDS - 1:
-                    missing[index] = unknown
-                    continue
-                verdicts[index] = parts.verdict(index, correct and not unknown, asked)
-        if not missing:
-            break
-        parts.ask(missing)
-    return [verdict or Verdict.of(False) for verdict in verdicts]
+def equal(gold: str, answer: str, ask: Ask) -> bool:
+    """Whether an answer is mathematically the gold; nothing is equal to a gold that says nothing."""
+    return not says_nothing(gold) and same(_top(gold), _top(answer), ask)
 
 
 def says_nothing(gold: str) -> bool:
@@ -240,13 +208,10 @@ def _top(text: str) -> Parsed:
     return cleaned if words(cleaned) is not None else parse(cleaned)
 
 
-def readable(golds: Sequence[str], verifier: Verifier) -> list[Reading]:
-    """Whether each gold answer can be read: by itself as words, number or collection, else by math-verify."""
-    readings = [Reading(not says_nothing(gold) and _reads(_top(gold)), "ok") for gold in golds]
-    unsure = [i for i, gold in enumerate(golds) if not readings[i].readable and not says_nothing(gold)]
-    for i, reading in zip(unsure, verifier.readable([render(_top(golds[i])) or " " for i in unsure]), strict=True):
-        readings[i] = reading
-    return readings
+def readable(gold: str, ask: Ask) -> bool:
+    """Whether a gold can be read: by itself as words, a number or a collection of them, else by math-verify."""
+    parsed = _top(gold)
+    return not says_nothing(gold) and (_reads(parsed) or ask(render(parsed) or " ", "", "read"))
 
 
 def _reads(parsed: Parsed) -> bool:

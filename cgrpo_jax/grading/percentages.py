@@ -41,5 +41,5 @@ def missing_sign(question: str, gold: str, answer: str) -> bool:
 
     So 25 and 25% are right for a gold of 25, and its hundredth is not. A gold below 1 may be a share: it stays.
     """
-    read = number(gold)
-    return bool(read and abs(read.value) >= 1 and _WRITTEN.search(answer)) and asked(question)
+    read = number(gold) if _WRITTEN.search(answer) else None
+    return bool(read and abs(read.value) >= 1) and asked(question)

@@ -10,12 +10,9 @@ they break, and common measures; numbers in words are whole ones. math-verify is
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from cgrpo_jax.grading.answers import MAX_ANSWER
 from cgrpo_jax.grading.normalise import number_in_words
-from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.records import Problem, Verdict
 
 _NUMBER = re.compile(r"-?\d*\.?\d+")
 _ENDS = re.compile(r"</s>|<\|im_end\|>|<\|endoftext\|>")
@@ -115,8 +112,3 @@ def extract(text: str) -> str | None:
     answer = answer.removeprefix(":").removesuffix(".").removesuffix("/")
     answer = _stripped(answer) if len(answer) <= MAX_ANSWER else ""
     return answer or None
-
-
-def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """Whether plain math-verify holds gold and answer equal."""
-    return verifier.compare([(problem.answer, answer) for problem, answer in pairs], how="plain")

@@ -1,15 +1,14 @@
-"""Scores responses. A grader turns (problem, extracted answer) into a verdict: 1 where it is correct, 0, or between."""
+"""Scores responses: the graders run in worker processes, and the reward options say what their verdicts are worth."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from cgrpo_jax.config.options import RewardConfig
-from cgrpo_jax.grading import choices, equivalence, functions, percentages, release, theoremqa
-from cgrpo_jax.grading.answers import extract_answer
+from cgrpo_jax.grading import functions
+from cgrpo_jax.grading.grader import Job
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.records import Attempt, Completion, Problem, Verdict
+from cgrpo_jax.records import Attempt, Completion, Problem
 
 # Tasks of reasoning_gym 0.1.25 whose scorer was read: it evaluates nothing of the answer, does bounded work, and gives
 # 1 or more only to a right answer. Left out: scorers that call eval or sympy's parser on the answer, that raise on odd
@@ -29,70 +28,7 @@ REASONING_GYM_TASKS = frozenset(
     )
 )  # fmt: skip
 
-
-def exact(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """The answer is the gold string."""
-    return [Verdict.of(answer == problem.answer) for problem, answer in pairs]
-
-
-def math(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """Mathematical equivalence: part by part, what is no plain number by `math-verify` in the worker processes."""
-    return equivalence.compare([(_gold(problem, answer), answer) for problem, answer in pairs], verifier)
-
-
-def _gold(problem: Problem, answer: str) -> str:
-    """The gold, with the percent sign that it was given without where only the answer has it."""
-    missing = percentages.missing_sign(problem.question, problem.answer, answer)
-    return f"{problem.answer}\\%" if missing else problem.answer
-
-
-def gym(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """The scorer of a reasoning_gym task from the list above, from 0 to 1.
-
-    Much of what it gives between is for an answer that contains the right one (0.5 to 12 where 2 is right).
-    """
-    import reasoning_gym  # an extra, and slow to import
-
-    verdicts = []
-    for problem, answer in pairs:
-        assert problem.entry is not None
-        entry = copy.deepcopy(dict(problem.entry))
-        scorer = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
-        try:
-            found = min(float(scorer(answer, entry)), 1.0)
-            verdicts.append(Verdict(found, found == 1.0, "ok") if found >= 0 else Verdict.of(False, "error"))
-        except Exception:  # of code that is not ours, on hostile text: no reward, and counted
-            verdicts.append(Verdict.of(False, "error"))
-    return verdicts
-
-
-GRADERS: dict[str, Callable[[Sequence[tuple[Problem, str]], Verifier], list[Verdict]]] = {
-    "exact": exact,
-    "math": math,
-    "math_verify": release.grade,
-    "choice": choices.grade,
-    "theoremqa": theoremqa.grade,
-    "reasoning_gym": gym,
-}
-
-
 WHOLE = RewardConfig()
-
-
-def _of_options(problem: Problem, text: str) -> str | None:
-    return choices.extract_choice(text, (problem.entry or {})["options"])
-
-
-EXTRACTORS: dict[str, Callable[[Problem, str], str | None]] = {  # others: extract_answer
-    "choice": _of_options,
-    "math_verify": lambda problem, text: release.extract(text),
-}
-
-
-def extracted_from(problem: Problem, text: str) -> str | None:
-    """The answer in a response, as the problem's grader reads it."""
-    extract = EXTRACTORS.get(problem.grader)
-    return extract(problem, text) if extract else extract_answer(text)
 
 
 def score(
@@ -102,29 +38,35 @@ def score(
     own: functions.Functions | None = None,
     step: int = 0,
 ) -> list[Attempt]:
-    """Scores (problem, completion, its text); a response without an answer gets 0 and asks nobody.
+    """Scores each (problem, completion, its text); a response without an answer gets 0.
 
     Args:
       own: scores the problems whose grader is `functions.GRADER`, with an answer in the text or without.
       step: of the run, which `own` is told.
+
+    Raises: VerifierError where the worker processes cannot run.
     """
-    extracted = [extracted_from(problem, text) for problem, _, text in items]
-    verdicts = [Verdict.of(False)] * len(items)
-    for name, grade in GRADERS.items():
-        chosen = [i for i, item in enumerate(items) if item[0].grader == name and extracted[i] is not None]
-        if not chosen:
-            continue
-        pairs = [(items[i][0], extracted[i] or "") for i in chosen]
-        for i, verdict in zip(chosen, grade(pairs, verifier), strict=True):
-            verdicts[i] = verdict
+    jobs = [Job(one.grader, one.answer, text, question=one.question, entry=one.entry) for one, _, text in items]
+    graded = verifier.grade(jobs)
+    verdicts = [verdict for _, verdict in graded]
     if own is not None:
         chosen = [i for i, item in enumerate(items) if item[0].grader == functions.GRADER]
         for i, verdict in zip(chosen, own.grade([items[i] for i in chosen], step), strict=True):
             verdicts[i] = verdict
     scored = []
-    for (problem, completion, text), answer, verdict in zip(items, extracted, verdicts, strict=True):
+    for (problem, completion, text), (answer, _), verdict in zip(items, graded, verdicts, strict=True):
         own_verdict = problem.grader == functions.GRADER
         correct = verdict.correct if own_verdict else verdict.reward >= cfg.correct_at
         reward = verdict.reward if cfg.partial or own_verdict else float(correct)
         scored.append(Attempt(completion, text, reward, correct, answer, verdict.status, parts=verdict.parts))
     return scored
+
+
+def votes(answers: Sequence[tuple[Problem, str | None]], verifier: Verifier) -> list[str | None]:
+    """What each answer counts for in a majority vote: itself, or the letter of the option that it names; None: none."""
+    found = [answer for _, answer in answers]
+    chosen = [i for i, (problem, answer) in enumerate(answers) if problem.grader == "choice" and answer is not None]
+    letters = verifier.grade([Job("option", "", found[i], entry=answers[i][0].entry) for i in chosen])
+    for i, letter in zip(chosen, letters, strict=True):
+        found[i] = letter.extracted
+    return found

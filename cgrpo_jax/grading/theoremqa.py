@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from cgrpo_jax.grading import equivalence, percentages
 from cgrpo_jax.grading.choices import chosen
 from cgrpo_jax.grading.normalise import clean, number, split_commas, split_unit
-from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.records import Problem, Verdict
 
 TOLERANCE = Fraction(4, 100)
 TYPES = ("integer", "float", "bool", "option", "list of integer", "list of float")
@@ -90,20 +86,6 @@ def judge(kind: str, gold: Any, answer: str) -> bool | None:
     return all(_close(target, read, kind == "list of integer") for target, read in zip(gold, values, strict=True))
 
 
-def grade(pairs: Sequence[tuple[Problem, str]], verifier: Verifier) -> list[Verdict]:
-    """By the rules above. An answer that is no plain number must equal the gold exactly, by math-verify."""
-    verdicts: list[Verdict] = []
-    unread: dict[int, tuple[str, str]] = {}
-    for index, (problem, answer) in enumerate(pairs):
-        assert problem.entry is not None
-        gold = problem.entry["answer"]
-        if percentages.missing_sign(problem.question, str(gold), answer):
-            gold /= 100
-        correct = judge(problem.entry["answer_type"], gold, answer)
-        if correct is None:
-            spelt = f"({', '.join(map(str, gold))})" if isinstance(gold, list) else str(gold)
-            unread[index] = (spelt, answer)
-        verdicts.append(Verdict.of(bool(correct)))
-    for index, verdict in zip(unread, equivalence.compare(list(unread.values()), verifier), strict=True):
-        verdicts[index] = verdict
-    return verdicts
+def spelled(gold: Any) -> str:
+    """A gold as text, for answers whose numbers are not read here."""
+    return f"({', '.join(map(str, gold))})" if isinstance(gold, list) else str(gold)

@@ -1,8 +1,8 @@
-"""Compares mathematical answers with `math-verify`, in worker processes that may be killed.
+"""A pool of worker processes that grade answers (`worker.py`); the process that trains parses none of them.
 
-Model text is never evaluated in this process. Each answer has a CPU-time limit for all of its parts (kept by the kernel
-in the worker) and a wall-clock backstop five times larger, counted from when a worker takes it, so waiting in the queue
-costs nothing. A worker that hangs or dies is replaced; its answer scores 0 and says why.
+Each answer has a CPU-time limit (kept by the kernel in the worker) and a wall-clock limit five times larger, counted
+from when a worker takes it, so waiting in the queue costs nothing. A worker that hangs, dies or has grown is replaced;
+only the answer that it was at loses its verdict, whose status says why.
 """
 
 from __future__ import annotations
@@ -10,28 +10,36 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
-import pathlib
+import os
+import pickle
 import queue
 import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from cgrpo_jax.config.options import VerifierConfig
+from cgrpo_jax.grading.grader import Job
 from cgrpo_jax.process import stopping
 from cgrpo_jax.records import Verdict
 
-T = TypeVar("T")
-
-WORKER = pathlib.Path(__file__).with_name("verifier_worker.py")
+WORKER = ("-m", "cgrpo_jax.grading.worker")
 START_SECONDS = 120  # for importing sympy on a busy machine
 BACKSTOP = 5
+BATCH = 16  # jobs at most that are sent to a worker at once
 
 
 class VerifierError(RuntimeError):
     """The workers cannot run at all."""
+
+
+class Graded(NamedTuple):
+    """What a worker found in a response, and its verdict."""
+
+    extracted: str | None
+    verdict: Verdict
 
 
 class Reading(NamedTuple):
@@ -41,70 +49,72 @@ class Reading(NamedTuple):
     status: str
 
 
-class Reply(NamedTuple):
-    """Of a worker: yes, no, or no and the status that says why nobody knows."""
-
-    yes: bool
-    status: str
-    seconds: float = 0.0  # of CPU time that it took; all that was allowed where that was not enough
-    worn: bool = False  # the worker has grown, and is replaced before it could be short of memory
-
-
 class _Worker:
     def __init__(self, cfg: VerifierConfig):
-        self.cpu_seconds = cfg.cpu_seconds
-        # -P: the folder of the script is not searched for imports.
-        command = [sys.executable, "-P", str(WORKER), str(cfg.memory_mb * 2**20)]
+        """Raises OSError where the system has no process to give."""
+        self.wall_seconds = BACKSTOP * cfg.cpu_seconds
+        # -P: the working directory is searched for imports only where this process searches it, too. Libraries for
+        # linear algebra would reserve memory for a thread on each core.
+        command = [sys.executable, "-P", *WORKER, str(cfg.memory_mb * 2**20), str(cfg.cpu_seconds)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(  # its own session: Ctrl-C is for the main process alone
-            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command, stdin=pipe, stdout=pipe, stderr=pipe, env=env, start_new_session=True
         )
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.stdout, selectors.EVENT_READ)
-        self.ready = self.too_slow = self.closed = False
+        self.received = b""
+        self.starting, self.too_slow, self.closed = True, False, False
 
-    def _line(self, seconds: float) -> str:
-        """The next line, or "" where the worker is silent for too long (it is killed) or gone."""
-        if not self.selector.select(seconds):
-            self.too_slow = True
-            self.process.kill()
-            return ""
-        return self.stdout.readline()
-
-    def ask(self, gold: str, answer: str | None, how: str = "equal", seconds: float | None = None) -> Reply:
-        """Is the answer equal to the gold? Without an answer: can the gold be read?
-
-        Args:
-          how: see `Verifier.compare`.
-          seconds: of CPU time, at most; None: those of the configuration.
-        """
-        seconds = self.cpu_seconds if seconds is None else seconds
-        if not self.ready:
-            if self._line(START_SECONDS) != "ready\n":
+    def _line(self) -> bytes:
+        """The next line, or b"" where the worker is silent for too long (it is killed) or gone."""
+        while b"\n" not in self.received:
+            if not self.selector.select(START_SECONDS if self.starting else self.wall_seconds):
+                self.too_slow = True
                 self.process.kill()
-                errors = self.stderr.read().strip().splitlines() or ["it said nothing"]
-                raise VerifierError(f"a verifier worker did not start: {errors[-1]}")
-            self.ready = True
-        try:
-            request = {"gold": gold, "answer": answer, "how": how, "seconds": seconds}
-            self.stdin.write(json.dumps(request) + "\n")
-            self.stdin.flush()
-            line = self._line(BACKSTOP * seconds)
-        except BrokenPipeError:
-            line = ""
-        if not line.endswith("\n"):
-            timed_out = self.process.wait() == -signal.SIGPROF or self.too_slow
-            return Reply(False, "timeout" if timed_out else "died", seconds)
-        reply = Reply(**json.loads(line))
-        if reply.status == "memory" or reply.worn:  # a fresh worker takes over
-            self.process.kill()
-            self.process.wait()
-        return reply
+                return b""
+            chunk = os.read(self.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return b""
+            self.received += chunk
+        line, _, self.received = self.received.partition(b"\n")
+        return line
 
-    def alive(self) -> bool:
-        return self.process.poll() is None
+    def _message(self) -> dict[str, Any] | None:
+        """What the worker says next; None where it has ended. Raises VerifierError where it ended while it started."""
+        line = self._line()
+        if line:
+            return json.loads(line)
+        if self.starting:
+            self.process.kill()
+            errors = self.stderr.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise VerifierError(f"a verifier worker did not start: {errors[-1]}")
+        return None
+
+    def grade(self, jobs: Sequence[Job]) -> Iterator[Graded]:
+        """What comes of each job, in order. It ends early, and the worker is closed, behind a job that wore it out."""
+        while self.starting and (message := self._message()):
+            self.starting = message["starting"]
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which shows below
+            self.stdin.write(pickle.dumps(jobs))
+            self.stdin.flush()
+        for _ in jobs:
+            extracted = None
+            while (message := self._message()) and "reward" not in message:
+                self.starting = message.get("starting", False)
+                extracted = message.get("extracted", extracted)
+            if message is None:
+                timed_out = self.process.wait() == -signal.SIGPROF or self.too_slow
+                self.close()
+                yield Graded(extracted, Verdict.of(False, "timeout" if timed_out else "died"))
+                return
+            if message["worn"]:
+                self.close()
+            yield Graded(extracted, Verdict(message["reward"], message["reward"] == 1.0, message["status"]))
+            if self.closed:
+                return
 
     def close(self) -> None:
         if self.closed:
@@ -119,13 +129,6 @@ class _Worker:
             self.stdin.close()
 
 
-def _watched(replies: Iterable[T]) -> Iterator[T]:
-    """The replies as they come. Raises Stopped, and asks no more, where a signal has come."""
-    for reply in replies:
-        stopping.look()
-        yield reply
-
-
 def _started(cfg: VerifierConfig, what: str) -> _Worker:
     try:
         return _Worker(cfg)
@@ -134,11 +137,14 @@ def _started(cfg: VerifierConfig, what: str) -> _Worker:
 
 
 class Verifier:
-    """A pool of workers. Use as a context manager; workers start at once, so their imports overlap other work."""
+    """A pool of workers, for any thread. Use it as a context manager.
+
+    Every method raises VerifierError where a worker cannot run, and Stopped where a signal has come.
+    """
 
     def __init__(self, cfg: VerifierConfig):
         """Raises VerifierError where the system has no process to give."""
-        self.cfg, self.cpu_seconds = cfg, cfg.cpu_seconds
+        self.cfg = cfg
         self.threads = concurrent.futures.ThreadPoolExecutor(cfg.workers)
         self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         try:
@@ -152,56 +158,38 @@ class Verifier:
     def __enter__(self) -> Verifier:
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.threads.shutdown(cancel_futures=True)  # answers under way end within their limits
         for _ in range(self.cfg.workers):
             self.idle.get().close()
 
-    def compare(self, pairs: Sequence[tuple[str, str]], how: str = "equal") -> list[Verdict]:
-        """A verdict for each (gold, answer).
+    def grade(self, jobs: Sequence[Job]) -> list[Graded]:
+        """The answer and the verdict of each job, which depend neither on the other jobs nor on their order."""
+        size = max(1, min(BATCH, len(jobs) // (8 * self.cfg.workers)))  # so that a slow batch keeps nobody waiting
+        batches = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+        return [graded for batch in self.threads.map(self._batch, batches) for graded in batch]
 
-        Args:
-          how: equal (in value, too), plain (what math-verify says, as it is) or rounded (is the answer, a plain
-            decimal, the rounding of the gold?).
-        """
-        golds, answers = [gold for gold, _ in pairs], [answer for _, answer in pairs]
-        replies = self.threads.map(self._ask, golds, answers, [how] * len(pairs))
-        return [Verdict.of(reply.yes, reply.status) for reply in _watched(replies)]
-
-    def compare_parts(self, answers: Sequence[tuple[Sequence[tuple[str, str, str]], float]]) -> list[list[Reply]]:
-        """Replies to the (gold, answer, how) questions of each answer, in order.
-
-        Args:
-          answers: questions, and the CPU seconds for all of them. Where these are used up the list of replies ends
-            early.
-        """
-        return list(_watched(self.threads.map(self._ask_all, *zip(*answers, strict=True)))) if answers else []
+    def compare(self, pairs: Sequence[tuple[str, str]], grader: str = "math") -> list[Verdict]:
+        """The verdict on each (gold, answer)."""
+        return [graded.verdict for graded in self.grade([Job(grader, gold, answer=answer) for gold, answer in pairs])]
 
     def readable(self, golds: Sequence[str]) -> list[Reading]:
-        """Whether each gold answer can be read at all."""
-        replies = self.threads.map(self._ask, golds, [None] * len(golds))
-        return [Reading(reply.yes, reply.status) for reply in _watched(replies)]
+        """Whether each gold answer can be read: as words, a number or a collection of them, else by math-verify."""
+        verdicts = [graded.verdict for graded in self.grade([Job("math", gold) for gold in golds])]
+        return [Reading(verdict.correct, verdict.status) for verdict in verdicts]
 
-    def _ask_all(self, questions: Sequence[tuple[str, str, str]], left: float) -> list[Reply]:
-        replies: list[Reply] = []
-        for gold, answer, how in questions:
-            if left <= 0:
-                break
-            replies.append(self._ask(gold, answer, how, left))
-            left -= replies[-1].seconds
-        return replies
-
-    def _ask(self, gold: str, answer: str | None, how: str = "equal", seconds: float | None = None) -> Reply:
-        """Raises VerifierError where there is no worker, and none can be started."""
-        worker = self.idle.get()
+    def _batch(self, jobs: Sequence[Job]) -> list[Graded]:
+        worker, done = self.idle.get(), list[Graded]()
         try:
-            if worker.closed:  # none could be started in its place before
-                worker = _started(self.cfg, "restarted")
-            return worker.ask(gold, answer, how, seconds)
-        finally:
-            try:
-                if not worker.closed and not worker.alive():
-                    worker.close()
+            while len(done) < len(jobs):
+                if worker.closed:
                     worker = _started(self.cfg, "restarted")
-            finally:  # even where the system has no process to give, somebody may wait for this place
-                self.idle.put(worker)
+                for graded in worker.grade(jobs[len(done) :]):
+                    done.append(graded)
+                    stopping.look()
+            return done
+        except BaseException:  # replies may be on their way that nobody will read
+            worker.close()
+            raise
+        finally:  # even where the system has no process to give, somebody may wait for this place
+            self.idle.put(worker)

@@ -15,7 +15,6 @@ from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.sources import Problems, hold_out, load_problems, mends
 from cgrpo_jax.data.targets import load_targets
 from cgrpo_jax.data.tasks import load_task, parse_names
-from cgrpo_jax.grading import equivalence
 from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf_config import CheckpointError
@@ -95,7 +94,7 @@ class Data:
 
     def __init__(self, cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log, task: Task):
         self.cfg, self.tokenizer, self.log, self.task, self.longest = cfg, tokenizer, log, task, 1
-        self.parsable = functools.partial(equivalence.readable, verifier=verifier)
+        self.parsable = verifier.readable
         self.load = functools.partial(
             load_problems, seed=cfg.seed, parsable=self.parsable, log=log, task=task, own=bool(cfg.reward.fn),
             answerless=not shows_truth(cfg),
