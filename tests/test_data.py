@@ -81,6 +81,11 @@ def test_of_several_columns_the_more_usual_name_counts():
         assert (found.column, found.text) == (column, worked.pop(column))
 
 
+def test_of_a_chat_the_last_turn_of_the_assistant_is_the_solution():
+    turns = [("user", "q"), ("assistant", "draft"), ("user", "again"), ("assistant", "final"), ("user", "thanks")]
+    assert rows.solution_text([{"role": role, "content": text} for role, text in turns], "target") == "final"
+
+
 @pytest.mark.parametrize(("row", "question", "gold"), SCHEMAS)
 def test_schemas(tmp_path, row, question, gold):
     problem = load(write_jsonl(tmp_path / "a.jsonl", [row])).get(0)

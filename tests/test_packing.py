@@ -89,8 +89,8 @@ def test_segments_without_weight_are_not_packed(rng, share):
     assert unpack(bins) == expected(made[:4]) and bins.count == 1
     nothing = pack(silent, size(share), ALL)
     assert nothing.count == 0 and not nothing.segment_ABT.any()
-    only_entropy = silent[0]._replace(ent_T=np.ones(len(silent[0].ids)))
-    assert pack([only_entropy], size(share), ALL).count == 1
+    for name in ("pg_T", "ce_T", "ent_T", "kl_T"):
+        assert pack([silent[0]._replace(**{name: np.ones(len(silent[0].ids))})], size(share), ALL).count == 1
 
 
 def test_long_rows_hold_several_segments(rng):

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import traceback
+import types
 
 import jax
 import pytest
@@ -26,7 +27,7 @@ from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Verdict
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.own_critic import by_function
+from cgrpo_jax.rollout.own_critic import OwnCritic, by_function
 from cgrpo_jax.run.checks import check
 from cgrpo_jax.run.plugins import open_critic, open_rewards, try_on_rows
 from cgrpo_jax.training import train
@@ -411,6 +412,15 @@ def test_rows_need_no_answer_where_nobody_is_shown_one(tmp_path):
     assert [problems.get(i).answer for i in range(2)] == ["", ""]
     with pytest.raises(DataError, match="row 1, column 'answer/"):
         problems_of(tmp_path, rows)
+
+
+def test_what_a_critic_concludes_is_compared_with_the_rule(tmp_path, tokenizer):
+    texts = ["Conclusion: correct", "Conclusion: correct", "Look again."]
+    critic = OwnCritic(types.SimpleNamespace(call=lambda *_: texts), RefineConfig(critique="function"), print)
+    posed = Posed(problems_of(tmp_path, [TEXT]).get(0), 0, 0)
+    attempts = [Attempt(completion(tokenizer, "a"), "a", 0.0, right, None, "ok") for right in (True, False, True)]
+    found = [(one.verdict, one.agrees, one.first_agrees) for one in critic.critiques(posed, attempts)]
+    assert found == [(True, True, True), (True, False, False), (None, None, None)]
 
 
 def test_what_a_critic_says_is_the_critique(tmp_path, tokenizer, own, process):

@@ -370,6 +370,7 @@ def test_each_prompt_is_prefilled_once_and_rows_are_used(setup, params):
     static = 4 * 4 * 40  # four batches of four, each as long as its longest row
     assert engine.stats.row_steps < 0.5 * static and engine.stats.slot_use > 0.75
     assert engine.stats.row_steps >= engine.stats.tokens
+    assert not engine.prompts and not engine.waiting and not engine.busy  # nothing is kept for nobody
 
 
 def test_what_cannot_fit_is_refused_by_name(setup, params):

@@ -345,6 +345,15 @@ def test_a_flood_is_not_read(serve, tmp_path):
     tracemalloc.stop()
 
 
+def test_a_refusal_lasts_unless_another_time_may_bring_an_answer(serve):
+    """Busy, too many, too early, a fault of the server: the same request may do later. A wrong one is wrong again."""
+    statuses = (408, 409, 425, 429, 500, 503, 400, 401, 404, 422)
+    _, cfg = serve(*((status, "no") for status in statuses))
+    with client.Client(cfg, KEY, ()) as asking:
+        answers = [asking.send({"model": "m", "messages": []}) for _ in statuses]
+    assert [(answer.status, answer.lasting) for answer in answers] == [(s, s in statuses[6:]) for s in statuses]
+
+
 def test_what_is_exactly_at_a_limit_is_within_it():
     """Characters of a critique, bytes of a reply, tokens that a server reports; one more is beyond."""
 

@@ -495,7 +495,7 @@ def test_stray_lines_and_files_are_named_and_kept(tmp_path):
     """Lines without a step go to a file of their own, files of other names stay; a torn last line goes."""
     said = []
     (tmp_path / "rollouts").mkdir()
-    for name in ("000001.jsonl", "000003.jsonl", "12abc.jsonl", "7.jsonl", "notes.txt"):
+    for name in ("000001.jsonl", "000002.jsonl", "000003.jsonl", "12abc.jsonl", "7.jsonl", "notes.txt"):
         (tmp_path / "rollouts" / name).write_text("x")
     strays = [b'{"loss": 1}', b"not json", b"[1]", b'{"step": "2"}', b"\xff\xfe", b""]
     lines = [b'{"step": 1, "a": 1}', *strays, b'{"step": 2, "a": 2}', b'{"step": 3, "a": 3}', b'{"step": 4, "a']
@@ -504,7 +504,7 @@ def test_stray_lines_and_files_are_named_and_kept(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == [lines[0], lines[7]]
     assert (tmp_path / "metrics.stray.jsonl").read_bytes().splitlines() == strays
     left = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
-    assert left == ["000001.jsonl", "12abc.jsonl", "7.jsonl", "notes.txt"]
+    assert left == ["000001.jsonl", "000002.jsonl", "12abc.jsonl", "7.jsonl", "notes.txt"]
     assert said == [
         f"{tmp_path}/metrics.jsonl: without a step, moved to metrics.stray.jsonl: line 2, 3, 4, 5, 6, 7",
         f"{tmp_path}/rollouts: not named by a step, left alone: 12abc.jsonl, 7.jsonl, notes.txt",
