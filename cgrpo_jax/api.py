@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from cgrpo_jax.config import Config, ConfigError, from_config_dict
+from cgrpo_jax.config import Config, from_config_dict
 from cgrpo_jax.config.files import get_config
 from cgrpo_jax.config.options import drawn
+from cgrpo_jax.errors import ConfigError, RunError
 from cgrpo_jax.process import stopping
 from cgrpo_jax.report_page.live import Curves
 from cgrpo_jax.workdir.places import expanded, local_folder
-from cgrpo_jax.workdir.reading import RunError
 from cgrpo_jax.workdir.tables import RunTables, last_metrics, load_run
 
 __all__ = [

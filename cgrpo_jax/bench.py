@@ -28,11 +28,11 @@ import jax
 import numpy as np
 
 from cgrpo_jax import config
+from cgrpo_jax.errors import ConfigError, UserError
 from cgrpo_jax.grading import rewards
-from cgrpo_jax.grading.verifier import Verifier, VerifierError
+from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.learning.update import init_state, make_update, put_bins
-from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.records import Kind, Name, Problem, Request, Segment
 from cgrpo_jax.rollout.collect import Method, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import Brief
@@ -105,7 +105,7 @@ def recorded(path: pathlib.Path, problems: int, vocab: int) -> list[list[Request
         record = json.loads(path.read_text(encoding="utf-8"))
         lengths_P = list(zip(record["prompt_tokens"], record["response_tokens"], strict=True))[:problems]
     except (KeyError, TypeError, ValueError) as error:
-        raise config.ConfigError(f"--lengths={path}: no record of lengths ({error!r})") from error
+        raise ConfigError(f"--lengths={path}: no record of lengths ({error!r})") from error
     asked = []
     for p, (count, limits) in enumerate(lengths_P):
         prompt = rng.integers(0, vocab, count).tolist()
@@ -217,7 +217,7 @@ def measure(work: Work, repeats: int, warm_up: bool = True) -> dict[str, Any]:
         if len(seconds) == repeats:
             break
     if not seconds:
-        raise config.ConfigError("every round compiled something: the work has no steady shape")
+        raise ConfigError("every round compiled something: the work has no steady shape")
     last = rounds[-1]
     sampled = {} if last.row_steps is None else {
         "slot_use": last.tokens / last.row_steps, "row_steps": last.row_steps, "prefilled_tokens": last.prefilled
@@ -254,12 +254,12 @@ def main() -> None:
             parser.error(f"--{name} must be at least 1")
     try:
         if args.json and not args.json.absolute().parent.is_dir():  # before the work, not after it
-            raise config.ConfigError(f"--json={args.json}: no such folder")
+            raise ConfigError(f"--json={args.json}: no such folder")
         compilation.keep_on_disk()
         run = bench_run(args)
         with Verifier(run.cfg.verifier) as verifier:
             result = measure(MODES[args.mode](run, verifier, args), args.repeats, warm_up=args.lengths is None)
-    except (config.ConfigError, CheckpointError, VerifierError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     asked = {name: getattr(args, name) for name in ("mode", "model", "prompts", "samples", "new_tokens", "micro_batch")}
     result = (

@@ -24,11 +24,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cgrpo_jax.config import ConfigError
-from cgrpo_jax.evaluation.tables import ReportError
+from cgrpo_jax.errors import CheckpointError, HubError, UserError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
-from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.model.trees import joined
 from cgrpo_jax.run.build import whole_mesh
 from cgrpo_jax.run.folders import model_folder
@@ -39,7 +38,6 @@ from cgrpo_jax.sharing.card import Card
 from cgrpo_jax.workdir.checkpoints import restore_params, save_params
 from cgrpo_jax.workdir.metadata import read_meta
 from cgrpo_jax.workdir.places import expanded, local_folder
-from cgrpo_jax.workdir.reading import RunError
 
 
 def checkpoint_step(folder: pathlib.Path, step: int | None) -> int:
@@ -133,7 +131,7 @@ def card_of(workdir: pathlib.Path, step: int | None, sharing: Sharing) -> Card:
     hub.check_name(sharing.repo)
     hub.check_license(sharing.license)
     if not (workdir / "checkpoints").is_dir():
-        raise hub.HubError("--push: --from=WORKDIR is needed, the run that the model card is written from")
+        raise HubError("--push: --from=WORKDIR is needed, the run that the model card is written from")
     step = checkpoint_step(workdir, step)
     card = model_card.of_run(workdir, step, sharing.repo, sharing.license, sharing.evaluated)
     if not sharing.dry_run:
@@ -200,7 +198,7 @@ def main() -> None:
         else:
             sharing = Sharing(args.push, args.license, args.public, args.evaluated, args.dry_run)
             share(args.source, args.out, sharing, args.dtype, args.step, args.shard_gb)
-    except (CheckpointError, ConfigError, RunError, ReportError, hub.HubError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import UserError
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.workdir.places import expanded, local_folder
 
@@ -32,7 +32,7 @@ def main() -> None:
             print((args.runs[0] / "results.md").read_text(encoding="utf-8"))
         else:
             print(tables.compare(args.runs, local_folder(args.out, "--out")))
-    except (tables.ReportError, ConfigError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from cgrpo_jax import report
-from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.config import Config
 from cgrpo_jax.config.options import drawn
 from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.identity import contents, problem_digest
 from cgrpo_jax.evaluation.intervals import cluster_problems, mean_of_tasks, summarise

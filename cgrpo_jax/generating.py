@@ -24,8 +24,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cgrpo_jax.config import Config, public
-from cgrpo_jax.data.sources import DataError
-from cgrpo_jax.learning.finite import TrainingError
+from cgrpo_jax.errors import DataError, TrainingError
 from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Group, Message

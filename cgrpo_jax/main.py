@@ -7,6 +7,7 @@ of it can be set: --config.train.steps=12. Some take an argument: --config=quick
 longest case first, so that what does not fit fails in the beginning (cgrpo_jax.plan tells it without the machine).
 """
 
+from cgrpo_jax.errors import ConfigError, UserError
 from cgrpo_jax.process import stopping
 
 if __name__ == "__main__":
@@ -20,24 +21,16 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.config import flags as command_line
-from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.config import from_config_dict
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.generating import generate
-from cgrpo_jax.grading.verifier import VerifierError
-from cgrpo_jax.learning.finite import TrainingError
-from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.planner.preflight import preflight
-from cgrpo_jax.rollout.served import CriticError
 from cgrpo_jax.run.opening import open_run
-from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.places import local_folder
 
-ERRORS = (ConfigError, MeshError, DataError, CheckpointError, PromptError, TrainingError, VerifierError, CriticError)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
 _PREFLIGHT = flags.DEFINE_bool(
     "preflight", False, "First run the longest case of every program on zeros: what does not fit fails at once."
@@ -79,7 +72,7 @@ def main(argv: list[str]) -> None:
         if _PREFLIGHT.value:
             preflight(open_run(cfg), print)
         verbs[cfg.method](cfg, workdir)
-    except (*ERRORS, OSError) as error:
+    except (UserError, OSError) as error:
         if command_line.DEBUG.value:
             raise
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

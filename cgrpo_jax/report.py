@@ -15,10 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from cgrpo_jax.evaluation.tables import ReportError
+from cgrpo_jax.errors import UserError
 from cgrpo_jax.report_page import page
 from cgrpo_jax.workdir.places import expanded
-from cgrpo_jax.workdir.reading import RunError
 
 NAME = "report.html"
 
@@ -57,7 +56,7 @@ def main() -> None:
     out = args.out or args.runs[0] / NAME
     try:
         left_out = page.write(args.runs, out, args.megabytes, args.characters)
-    except (RunError, ReportError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print("\n".join([*filter(None, [left_out]), f"{out}  {out.stat().st_size / 1e6:.1f} MB"]))
 

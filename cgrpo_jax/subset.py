@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.config.options import DataConfig
-from cgrpo_jax.data.checking import DataError
 from cgrpo_jax.data.rows import TRACE, RowError, parse_row, solution_text
 from cgrpo_jax.data.sources import open_rows
+from cgrpo_jax.errors import ConfigError, DataError, UserError
 from cgrpo_jax.text.prompts import question_messages
 from cgrpo_jax.workdir.places import expanded
 
@@ -93,7 +92,7 @@ def main() -> None:
             raise ConfigError(f"--seed = {args.seed}: must not be negative")
         rows = subset(DataConfig(source=args.source, revision=args.revision), SIZES[args.size], args.seed)
         _write(rows, out)
-    except (ConfigError, DataError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote {len(rows)} rows to {out}")
 

@@ -13,12 +13,10 @@ import jax
 import pytest
 
 import cgrpo_jax
-from cgrpo_jax.api import Graded, RunError
-from cgrpo_jax.config import ConfigError, from_config_dict
+from cgrpo_jax.api import Graded
 from cgrpo_jax.config import files as config_files
-from cgrpo_jax.data.sources import DataError
-from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.sharing.hub import HubError
+from cgrpo_jax.config import from_config_dict
+from cgrpo_jax.errors import CheckpointError, ConfigError, DataError, HubError, RunError
 from cgrpo_jax.workdir.tables import ROLLOUT_COLUMNS
 
 ROOT = pathlib.Path(__file__).parent.parent

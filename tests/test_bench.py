@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cgrpo_jax.bench import Round, measure, recorded, sums
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import ConfigError
 
 
 def test_rates_are_tokens_over_seconds():

@@ -12,8 +12,9 @@ from conftest import tiny_config
 
 import cgrpo_jax
 from cgrpo_jax import config
-from cgrpo_jax.config import Config, ConfigError, from_config_dict
+from cgrpo_jax.config import Config, from_config_dict
 from cgrpo_jax.config.critics import CRITICS
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.run.checks import check
 
 ROOT = pathlib.Path(cgrpo_jax.__file__).parent

@@ -10,10 +10,10 @@ from cgrpo_jax.config.options import DataConfig, VerifierConfig
 from cgrpo_jax.data import rows, sources
 from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
 from cgrpo_jax.data.rows import text_of
-from cgrpo_jax.data.sources import DataError, load_problems
+from cgrpo_jax.data.sources import load_problems
+from cgrpo_jax.errors import DataError, PromptError
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM, question_messages
-from cgrpo_jax.text.tokenizer import PromptError
 
 
 @pytest.fixture(autouse=True)

@@ -31,8 +31,9 @@ def test_every_text_file_is_opened_as_utf8():
 
 WRITES = """
 import pathlib, sys
+from cgrpo_jax.errors import DataError
 from cgrpo_jax.workdir.progress import Progress
-from cgrpo_jax.data.sources import DataError, load_problems
+from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.config.options import DataConfig
 with Progress(0, 2) as progress:
     progress.log("row 3: Wi\\u00e9 \\u221e")

@@ -15,10 +15,8 @@ from conftest import QUICKSTART
 from safetensors.numpy import load_file, save_file
 
 from cgrpo_jax import config
-from cgrpo_jax.config import ConfigError
-from cgrpo_jax.data.sources import DataError
+from cgrpo_jax.errors import CheckpointError, ConfigError, DataError
 from cgrpo_jax.evaluating import evaluate_tasks
-from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.run.models import Model
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -9,8 +9,8 @@ import pytest
 
 from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.choice_rows import choice_problem
-from cgrpo_jax.data.sources import DataError
 from cgrpo_jax.data.tasks import load_task
+from cgrpo_jax.errors import DataError
 from cgrpo_jax.evaluation import store
 from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import wilson

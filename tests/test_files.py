@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from cgrpo_jax.config.options import DataConfig
-from cgrpo_jax.data.sources import DataError, load_problems
+from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.data.tasks import load_task
+from cgrpo_jax.errors import DataError
 from cgrpo_jax.grading.verifier import Reading
 
 

@@ -12,10 +12,11 @@ from test_train import small
 
 import cgrpo_jax
 from cgrpo_jax import main
-from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.config import files as config_files
 from cgrpo_jax.config import flags as command_line
+from cgrpo_jax.config import from_config_dict
 from cgrpo_jax.config.options import VerifierConfig
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.main import unforeseen
 from cgrpo_jax.process import stopping

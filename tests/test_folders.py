@@ -6,9 +6,10 @@ import shutil
 import pytest
 from conftest import QUICKSTART
 
-from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.errors import CheckpointError, PromptError
+from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM, question_messages
-from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
+from cgrpo_jax.text.tokenizer import Tokenizer
 
 
 @pytest.fixture

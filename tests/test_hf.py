@@ -13,9 +13,10 @@ from conftest import QUICKSTART, tiny_config
 from safetensors.numpy import load_file, save_file
 
 from cgrpo_jax import convert
+from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import forward, init_params, logits
-from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, config_to_hf
+from cgrpo_jax.model.hf_config import config_from_hf, config_to_hf
 from cgrpo_jax.model.hf_older import both_rope_forms, both_tokenizer_forms
 
 

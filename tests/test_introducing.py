@@ -12,9 +12,9 @@ from cgrpo_jax.config import METHODS, reference_of
 from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import load_problems
+from cgrpo_jax.errors import CriticError
 from cgrpo_jax.rollout.critics import Brief, shown_truth
 from cgrpo_jax.rollout.introducing import introduce
-from cgrpo_jax.rollout.served import CriticError
 from cgrpo_jax.text import prompts
 from cgrpo_jax.training import train
 

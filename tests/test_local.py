@@ -12,9 +12,9 @@ from test_hosts import Follower, Recorder, watched
 from test_planning import compiled, is_within, shapes  # noqa: F401
 from test_train import lines, small, without_times
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import CheckpointError, ConfigError
 from cgrpo_jax.generating import generate
-from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
+from cgrpo_jax.model.hf_config import read_json, write_json
 from cgrpo_jax.planner.programs import programs
 from cgrpo_jax.records import LOCAL, POLICY, Kind, Name, Request
 from cgrpo_jax.rollout import critics

@@ -11,12 +11,10 @@ from absl import flags
 
 import cgrpo_jax
 from cgrpo_jax import config
-from cgrpo_jax.api import RunError
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.config import files as config_files
 from cgrpo_jax.config import flags as command_line
 from cgrpo_jax.config import names as option_names
-from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.errors import CheckpointError, ConfigError, RunError
 from cgrpo_jax.run.checks import check
 from cgrpo_jax.run.folders import model_folder, shape_folder
 from cgrpo_jax.workdir import checkpoints, compilation, places

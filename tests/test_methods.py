@@ -8,9 +8,9 @@ from conftest import QUICKSTART
 from test_served import KEY, serve  # noqa: F401
 from test_train import lines, small
 
-from cgrpo_jax import config
 from cgrpo_jax.config import METHODS, default_config, from_config_dict
 from cgrpo_jax.config.files import get_config
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.run.checks import check
 from cgrpo_jax.training import train
@@ -94,5 +94,5 @@ def test_a_server_criticises_a_run(tmp_path, serve, monkeypatch):  # noqa: F811
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(config.ConfigError, match="did you mean 'dr_grpo'"):
+    with pytest.raises(ConfigError, match="did you mean 'dr_grpo'"):
         default_config("drgrpo")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model import decoder, hf, sharding
 from cgrpo_jax.model.attention import (
     KVCache,
@@ -23,7 +24,7 @@ from cgrpo_jax.model.attention import (
     write_ring_of_layer,
 )
 from cgrpo_jax.model.decoder import init_params, logits, run_layers, scanned_in_place, unrolled, unstack
-from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, config_to_hf
+from cgrpo_jax.model.hf_config import config_from_hf, config_to_hf
 from cgrpo_jax.model.rope import rope_frequencies
 
 forward = jax.jit(decoder.forward, static_argnums=0, static_argnames=("dtype", "remat"))

@@ -12,9 +12,8 @@ from test_planning import compiled, is_within, shapes  # noqa: F401
 from test_train import lines, small, weights, without_times
 
 from cgrpo_jax import convert
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import CheckpointError, ConfigError
 from cgrpo_jax.model import hf
-from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.model.trees import joined, split
 from cgrpo_jax.planner.memory import residents

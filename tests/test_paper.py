@@ -11,12 +11,12 @@ from conftest import QUICKSTART
 from test_train import small
 
 from cgrpo_jax import convert
-from cgrpo_jax.config import METHODS, ConfigError, asks_local, from_config_dict
+from cgrpo_jax.config import METHODS, asks_local, from_config_dict
 from cgrpo_jax.config import files as config_files
 from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.rows import parse_row
-from cgrpo_jax.data.sources import DataError
-from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf, read_json
+from cgrpo_jax.errors import CheckpointError, ConfigError, DataError
+from cgrpo_jax.model.hf_config import config_from_hf, read_json
 from cgrpo_jax.run import build
 from cgrpo_jax.run.checks import check, check_local
 from cgrpo_jax.run.folders import shape_folder, widened

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import pytest
 from test_train import small
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import CheckpointError, ConfigError
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.model import hf
-from cgrpo_jax.model.hf_config import CheckpointError, config_from_hf
+from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.plan import asked_topology
 from cgrpo_jax.planner import chips, making, report
 from cgrpo_jax.planner.chips import GIB

@@ -16,11 +16,10 @@ from test_data import Parsable, own_cache, write_jsonl  # noqa: F401
 from test_rollout import completion
 from test_train import lines, small
 
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.config.options import DataConfig, RefineConfig, RewardConfig
-from cgrpo_jax.data.checking import DataError
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.data.tasks import load_task, parse_names
+from cgrpo_jax.errors import ConfigError, DataError
 from cgrpo_jax.grading import grader, rewards
 from cgrpo_jax.grading.verifier import Graded
 from cgrpo_jax.process.user import UserProcess

@@ -12,7 +12,8 @@ from test_train import small
 from cgrpo_jax.config import METHODS
 from cgrpo_jax.config.options import DataConfig, ObjectiveConfig, RefineConfig
 from cgrpo_jax.data.rows import trace_of
-from cgrpo_jax.data.sources import DataError, load_problems
+from cgrpo_jax.data.sources import load_problems
+from cgrpo_jax.errors import DataError
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.records import Attempt, Completion, Group, Kind

@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save_file
 from test_train import EVALUATED, lines, run_main, small, weights, without_times
 
 from cgrpo_jax import training
-from cgrpo_jax.config import ConfigError
-from cgrpo_jax.learning.finite import TrainingError
+from cgrpo_jax.errors import ConfigError, TrainingError
 from cgrpo_jax.run import build
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir.checkpoints import Checkpointer

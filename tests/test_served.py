@@ -15,11 +15,12 @@ import pytest
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.config.options import ApiConfig, RefineConfig
 from cgrpo_jax.config.secrecy import public_url
+from cgrpo_jax.errors import CriticError
 from cgrpo_jax.records import Attempt, Problem
 from cgrpo_jax.rollout import client
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.served import CriticError, Server, by_server
+from cgrpo_jax.rollout.served import Server, by_server
 from cgrpo_jax.text import prompts
 
 PROBLEM = Problem(

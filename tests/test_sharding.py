@@ -13,8 +13,9 @@ from conftest import QUICKSTART, tiny_config
 from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax.config.options import MeshConfig
+from cgrpo_jax.errors import MeshError
 from cgrpo_jax.model import hf, sharding
-from cgrpo_jax.model.sharding import MeshError, make_mesh, param_spec, reshaped, sampler_spec
+from cgrpo_jax.model.sharding import make_mesh, param_spec, reshaped, sampler_spec
 
 HERE = pathlib.Path(__file__).parent
 MESHES = ["8x1x1", "1x8x1", "2x2x2"]

@@ -11,8 +11,9 @@ import pytest
 from conftest import QUICKSTART, engine_of, tiny_config
 from test_train import lines, small
 
-from cgrpo_jax.config import ConfigError, stop_texts
+from cgrpo_jax.config import stop_texts
 from cgrpo_jax.config.options import SamplingConfig
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.evaluating import settings_of
 from cgrpo_jax.model.decoder import init_params
 from cgrpo_jax.records import Kind, Name, Request

@@ -10,8 +10,8 @@ import pytest
 from test_train import small, without_times
 
 from cgrpo_jax.data import arithmetic
+from cgrpo_jax.errors import TrainingError
 from cgrpo_jax.learning import credit
-from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.model.decoder import forward, logits
 from cgrpo_jax.run import build
 from cgrpo_jax.training import train

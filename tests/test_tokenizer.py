@@ -6,9 +6,9 @@ import shutil
 import pytest
 from conftest import QUICKSTART
 
-from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.errors import CheckpointError, PromptError
 from cgrpo_jax.text.prompts import critique_messages, question_messages, refinement_messages
-from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
+from cgrpo_jax.text.tokenizer import Tokenizer
 
 BENIGN = [
     "What is 2+2?", "Émile a 3 pommes\n\n\tet 4 poires", "<think>\nhm\n</think>\n\\boxed{5}", "", " leading and trailing ",

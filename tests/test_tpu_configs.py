@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.config import files as config_files
+from cgrpo_jax.config import from_config_dict
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.run.checks import check
 from cgrpo_jax.run.folders import shape_folder

@@ -11,7 +11,7 @@ import pytest
 from conftest import QUICKSTART
 from test_train import small
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.run import leader
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import tracking

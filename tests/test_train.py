@@ -17,9 +17,9 @@ from cgrpo_jax import config, convert
 from cgrpo_jax.config import options
 from cgrpo_jax.config.options import VerifierConfig
 from cgrpo_jax.data import sources
+from cgrpo_jax.errors import TrainingError
 from cgrpo_jax.generating import generate
 from cgrpo_jax.grading.verifier import Reading, Verifier
-from cgrpo_jax.learning.finite import TrainingError
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.process.user import UserProcess

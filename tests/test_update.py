@@ -9,8 +9,9 @@ import pytest
 from conftest import tiny_config
 
 from cgrpo_jax.config.options import ObjectiveConfig, OptimizerConfig
+from cgrpo_jax.errors import TrainingError
 from cgrpo_jax.learning import update as learning
-from cgrpo_jax.learning.finite import TrainingError, nonfinite_steps
+from cgrpo_jax.learning.finite import nonfinite_steps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, make_logps, make_optimizer, make_update, put_bins
 from cgrpo_jax.model import sharding

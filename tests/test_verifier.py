@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from cgrpo_jax.config.options import VerifierConfig
+from cgrpo_jax.errors import VerifierError
 from cgrpo_jax.grading.grader import Job
-from cgrpo_jax.grading.verifier import Graded, Reading, Verifier, VerifierError
+from cgrpo_jax.grading.verifier import Graded, Reading, Verifier
 from cgrpo_jax.records import Verdict
 
 BOMB = "9^{9^{9^{9}}}"

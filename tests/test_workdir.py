@@ -22,10 +22,9 @@ from conftest import QUICKSTART
 from safetensors.numpy import load_file, save_file
 
 from cgrpo_jax import config, convert
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.config.options import CheckpointConfig
+from cgrpo_jax.errors import CheckpointError, ConfigError
 from cgrpo_jax.evaluating import evaluate_tasks
-from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.run import build
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import changes, checkpoints, digests, metadata
@@ -339,7 +338,6 @@ def small_disk(tmp_path):
 SAVING = """
 import sys, time, jax
 from test_workdir import Small, opened
-from cgrpo_jax.model.hf_config import CheckpointError
 state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": jax.numpy.int32(0)})
 try:
     with opened(sys.argv[1], print, keep=9) as checkpointer:

@@ -4,7 +4,7 @@ Configuration files start from `default_config` and change what they need; an un
 nearest.
 
 In: files, flags, ConfigDicts. Out: a frozen `Config`, whose options stand in `options`.
-May import: nothing.
+May import: errors.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ from cgrpo_jax.config.options import (
     option,
 )
 from cgrpo_jax.config.secrecy import public_url, secrets_of, without
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the keys."""
+from cgrpo_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

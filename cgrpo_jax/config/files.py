@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ml_collections import config_dict
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import ConfigError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from cgrpo_jax.config import ConfigError, keys, options
 from cgrpo_jax.config import files as config_files
+from cgrpo_jax.config import keys, options
 from cgrpo_jax.config.names import suggested, unknown
+from cgrpo_jax.errors import ConfigError
 
 COMMANDS = """Train the embedded model, in about two minutes on two cores:
     python -m cgrpo_jax.main --config=quickstart --workdir=runs/quickstart

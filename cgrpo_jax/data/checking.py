@@ -15,10 +15,10 @@ from typing import Any
 from cgrpo_jax import grading
 from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data.rows import Parsed, RowError
+from cgrpo_jax.errors import DataError, PromptError
 from cgrpo_jax.grading.golds import hopeless
 from cgrpo_jax.grading.verifier import Reading
 from cgrpo_jax.records import Problem
-from cgrpo_jax.text.tokenizer import PromptError
 from cgrpo_jax.workdir.places import cache_folder
 
 SHOWN = 20
@@ -32,10 +32,6 @@ Fault = Callable[[Problem], str | None]  # what is wrong with a problem, if anyt
 Log = Callable[[str], None]
 Good = list[tuple[int, Parsed]]
 Bad = list[tuple[int, str]]
-
-
-class DataError(ValueError):
-    """A data source that cannot be used; lists every bad row."""
 
 
 def _reader() -> list[str]:

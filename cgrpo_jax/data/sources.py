@@ -16,7 +16,7 @@ import numpy as np
 
 from cgrpo_jax.config.options import GYM, DataConfig, generated
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.data.checking import DataError, Fault, Parsable, prompt_fault, report_bad_rows, sift
+from cgrpo_jax.data.checking import Fault, Parsable, prompt_fault, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import parse_any_row
 from cgrpo_jax.data.files import FILE_SUFFIXES, file_rows, local_file, with_shortest
 from cgrpo_jax.data.rows import (
@@ -29,6 +29,7 @@ from cgrpo_jax.data.rows import (
     scored_by_functions,
     trace_of,
 )
+from cgrpo_jax.errors import DataError
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task, question_messages

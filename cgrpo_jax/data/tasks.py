@@ -12,11 +12,12 @@ import numpy as np
 
 from cgrpo_jax.config.options import DataConfig
 from cgrpo_jax.data import sources
-from cgrpo_jax.data.checking import DataError, Fault, Parsable, Parse, report_bad_rows, sift
+from cgrpo_jax.data.checking import Fault, Parsable, Parse, report_bad_rows, sift
 from cgrpo_jax.data.choice_rows import choices, gpqa, parse_any_row
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.rows import Parsed, RowError, asked_by
 from cgrpo_jax.data.theoremqa_rows import theoremqa
+from cgrpo_jax.errors import DataError
 from cgrpo_jax.process.calling import FAULTS, function_of, one_line
 from cgrpo_jax.records import Problem
 from cgrpo_jax.text.prompts import Task as TaskPrompt

@@ -1,5 +1,5 @@
 """Accuracy of a checkpoint: samples and grades held-out problems, intervals, tests, tables and plots.
 
 In: problems and a sampler. Out: figures with what they are worth.
-May import: config, data, grading, model, records, rollout, text, workdir.
+May import: config, data, errors, grading, records, rollout, text, workdir.
 """

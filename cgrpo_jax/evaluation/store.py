@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cgrpo_jax.data.sources import DataError
-from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.errors import CheckpointError, DataError
 from cgrpo_jax.records import Completion
 from cgrpo_jax.workdir.places import writing
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from cgrpo_jax.config.options import drawn
 from cgrpo_jax.data.told import public_name
+from cgrpo_jax.errors import ReportError
 from cgrpo_jax.evaluation.identity import SHOWN
 from cgrpo_jax.evaluation.intervals import paired, scores_by_content
 
@@ -37,10 +38,6 @@ SAMPLED = ("max_new_tokens", "temperature", "top_p", "samples", "thinking", "dty
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
 ACROSS = 3  # panels side by side
 PERCENT = (-2, 102)  # of an axis: whole markers at both ends
-
-
-class ReportError(ValueError):
-    """Runs that cannot be reported."""
 
 
 def read(workdir: pathlib.Path) -> Results:

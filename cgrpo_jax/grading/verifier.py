@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cgrpo_jax.config.options import VerifierConfig
+from cgrpo_jax.errors import VerifierError
 from cgrpo_jax.grading.grader import Job
 from cgrpo_jax.process import stopping
 from cgrpo_jax.records import Verdict
@@ -29,10 +30,6 @@ WORKER = ("-m", "cgrpo_jax.grading.worker")
 START_SECONDS = 120  # for importing sympy on a busy machine
 BACKSTOP = 5
 BATCH = 16  # jobs at most that are sent to a worker at once
-
-
-class VerifierError(RuntimeError):
-    """The workers cannot run at all."""
 
 
 class Graded(NamedTuple):

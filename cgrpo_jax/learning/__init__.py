@@ -1,5 +1,5 @@
 """The gradient: credit of each token (numpy), bins of segments, the objective (pure functions), the optax update.
 
 In: groups of scored attempts. Out: a new train state and sums for the metrics.
-May import: config, model, records.
+May import: config, errors, model, records.
 """

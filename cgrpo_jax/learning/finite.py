@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cgrpo_jax.errors import TrainingError
+
 MOST = 3  # steps in a row, with which a run ends
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
 
 
 def check_last(nonfinite: int, steps: int) -> None:

@@ -20,8 +20,9 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
-from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
+from cgrpo_jax.model.hf_config import read_json, write_json
 from cgrpo_jax.model.hf_older import both_rope_forms, both_tokenizer_forms
 from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.model.trees import Which, every_leaf, part_of

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.model.rope import LinearRope, Llama3Rope, RopeScaling, YarnRope, yarn_attention_factor
 
@@ -20,10 +21,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 DEFAULT_THETA = 10_000.0  # of transformers, where a file names none: Llama 2's
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be used; the message names the file and the key or tensor."""
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

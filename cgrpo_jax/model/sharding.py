@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cgrpo_jax.config.options import MeshConfig
+from cgrpo_jax.errors import MeshError
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -26,10 +27,6 @@ PARAM_RULES = (
     (r"layers/mlp/down/kernel", P(None, "fsdp", "tensor")),
     (r"(layers/.*norm|norm)/scale", P()),
 )
-
-
-class MeshError(ValueError):
-    """A mesh that these devices cannot form."""
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:

@@ -5,5 +5,5 @@ cost (what a compiled program tells), memory (what lives beside it), most (the m
 step), report. ahead and preflight compile and try the same programs before the first step of a run.
 
 In: a configuration and the name of a topology. Out: a table, and whether all fits.
-May import: config, learning, model, process, run, sampling, workdir.
+May import: config, errors, learning, model, process, run, sampling, workdir.
 """

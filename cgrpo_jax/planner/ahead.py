@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner.chips import GIB
 from cgrpo_jax.planner.figures import compiled

@@ -8,8 +8,8 @@ import os
 import re
 from typing import Any
 
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.config.options import nearest
+from cgrpo_jax.errors import ConfigError
 
 GIB = 1 << 30
 

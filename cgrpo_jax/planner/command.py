@@ -8,15 +8,12 @@ import sys
 
 from absl import app, flags
 
-from cgrpo_jax.config import ConfigError, from_config_dict
 from cgrpo_jax.config import flags as command_line
-from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.model.sharding import MeshError
+from cgrpo_jax.config import from_config_dict
+from cgrpo_jax.errors import ConfigError, UserError
 from cgrpo_jax.planner import chips, making, report
 from cgrpo_jax.workdir.places import local_folder
 from cgrpo_jax.workdir.progress import Progress
-
-ERRORS = (ConfigError, MeshError, CheckpointError, OSError)
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, f"What to compile for: {chips.known()}; or v4:2x2x4 and the like; or {chips.LOCAL}, this machine."
@@ -45,7 +42,7 @@ def main(argv: list[str]) -> None:
         if _JSON.value is not None:
             made = json.dumps(report.as_json(plan), indent=1) + "\n"
             pathlib.Path(_JSON.value).expanduser().write_text(made, encoding="utf-8")
-    except ERRORS as error:
+    except (UserError, OSError) as error:
         if command_line.DEBUG.value:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.planner.chips import Chip, Topology
 from cgrpo_jax.planner.cost import Cost, cost_of_module
 from cgrpo_jax.planner.hlo import Module, parameters, parse

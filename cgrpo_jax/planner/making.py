@@ -8,7 +8,8 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-from cgrpo_jax.config import Config, ConfigError
+from cgrpo_jax.config import Config
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.planner import chips
 from cgrpo_jax.planner.chips import CHIPS, GIB, LOCAL, Topology

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.planner.ahead import measured, too_large
 from cgrpo_jax.planner.chips import GIB
 from cgrpo_jax.planner.figures import compiled

@@ -9,6 +9,7 @@ from typing import Any
 from cgrpo_jax.config import METHODS
 from cgrpo_jax.config.options import drawn
 from cgrpo_jax.data.told import for_others, public_name
+from cgrpo_jax.errors import ReportError
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.metrics import NOTES
@@ -80,7 +81,7 @@ def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:
         return None
     try:
         return tables.differences(evaluated)._asdict()
-    except tables.ReportError as error:
+    except ReportError as error:
         return tables.Table([], [], [f"Not compared: {error}."])._asdict()
 
 

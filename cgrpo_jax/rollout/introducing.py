@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from cgrpo_jax.data.rows import worked_solution
 from cgrpo_jax.data.sources import Problems
+from cgrpo_jax.errors import CriticError
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.served import CriticError, Server
+from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.verdicts import verdict_of
 
 PLACE = "I do not know."  # where the attempt of the policy will stand

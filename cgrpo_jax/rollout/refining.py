@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cgrpo_jax.errors import PromptError
 from cgrpo_jax.records import Attempt, Completion, Message, Problem
 from cgrpo_jax.text.prompts import RefinementPrompt, refinement_messages
 from cgrpo_jax.text.stop import before
-from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
+from cgrpo_jax.text.tokenizer import Tokenizer
 
 CUT = "\n[...]\n"
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cgrpo_jax.config.options import ApiConfig
 from cgrpo_jax.config.secrecy import key_of, public_url, secrets_of
+from cgrpo_jax.errors import CriticError
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
 from cgrpo_jax.rollout.critics import Brief
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
 
 Names = dict[str, str | None]  # parameter of a request -> its name on the wire; None: it is not sent
 NO_KEY = "none"  # what a server that wants no key is sent
-
-
-class CriticError(ValueError):
-    """A critic that cannot be asked."""
 
 
 class Reply(NamedTuple):

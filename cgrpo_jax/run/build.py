@@ -10,16 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from cgrpo_jax.config import (
-    Config,
-    ConfigError,
-    asks_local,
-    longest_prompt,
-    rows_per_group,
-    samples_refinements,
-    stop_texts,
-)
+from cgrpo_jax.config import Config, asks_local, longest_prompt, rows_per_group, samples_refinements, stop_texts
 from cgrpo_jax.config.options import MeshConfig, SamplingConfig, generated
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, abstract_state
 from cgrpo_jax.model import sharding

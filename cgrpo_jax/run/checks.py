@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from cgrpo_jax.config import Config, ConfigError, critic_of, samples_refinements, stop_texts
+from cgrpo_jax.config import Config, critic_of, samples_refinements, stop_texts
 from cgrpo_jax.config.critics import CRITICS
 from cgrpo_jax.config.options import RefineConfig, faults
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.tasks import parse_names
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.grading.functions import deciding
 from cgrpo_jax.model.decoder import ModelConfig
 from cgrpo_jax.sampling.sizes import fixed_sizes

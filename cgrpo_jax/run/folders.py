@@ -12,7 +12,8 @@ from typing import Any
 import huggingface_hub
 
 from cgrpo_jax.config.options import ModelSource
-from cgrpo_jax.model.hf_config import CheckpointError, read_json, write_json
+from cgrpo_jax.errors import CheckpointError
+from cgrpo_jax.model.hf_config import read_json, write_json
 from cgrpo_jax.workdir.places import cache_folder, expanded
 
 PACKAGE = "package://"

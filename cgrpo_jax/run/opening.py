@@ -8,17 +8,16 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from cgrpo_jax.config import Config, ConfigError, shows_truth
+from cgrpo_jax.config import Config, shows_truth
 from cgrpo_jax.config.options import DataConfig, VerifierConfig, generated
-from cgrpo_jax.data.checking import DataError, prompt_fault
+from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.sources import Problems, hold_out, load_problems, mends
 from cgrpo_jax.data.targets import load_targets
 from cgrpo_jax.data.tasks import load_task, parse_names
+from cgrpo_jax.errors import CheckpointError, ConfigError, DataError, MeshError, PromptError
 from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.model.hf_config import CheckpointError
-from cgrpo_jax.model.sharding import MeshError
 from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Problem
 from cgrpo_jax.rollout.own_critic import OwnCritic
@@ -28,7 +27,7 @@ from cgrpo_jax.run.checks import check, holds_out
 from cgrpo_jax.run.folders import model_folder
 from cgrpo_jax.run.plugins import open_critic, open_rewards, open_texts, try_on_rows
 from cgrpo_jax.text.prompts import Task, Texts, question_messages
-from cgrpo_jax.text.tokenizer import PromptError, Tokenizer
+from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.tracking import check_tracker
 
 T = TypeVar("T")

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax.config import Config, ConfigError, critic_of, samples_refinements
+from cgrpo_jax.config import Config, critic_of, samples_refinements
 from cgrpo_jax.config.options import TextsConfig
 from cgrpo_jax.data.sources import Problems
+from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.grading.functions import WRONG, FunctionError, Functions, Item, deciding, named_in
 from cgrpo_jax.process.calling import FAULTS, function_of, one_line
 from cgrpo_jax.process.user import UserProcess

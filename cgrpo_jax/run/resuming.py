@@ -11,10 +11,10 @@ from typing import Any
 
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.data.files import local_file
+from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
-from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.trees import joined, split
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.checks import holds_out

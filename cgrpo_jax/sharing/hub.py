@@ -9,12 +9,10 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from cgrpo_jax.errors import HubError
+
 # What a hub raises that refuses, or cannot be reached: its client is requests, httpx or httpx2, by version.
 FAULTS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError)  # type: ignore[assignment]
-
-
-class HubError(ValueError):
-    """What the hub, or this machine's access to it, does not allow."""
 
 
 def check_name(repo: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cgrpo_jax.config import ConfigError
-from cgrpo_jax.model.hf_config import CheckpointError, read_json
+from cgrpo_jax.errors import CheckpointError, ConfigError, PromptError
+from cgrpo_jax.model.hf_config import read_json
 from cgrpo_jax.records import Message
 from cgrpo_jax.text.prompts import SYSTEM
 from cgrpo_jax.text.stop import Stopping, before
@@ -24,10 +24,6 @@ PLACEHOLDER = "\ue000{}\ue001"
 DATE = "26 Jul 2024"  # what Llama 3's templates themselves fall back to
 # Others stand in for what a template may take for a mark and cut a text at (`</think>`, `[/INST]`).
 HIDDEN = str.maketrans({"<": "\ue002", "[": "\ue003"})
-
-
-class PromptError(ValueError):
-    """Text that cannot be put into a chat turn without danger or loss."""
 
 
 def _squeezed(text: str) -> str:

@@ -3,5 +3,5 @@
 And what guards it: a lock, digests of arrays, the comparison of a run with the checkpoint it goes on from.
 
 In: state, numbers, groups. Out: files of the workdir, lines on the terminal.
-May import: config, learning, model, records.
+May import: config, errors, learning, model, records.
 """

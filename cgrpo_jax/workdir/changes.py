@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cgrpo_jax.config import ConfigError
 from cgrpo_jax.config.options import nearest
+from cgrpo_jax.errors import ConfigError
 
 REFUSED, LOGGED, COSINE = "refused", "logged", "refused under a cosine schedule"
 

@@ -23,9 +23,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from cgrpo_jax.config.options import CheckpointConfig
+from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.learning.update import TrainState
 from cgrpo_jax.model.decoder import Params
-from cgrpo_jax.model.hf_config import CheckpointError
 from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.workdir.digests import leaf_digests, nonfinite_leaves
 from cgrpo_jax.workdir.metadata import read_meta, sealed, write_meta

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cgrpo_jax.model.hf_config import CheckpointError
+from cgrpo_jax.errors import CheckpointError
 
 SEAL = "seal"
 

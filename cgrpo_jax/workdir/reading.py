@@ -11,14 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cgrpo_jax.errors import RunError
 from cgrpo_jax.workdir.shades import LETTERS, read_widths
 
 Say = Callable[[str], None]
 LARGEST = 2.0**1023  # of a number
-
-
-class RunError(ValueError):
-    """A workdir that holds no run of training."""
 
 
 def null(_: str) -> None:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cgrpo_jax.config import ConfigError
+from cgrpo_jax.errors import ConfigError
 
 ROWS = 1000  # that wait for a slow tracker, at most
 PATIENCE = 20.0  # seconds for what is left at the end of a run
