@@ -362,7 +362,7 @@ def test_flags_of_a_push_are_not_read_without_one(tmp_path, monkeypatch, capsys)
 
 def test_a_hub_out_of_reach_is_one_line():
     """By the real client, whose errors differ between its versions."""
-    code = "from cgrpo_jax.sharing import hub\ntry: hub.check_access('me/mine', False)\nexcept HubError as error: print(error)"
+    code = "from cgrpo_jax.errors import HubError\nfrom cgrpo_jax.sharing import hub\ntry: hub.check_access('me/mine', False)\nexcept HubError as error: print(error)"
     given = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     given |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=120)

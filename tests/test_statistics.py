@@ -381,7 +381,7 @@ def test_mean_over_tasks_is_plain_and_of_what_all_tasks_have():
 
 def test_an_entry_has_the_accuracy_of_each_source_and_its_time_outs():
     from cgrpo_jax.data.tasks import Named
-    from cgrpo_jax.evaluating import entry as entry_of
+    from cgrpo_jax.evaluation.figures import entry as entry_of
     from cgrpo_jax.evaluation.sample import accuracies
     from cgrpo_jax.evaluation.tables import table
     from cgrpo_jax.records import Attempt, Completion, Problem

@@ -14,12 +14,12 @@ from test_train import lines, small
 from cgrpo_jax.config import stop_texts
 from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.errors import ConfigError
-from cgrpo_jax.evaluating import settings_of
 from cgrpo_jax.model.decoder import init_params
 from cgrpo_jax.records import Kind, Name, Request
 from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.rollout.refining import as_sampled
 from cgrpo_jax.run import build, startup
+from cgrpo_jax.run.answers import settings_of
 from cgrpo_jax.sampling.pool import EngineSetup, Pool
 from cgrpo_jax.sampling.room import Room
 from cgrpo_jax.sampling.sizes import Fixed, Ring

@@ -14,12 +14,12 @@ from cgrpo_jax.config.options import DataConfig, RefineConfig, TextsConfig
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.errors import ConfigError, DataError, PromptError
-from cgrpo_jax.evaluating import settings_of
 from cgrpo_jax.records import Attempt, Kind
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.served import Reply, _criticised
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.run import build
+from cgrpo_jax.run.answers import settings_of
 from cgrpo_jax.run.plugins import open_texts
 from cgrpo_jax.text.prompts import INSTRUCTION, SYSTEM, Texts
 from cgrpo_jax.training import train

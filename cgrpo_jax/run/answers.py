@@ -1,0 +1,117 @@
+"""What an evaluation of a checkpoint asks, and what decides the answers: tasks, settings, the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cgrpo_jax.data.checking import prompt_fault
+from cgrpo_jax.data.tasks import Named, load_task, parse_names
+from cgrpo_jax.errors import ConfigError
+from cgrpo_jax.evaluation import tables
+from cgrpo_jax.evaluation.identity import contents
+from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.model.hf import SIDE_FILES
+from cgrpo_jax.records import Problem, Request
+from cgrpo_jax.run.build import Run
+from cgrpo_jax.sampling.engine import Engine, weights_of
+from cgrpo_jax.sampling.room import room_for
+from cgrpo_jax.text.prompts import Task, question_messages
+from cgrpo_jax.text.tokenizer import Tokenizer
+
+
+def _contents_of(run: Run) -> dict[str, str]:
+    """Digests of the model's files; random weights follow from seed and configuration, which are settings too."""
+    drawn = {"weights": "drawn from the seed"} if run.cfg.model.random_init else {}
+    return contents(run.policy.folder, SIDE_FILES) | drawn
+
+
+def _prompt_digest(tokenizer: Tokenizer, task: Task) -> str:
+    """SHA-256 of the text around a question: system prompt, instruction and chat template, as the model reads them."""
+    text = tokenizer.hf.decode(tokenizer.encode_chat(task("?")))
+    return hashlib.sha256(str(text).encode()).hexdigest()
+
+
+def settings_of(run: Run, task: Task = question_messages) -> dict[str, Any]:
+    """What decides the responses: stored ones may be used again only where this agrees.
+
+    The model is known by its content, not by its path: what lies there can be replaced.
+    """
+    cfg = run.cfg
+    return {
+        **_contents_of(run),
+        "prompt": _prompt_digest(run.policy.tokenizer, task),
+        "eos_ids": list(run.policy.tokenizer.eos_ids),
+        "stop": list(run.policy.tokenizer.stops),
+        "dtype": str(run.learner.dtype),
+        "thinking": cfg.model.thinking,
+        "temperature": cfg.eval.temperature,
+        "top_p": cfg.eval.top_p,
+        "max_new_tokens": cfg.sampling.max_new_tokens,
+        "seed": cfg.seed,
+    }
+
+
+def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Raises ConfigError where `folder` holds responses of other settings, or of a model that is not named."""
+    path = folder / "settings.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        partial.rename(path)
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); take another workdir") from None
+    if missing := [name for name in settings if name not in old]:
+        raise ConfigError(
+            f"{path}: no {', '.join(missing)} in it (an older version wrote it), so the stored answers may be another "
+            "model's; take another workdir"
+        )
+    changed = [name for name in settings if old[name] != settings[name]]
+    if changed:
+        told = [
+            f"{name} = {tables.shown(name, settings[name])} (was {tables.shown(name, old[name])})" for name in changed
+        ]
+        raise ConfigError(f"{folder} holds responses of other settings: {', '.join(told)}; take another workdir")
+
+
+def load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None], task: Task) -> dict[str, list[Named]]:
+    cfg = run.cfg
+
+    def prompt_tokens(problem: Problem) -> int:
+        return len(run.policy.tokenizer.encode_chat(problem.messages))
+
+    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
+    load = functools.partial(
+        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=verifier.readable,
+        task_prompt=task,
+    )  # fmt: skip
+    return {name: load(name, where) for name, where in parse_names(cfg.eval.tasks)}
+
+
+def engine_for(run: Run, requests: Sequence[Request], weights: str) -> Engine:
+    """Loads the weights, with as many rows as fit the prompts that are asked.
+
+    Args:
+      weights: of `_contents_of` the run.
+
+    Raises:
+      ConfigError: the files are others now that they are loaded.
+    """
+    cfg, policy = run.cfg, run.policy
+    longest = max(len(request.prompt_ids) for request in requests)
+    slots = longest + cfg.sampling.max_new_tokens
+    room = room_for(policy.shape, policy.sampler.mesh, cfg.sampler, slots, longest, policy.sampler.dtype)
+    setup = dataclasses.replace(policy.sampler, room=room)
+    engine = Engine(setup, weights_of(setup, policy.weights()), 0, run.evaluation)
+    if _contents_of(run)["weights"] != weights:
+        raise ConfigError(f"{policy.folder}: the weights were replaced while they were read; give the command again")
+    return engine
