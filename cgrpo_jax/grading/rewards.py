@@ -66,7 +66,8 @@ def votes(answers: Sequence[tuple[Problem, str | None]], verifier: Verifier) -> 
     """What each answer counts for in a majority vote: itself, or the letter of the option that it names; None: none."""
     found = [answer for _, answer in answers]
     chosen = [i for i, (problem, answer) in enumerate(answers) if problem.grader == "choice" and answer is not None]
-    letters = verifier.grade([Job("option", "", found[i], entry=answers[i][0].entry) for i in chosen])
+    jobs = [Job("option", "", found[i], entry=answers[i][0].entry) for i in chosen]
+    letters = verifier.grade(jobs) if jobs else []
     for i, letter in zip(chosen, letters, strict=True):
         found[i] = letter.extracted
     return found
