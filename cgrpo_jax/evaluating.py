@@ -20,7 +20,7 @@ from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.run.answers import check_settings, engine_for, load_tasks, settings_of
-from cgrpo_jax.run.leader import begun
+from cgrpo_jax.run.beginning import begun
 from cgrpo_jax.run.plugins import open_texts
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.workdir import compilation

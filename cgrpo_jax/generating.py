@@ -32,7 +32,8 @@ from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.rollout.verdicts import END, verdict_of
 from cgrpo_jax.run import build, resuming
-from cgrpo_jax.run.leader import Desk, begun, open_desk
+from cgrpo_jax.run.beginning import begun
+from cgrpo_jax.run.leader import Desk, open_desk
 from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
@@ -114,7 +115,7 @@ def _sample_steps(
     """Samples the problems of these steps, and writes the rows of each; `count` problems there are in all."""
     params, each = run.policy.weights(), run.cfg.train.prompts
     second = run.second.synced() if run.second else None
-    assert desk.writer is not None
+    assert desk.log.writer is not None
     for step in steps:
         with progress.phase("sample"):
             with desk.stories(step, step * each, min(each, count - step * each)) as stories:
@@ -123,9 +124,9 @@ def _sample_steps(
         if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")
         lines = _lines(groups, step * each, run.cfg.generate.rows, desk.method.texts.critique)
-        values = desk.rollout_metrics(step + 1, groups, stats) | {"rows/kept": float(len(lines))}
-        desk.writer.rollout(step + 1, groups, desk.pieces.widths)
-        desk.writer.scalars(step + 1, values)
+        values = desk.log.rollout_metrics(step + 1, groups, stats) | {"rows/kept": float(len(lines))}
+        desk.log.writer.rollout(step + 1, groups, desk.log.pieces.widths)
+        desk.log.writer.scalars(step + 1, values)
         _write(folder / f"{step + 1:06d}.jsonl", lines)  # last: what is there is not made again
         progress.step_done(step + 1, {"rows": len(lines), "s": values["seconds/sample"]})
 
@@ -151,7 +152,7 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
         progress.expect(steps)
         progress.resume_at(made_before)
         if made_before < steps:
-            desk.open_files(workdir, made_before)
+            desk.log.open_files(workdir, made_before)
             try:
                 _sample_steps(run, desk, progress, folder, range(made_before, steps), count)
             except Stopped:

@@ -20,7 +20,8 @@ from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.loop import run_stories
 from cgrpo_jax.run import build
-from cgrpo_jax.run.leader import begun, open_desk
+from cgrpo_jax.run.beginning import begun
+from cgrpo_jax.run.leader import open_desk
 from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.run.saving import Saves
 from cgrpo_jax.sampling.pool import Stats
@@ -66,7 +67,7 @@ def train(
         reference = saves.reference(frozen) if build.terms(cfg).kl else None
         if desk is not None:
             saves.start_workdir()
-            desk.open_files(workdir, saves.step, on_row)
+            desk.log.open_files(workdir, saves.step, on_row)
         update = make_update(run.learner, run.mesh, state.params)
         logps = make_logps(run.learner, run.mesh)
         first, problems_seen, nonfinite = saves.step, saves.problems_seen, 0  # steps in a row that were not finite
@@ -118,7 +119,7 @@ def train(
                 if told := memory_line(run, planned):
                     progress.log(told)
             if desk is not None:
-                desk.log_step(done, groups, sums_of_updates, stats)
+                desk.log.step(done, groups, sums_of_updates, stats)
             check_parameters(done, sums_of_updates)
             saves.done(done, state, problems_seen)
             found = {"sampled log-probabilities": stats.nonfinite} | nonfinite_counts(sums_of_updates)
