@@ -1,4 +1,17 @@
-"""Records of the host side, one per stage: Problem -> Attempt -> Group -> Segment."""
+"""Records of the host side, one per stage: Problem -> Attempt -> Group -> Segment.
+
+The name of an array ends in a letter for each axis (`logp_BT`); a digit is a length. The letters, everywhere:
+
+    A bins of an update                  B rows of a batch                    C tokens of a decode chunk
+    D width of the model                 E end-of-sequence ids                F width of the MLP
+    G rows of one problem                H dimensions of a head               I tokens of a bin, one after another
+    J blocks of the vocabulary           K key/value heads                    L layers
+    M query heads of a key/value head    N query heads                        O tasks of an evaluation
+    P problems                           Q prompts run through the model      R rows of an engine
+    S slots of a KV cache (keys)         T tokens of a row (queries)          U distinct values of a sample
+    V entries of the vocabulary          W entries of a block                 X numbers of samples, the k of pass@k
+    Y queries of a key/value head        Z distinct problems
+"""
 
 from __future__ import annotations
 

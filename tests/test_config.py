@@ -198,6 +198,19 @@ def test_each_folder_says_what_it_is_for_and_imports_what_it_says():
         assert {parts[1] for parts in names if parts[0] == "cgrpo_jax"} <= allowed, folder
 
 
+def test_letters_of_axes_are_those_of_the_legend():
+    legend = ast.get_docstring(ast.parse((ROOT / "records.py").read_text()))
+    letters = re.findall(r"(?:^| {2,})([A-Z]) (?=[a-z])", legend.split("everywhere:")[1], re.MULTILINE)
+    assert len(letters) == len(set(letters)) > 20
+    names = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "attr", None)
+            if isinstance(name, str) and (found := re.fullmatch(r"[a-z0-9_]+_([A-Z0-9]+)", name)):
+                names |= {(letter, name) for letter in found[1] if letter.isalpha()}
+    assert len(names) > 200 and {name for letter, name in names if letter not in letters} == set()
+
+
 def test_files_and_functions_stay_small():
     for path in [*ROOT.rglob("*.py"), *ROOT.parent.glob("configs/*.py")]:
         text = path.read_text()

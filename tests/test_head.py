@@ -18,23 +18,23 @@ def in_float64():
 
 def arrays():
     rng = np.random.default_rng(0)
-    target_N = np.array([0, 127, 128, 255, 256, 443, 444, 511, 512, 640, 649, 3, 300])  # also where chunks overlap
-    return rng.normal(size=(N, D)), rng.normal(size=(V, D)), target_N, rng.normal(size=N), rng.normal(size=N)
+    target_I = np.array([0, 127, 128, 255, 256, 443, 444, 511, 512, 640, 649, 3, 300])  # also where chunks overlap
+    return rng.normal(size=(N, D)), rng.normal(size=(V, D)), target_I, rng.normal(size=N), rng.normal(size=N)
 
 
 def head_of(dtype, used=USED):
     return Head(V, used, TEMPERATURE, dtype, N * 2 * LANES)
 
 
-def plain(hidden_ND, kernel_VD, target_N):
+def plain(hidden_ID, kernel_VD, target_I):
     """As in a textbook."""
-    logp_NU = jax.nn.log_softmax(hidden_ND @ kernel_VD[:USED].T / TEMPERATURE, axis=-1)
-    return logp_NU[jnp.arange(N), target_N], -(jnp.exp(logp_NU) * logp_NU).sum(axis=-1)
+    logp_IV = jax.nn.log_softmax(hidden_ID @ kernel_VD[:USED].T / TEMPERATURE, axis=-1)
+    return logp_IV[jnp.arange(N), target_I], -(jnp.exp(logp_IV) * logp_IV).sum(axis=-1)
 
 
-def weighed(function, hidden_ND, kernel_VD, target_N, a_N, b_N):
-    logp_N, entropy_N = function(hidden_ND, kernel_VD, target_N)
-    return (a_N * logp_N + b_N * entropy_N).sum()
+def weighed(function, hidden_ID, kernel_VD, target_I, a_I, b_I):
+    logp_I, entropy_I = function(hidden_ID, kernel_VD, target_I)
+    return (a_I * logp_I + b_I * entropy_I).sum()
 
 
 def test_chunks_are_multiples_that_cover_the_vocabulary():
@@ -45,12 +45,12 @@ def test_chunks_are_multiples_that_cover_the_vocabulary():
 
 
 def test_values_and_gradients_equal_the_plain_ones(in_float64):
-    hidden_ND, kernel_VD, target_N, a_N, b_N = map(jnp.asarray, arrays())
+    hidden_ID, kernel_VD, target_I, a_I, b_I = map(jnp.asarray, arrays())
     ours = make_head(head_of(jnp.float64))
-    for got, expected in zip(ours(hidden_ND, kernel_VD, target_N), plain(hidden_ND, kernel_VD, target_N), strict=True):
+    for got, expected in zip(ours(hidden_ID, kernel_VD, target_I), plain(hidden_ID, kernel_VD, target_I), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-12)
     gradients = [
-        jax.grad(weighed, argnums=(1, 2))(function, hidden_ND, kernel_VD, target_N, a_N, b_N) for function in (ours, plain)
+        jax.grad(weighed, argnums=(1, 2))(function, hidden_ID, kernel_VD, target_I, a_I, b_I) for function in (ours, plain)
     ]  # fmt: skip
     for got, expected in zip(*gradients, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
@@ -59,19 +59,19 @@ def test_values_and_gradients_equal_the_plain_ones(in_float64):
 
 def test_bfloat16_products_accumulate_in_float32():
     """The error of log-probabilities is that of rounding the operands, not of a sum in bfloat16."""
-    hidden_ND, kernel_VD, target_N, _, _ = map(jnp.asarray, arrays())
-    low_ND, low_VD = hidden_ND.astype(jnp.bfloat16), kernel_VD.astype(jnp.bfloat16)
-    logp_N, entropy_N = make_head(head_of(jnp.bfloat16))(low_ND, low_VD, target_N)
-    exact = plain(low_ND.astype(jnp.float32), low_VD.astype(jnp.float32), target_N)
-    assert logp_N.dtype == jnp.float32
-    np.testing.assert_allclose(logp_N, exact[0], atol=1e-4)
-    np.testing.assert_allclose(entropy_N, exact[1], atol=1e-4)
+    hidden_ID, kernel_VD, target_I, _, _ = map(jnp.asarray, arrays())
+    low_ID, low_VD = hidden_ID.astype(jnp.bfloat16), kernel_VD.astype(jnp.bfloat16)
+    logp_I, entropy_I = make_head(head_of(jnp.bfloat16))(low_ID, low_VD, target_I)
+    exact = plain(low_ID.astype(jnp.float32), low_VD.astype(jnp.float32), target_I)
+    assert logp_I.dtype == jnp.float32
+    np.testing.assert_allclose(logp_I, exact[0], atol=1e-4)
+    np.testing.assert_allclose(entropy_I, exact[1], atol=1e-4)
 
 
 def test_the_largest_log_probabilities(in_float64):
-    hidden_ND, kernel_VD, _, _, _ = map(jnp.asarray, arrays())
-    best_Nk, id_Nk = top_logps(head_of(jnp.float64), hidden_ND, kernel_VD, 5)
-    logp_NU = np.asarray(jax.nn.log_softmax(hidden_ND @ kernel_VD[:USED].T / TEMPERATURE, axis=-1))
-    order_Nk = np.argsort(-logp_NU, axis=-1)[:, :5]
-    np.testing.assert_array_equal(id_Nk, order_Nk)
-    np.testing.assert_allclose(best_Nk, np.take_along_axis(logp_NU, order_Nk, axis=-1), rtol=1e-12)
+    hidden_ID, kernel_VD, _, _, _ = map(jnp.asarray, arrays())
+    best_Ik, id_Ik = top_logps(head_of(jnp.float64), hidden_ID, kernel_VD, 5)
+    logp_IV = np.asarray(jax.nn.log_softmax(hidden_ID @ kernel_VD[:USED].T / TEMPERATURE, axis=-1))
+    order_Ik = np.argsort(-logp_IV, axis=-1)[:, :5]
+    np.testing.assert_array_equal(id_Ik, order_Ik)
+    np.testing.assert_allclose(best_Ik, np.take_along_axis(logp_IV, order_Ik, axis=-1), rtol=1e-12)

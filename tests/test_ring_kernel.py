@@ -22,15 +22,15 @@ RINGS = [
 def made(slots, rows, heads, group, dtype, layers=2, head_dim=32, seed=0):
     """Queries `[R, K, G, H]`, and stacked keys and values."""
     keys = jax.random.split(jax.random.key(seed), 3)
-    q_RKGH = jax.random.normal(keys[0], (rows, heads, group, head_dim), dtype) * 2
+    q_RKMH = jax.random.normal(keys[0], (rows, heads, group, head_dim), dtype) * 2
     kv = [jax.random.normal(key, (layers, rows, heads, slots, head_dim), dtype) for key in keys[1:]]
-    return q_RKGH, *kv
+    return q_RKMH, *kv
 
 
-def reference(q_RKGH, k_RKSH, v_RKSH, time, length_R, mesh):
-    R, K, G, H = q_RKGH.shape
+def reference(q_RKMH, k_RKSH, v_RKSH, time, length_R, mesh):
+    R, K, M, H = q_RKMH.shape
     live_RS = in_ring(time, length_R, k_RKSH.shape[2], mesh).live_RS
-    return attend_masked(q_RKGH.reshape(R, K * G, 1, H), k_RKSH, v_RKSH, live_RS[:, None]).reshape(q_RKGH.shape)
+    return attend_masked(q_RKMH.reshape(R, K * M, 1, H), k_RKSH, v_RKSH, live_RS[:, None]).reshape(q_RKMH.shape)
 
 
 @pytest.mark.parametrize(("heads", "group"), [(2, 4), (1, 7), (3, 1)])

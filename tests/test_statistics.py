@@ -220,10 +220,10 @@ def test_interval_of_a_mean_of_tasks(rng):
     assert intervals.of_mean([0.5, 0.2], [0.2, 0.16], [0.58, 0.8]) == pytest.approx(
         (0.35 - math.hypot(0.3, 0.04) / 2, 0.35 + math.hypot(0.08, 0.6) / 2)
     )
-    values_TP = [rng.random(300) < share for share in (0.4, 0.6, 0.5)]
-    of_TX = [(values_P.mean(), *intervals.wilson(values_P.mean(), 300)) for values_P in values_TP]
-    boot = intervals.bootstrap_tasks([values_P.astype(float) for values_P in values_TP], 0)
-    assert intervals.of_mean(*zip(*of_TX, strict=True)) == pytest.approx(boot, abs=4e-3)
+    values_OP = [rng.random(300) < share for share in (0.4, 0.6, 0.5)]
+    of_OX = [(values_P.mean(), *intervals.wilson(values_P.mean(), 300)) for values_P in values_OP]
+    boot = intervals.bootstrap_tasks([values_P.astype(float) for values_P in values_OP], 0)
+    assert intervals.of_mean(*zip(*of_OX, strict=True)) == pytest.approx(boot, abs=4e-3)
     low, high = intervals.of_mean([0.0, 0.0], *zip(*[intervals.wilson(0.0, 20)] * 2, strict=True))
     assert low == pytest.approx(0.0, abs=1e-9) and high == pytest.approx(intervals.wilson(0.0, 20)[1] / math.sqrt(2))
 

@@ -37,8 +37,8 @@ def wilson(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def average_copies(values_PX: np.ndarray, content_P: Sequence[str]) -> np.ndarray:
-    """Mean over the rows of each distinct problem, in order of first appearance: `[P, ...]` -> `[D, ...]`.
+def average_copies(values_P: np.ndarray, content_P: Sequence[str]) -> np.ndarray:
+    """Mean over the rows of each distinct problem, in order of first appearance: `[P, ...]` -> `[Z, ...]`.
 
     Args:
       content_P: digests of the problems, equal for copies.
@@ -46,7 +46,7 @@ def average_copies(values_PX: np.ndarray, content_P: Sequence[str]) -> np.ndarra
     rows: dict[str, list[int]] = {}
     for p, content in enumerate(content_P):
         rows.setdefault(content, []).append(p)
-    return np.array([np.mean(values_PX[copies], axis=0) for copies in rows.values()])
+    return np.array([np.mean(values_P[copies], axis=0) for copies in rows.values()])
 
 
 def _check_ks(ks: Sequence[int], samples: int) -> None:
@@ -55,7 +55,7 @@ def _check_ks(ks: Sequence[int], samples: int) -> None:
 
 
 def pass_at_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    """Probability that k of a problem's G samples, drawn without replacement, hold a correct one: `[K, P]`.
+    """Probability that k of a problem's G samples, drawn without replacement, hold a correct one: `[X, P]`.
 
     1 - C(G-c, k) / C(G, k) with c correct samples (Chen et al. 2021, arXiv 2107.03374, equation 1): the unbiased
     estimate of pass@k. The quotient is the product of (G-k-j) / (G-j) over j < c, all of them in [0, 1].
@@ -66,13 +66,13 @@ def pass_at_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     samples = correct_PG.shape[1]
     _check_ks(ks, samples)
     j_G = np.arange(samples)
-    factor_KG = np.maximum(samples - np.array(ks)[:, None] - j_G, 0) / (samples - j_G)
-    none_Kc = np.concatenate([np.ones((len(ks), 1)), np.cumprod(factor_KG, axis=1)], axis=1)  # by the number correct
-    return 1.0 - none_Kc[:, np.count_nonzero(correct_PG, axis=1)]
+    factor_XG = np.maximum(samples - np.array(ks)[:, None] - j_G, 0) / (samples - j_G)
+    none_Xc = np.concatenate([np.ones((len(ks), 1)), np.cumprod(factor_XG, axis=1)], axis=1)  # by the number correct
+    return 1.0 - none_Xc[:, np.count_nonzero(correct_PG, axis=1)]
 
 
 def first_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    """1.0 where one of the first k samples of a problem is correct, else 0.0: `[K, P]`.
+    """1.0 where one of the first k samples of a problem is correct, else 0.0: `[X, P]`.
 
     As the paper counts pass@k (arXiv 2506.03106, section 5): unbiased too, but with more variance than `pass_at_k`.
 
@@ -185,22 +185,22 @@ def of_alike(value: float, count: int, least: float = 0.0, most: float = 1.0) ->
 
 
 def bootstrap_tasks(
-    values_TP: Sequence[np.ndarray], seed: int, draws: int = 10_000, least: float = 0.0, most: float = 1.0
+    values_OP: Sequence[np.ndarray], seed: int, draws: int = 10_000, least: float = 0.0, most: float = 1.0
 ) -> tuple[float, float]:
     """As `bootstrap`, of the plain mean over tasks: problems are resampled within their task.
 
     Args:
       least, most: what a value can be, for tasks in which all are alike.
     """
-    tasks = [_checked(values_P) for values_P in values_TP]
+    tasks = [_checked(values_P) for values_P in values_OP]
     alike = [bool(np.ptp(values_P) == 0) for values_P in tasks]
     if any(alike):
         each = [
             of_alike(float(values_P[0]), len(values_P), least, most) if same else bootstrap(values_P, seed, draws)
             for values_P, same in zip(tasks, alike, strict=True)
         ]
-        low_T, high_T = zip(*each, strict=True)
-        return of_mean([float(values_P.mean()) for values_P in tasks], low_T, high_T)
+        low_O, high_O = zip(*each, strict=True)
+        return of_mean([float(values_P.mean()) for values_P in tasks], low_O, high_O)
     rng = np.random.default_rng(seed)
     means = np.mean([_resampled_means(values_P, rng, draws) for values_P in tasks], axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -235,14 +235,14 @@ def paired(a_P: np.ndarray, b_P: np.ndarray, seed: int, draws: int = 10_000) -> 
     return paired_tasks([a_P], [b_P], seed, draws)
 
 
-def paired_tasks(a_TP: Sequence[np.ndarray], b_TP: Sequence[np.ndarray], seed: int, draws: int = 10_000) -> Paired:
+def paired_tasks(a_OP: Sequence[np.ndarray], b_OP: Sequence[np.ndarray], seed: int, draws: int = 10_000) -> Paired:
     """As `paired`, of the plain mean over tasks of their mean differences."""
-    for a_P, b_P in zip(a_TP, b_TP, strict=True):
+    for a_P, b_P in zip(a_OP, b_OP, strict=True):
         if np.shape(a_P) != np.shape(b_P):
             raise ValueError(f"paired values of {np.shape(a_P)} and {np.shape(b_P)} problems")
-    d_TP = [_checked(b_P) - _checked(a_P) for a_P, b_P in zip(a_TP, b_TP, strict=True)]
-    low, high = bootstrap_tasks(d_TP, seed, draws, least=-1.0)
-    terms = np.concatenate([d_P / (len(d_P) * len(d_TP)) for d_P in d_TP])
+    d_OP = [_checked(b_P) - _checked(a_P) for a_P, b_P in zip(a_OP, b_OP, strict=True)]
+    low, high = bootstrap_tasks(d_OP, seed, draws, least=-1.0)
+    terms = np.concatenate([d_P / (len(d_P) * len(d_OP)) for d_P in d_OP])
     # the interval and the test draw from streams of their own
     return Paired(float(terms.sum()), low, high, _sign_flip_p(terms, np.random.default_rng([seed, 1]), draws))
 
@@ -283,25 +283,25 @@ def summarise(
     _check_one_each(ids, content_P, (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG, judged_PG))
     correct_PG = correct_PG.astype(bool)
     ks = powers_of_two(samples)
-    correct_DG = average_copies(correct_PG.astype(float), content_P)
-    pass_K = average_copies(pass_at_k(correct_PG, ks).T, content_P).mean(axis=0)
-    first_K = average_copies(first_k(correct_PG, ks).T, content_P).mean(axis=0)
-    interval_K = [wilson(mean, len(correct_DG)) for mean in pass_K.tolist()]
+    correct_ZG = average_copies(correct_PG.astype(float), content_P)
+    pass_X = average_copies(pass_at_k(correct_PG, ks).T, content_P).mean(axis=0)
+    first_X = average_copies(first_k(correct_PG, ks).T, content_P).mean(axis=0)
+    interval_X = [wilson(mean, len(correct_ZG)) for mean in pass_X.tolist()]
     names = [str(k) for k in ks]
     return {
-        "problems": len(correct_DG),
+        "problems": len(correct_ZG),
         "rows": rows,
         "samples": samples,
-        "pass@1": float(correct_DG.mean()),
-        "pass@1/low": interval_K[0][0],
-        "pass@1/high": interval_K[0][1],
-        "pass@1/bootstrap": list(bootstrap(correct_DG.mean(axis=1), seed)),
-        "runs": correct_DG.mean(axis=0).tolist(),
+        "pass@1": float(correct_ZG.mean()),
+        "pass@1/low": interval_X[0][0],
+        "pass@1/high": interval_X[0][1],
+        "pass@1/bootstrap": list(bootstrap(correct_ZG.mean(axis=1), seed)),
+        "runs": correct_ZG.mean(axis=0).tolist(),
         "maj@G": float(average_copies(majority(cluster_PG, correct_PG), content_P).mean()),
-        "pass@k": dict(zip(names, pass_K.tolist(), strict=True)),
-        "pass@k/low": dict(zip(names, [low for low, _ in interval_K], strict=True)),
-        "pass@k/high": dict(zip(names, [high for _, high in interval_K], strict=True)),
-        "first@k": dict(zip(names, first_K.tolist(), strict=True)),
+        "pass@k": dict(zip(names, pass_X.tolist(), strict=True)),
+        "pass@k/low": dict(zip(names, [low for low, _ in interval_X], strict=True)),
+        "pass@k/high": dict(zip(names, [high for _, high in interval_X], strict=True)),
+        "first@k": dict(zip(names, first_X.tolist(), strict=True)),
         "length": float(length_PG.mean()),
         "truncated": float(1 - finished_PG.astype(bool).mean()),
         "no_answer": float(1 - answered_PG.astype(bool).mean()),
@@ -324,8 +324,8 @@ def _check_one_each(ids: Sequence[str], content_P: Sequence[str], arrays: Sequen
 def scores_by_content(entry: Mapping[str, Any]) -> dict[str, float]:
     """pass@1 of each distinct problem of a task's entry, by the digest of its content."""
     values_P = np.mean(entry["correct"], axis=1)
-    values_D = average_copies(values_P, entry["content"])
-    return dict(zip(dict.fromkeys(entry["content"]), values_D.tolist(), strict=True))
+    values_Z = average_copies(values_P, entry["content"])
+    return dict(zip(dict.fromkeys(entry["content"]), values_Z.tolist(), strict=True))
 
 
 def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
@@ -341,19 +341,19 @@ def mean_of_tasks(tasks: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str
         mean[name] = {k: sum(entry[name][k] for entry in entries) / len(entries) for k in shared}
     if len({entry["samples"] for entry in entries}) == 1:
         mean["runs"] = np.mean([entry["runs"] for entry in entries], axis=0).tolist()
-    values_TD = [np.array(list(scores_by_content(entry).values())) for entry in entries]
-    mean["pass@1/bootstrap"] = list(bootstrap_tasks(values_TD, seed))
+    values_OZ = [np.array(list(scores_by_content(entry).values())) for entry in entries]
+    mean["pass@1/bootstrap"] = list(bootstrap_tasks(values_OZ, seed))
     mean["pass@1/low"], mean["pass@1/high"] = of_mean(
         *([entry[key] for entry in entries] for key in ("pass@1", "pass@1/low", "pass@1/high"))
     )
     return mean
 
 
-def of_mean(values_T: Sequence[float], low_T: Sequence[float], high_T: Sequence[float]) -> tuple[float, float]:
+def of_mean(values_O: Sequence[float], low_O: Sequence[float], high_O: Sequence[float]) -> tuple[float, float]:
     """Interval of the mean of independent accuracies from their own intervals (MOVER, Zou and Donner 2008).
 
     That of one task is its own.
     """
-    below, above = np.subtract(values_T, low_T), np.subtract(high_T, values_T)
-    mean, tasks = float(np.mean(values_T)), len(values_T)
+    below, above = np.subtract(values_O, low_O), np.subtract(high_O, values_O)
+    mean, tasks = float(np.mean(values_O)), len(values_O)
     return mean - float(np.linalg.norm(below)) / tasks, mean + float(np.linalg.norm(above)) / tasks

@@ -109,11 +109,11 @@ def accuracies(problems: Sequence[Problem], attempts_PG: Sequence[Sequence[Attem
     correct_P = np.array([[attempt.correct for attempt in row] for row in attempts_PG], float).mean(axis=1)
     for tag in ["", *sorted({problem.tag for problem in problems} - {""})]:
         chosen = [p for p, problem in enumerate(problems) if tag in ("", problem.tag)]
-        correct_D = average_copies(correct_P[chosen], [content_P[p] for p in chosen])
-        mean = float(correct_D.mean())
+        correct_Z = average_copies(correct_P[chosen], [content_P[p] for p in chosen])
+        mean = float(correct_Z.mean())
         key = f"{name}/pass@1" + (f"/{tag}" if tag else "")
         values[key] = mean
-        values[f"{key}/low"], values[f"{key}/high"] = wilson(mean, len(correct_D))
+        values[f"{key}/low"], values[f"{key}/high"] = wilson(mean, len(correct_Z))
     completions = [attempt.completion for row in attempts_PG for attempt in row]
     values[f"{name}/length"] = float(np.mean([len(c.ids) for c in completions]))
     values[f"{name}/truncated"] = float(np.mean([not c.finished for c in completions]))

@@ -179,8 +179,8 @@ def differences(runs: Mapping[str, Results]) -> Table:
             if not len(shared) == len(ours) == len(theirs):
                 counts = f"{len(ours)} problems of {base} and the {len(theirs)} of {name}"
                 notes.append(f"{task}: {len(shared)} are among both the {counts}; the others are left out.")
-            a_D, b_D = (np.array([scores[content] for content in shared]) for scores in (ours, theirs))
-            found = paired(a_D, b_D, seed=0)
+            a_Z, b_Z = (np.array([scores[content] for content in shared]) for scores in (ours, theirs))
+            found = paired(a_Z, b_Z, seed=0)
             points = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             other = _other_settings(first, results)
             rows.append([task, name, str(len(shared)), points, f"{found.p:.3g}", other])

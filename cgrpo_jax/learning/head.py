@@ -58,80 +58,80 @@ def _kernel_of(head: Head, kernel_VD: jax.Array, start: jax.Array, chunk: int) -
 
 
 def _chunk_logits(
-    head: Head, hidden_ND: jax.Array, kernel_CD: jax.Array, start: jax.Array, number: jax.Array
+    head: Head, hidden_ID: jax.Array, kernel_WD: jax.Array, start: jax.Array, number: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Scaled logits `[N, C]` of chunk `number`, and the index of each entry; -1 for what another chunk counts."""
-    chunk = kernel_CD.shape[0]
-    logits_NC = jnp.matmul(hidden_ND, kernel_CD.T, preferred_element_type=accumulator(head.dtype))
-    index_C = start + jnp.arange(chunk, dtype=jnp.int32)
-    open_C = (index_C >= number * chunk) & (index_C < head.used)
-    return jnp.where(open_C[None], logits_NC / head.temperature, CLOSED), jnp.where(open_C, index_C, -1)
+    """Scaled logits `[I, W]` of chunk `number`, and the index of each entry; -1 for what another chunk counts."""
+    chunk = kernel_WD.shape[0]
+    logits_IW = jnp.matmul(hidden_ID, kernel_WD.T, preferred_element_type=accumulator(head.dtype))
+    index_W = start + jnp.arange(chunk, dtype=jnp.int32)
+    open_W = (index_W >= number * chunk) & (index_W < head.used)
+    return jnp.where(open_W[None], logits_IW / head.temperature, CLOSED), jnp.where(open_W, index_W, -1)
 
 
 def _forward(
-    head: Head, hidden_ND: jax.Array, kernel_VD: jax.Array, target_N: jax.Array
+    head: Head, hidden_ID: jax.Array, kernel_VD: jax.Array, target_I: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probability, entropy and log-sum-exp `[N]`; a running maximum keeps the sums finite."""
-    chunk, real = head.chunk(len(hidden_ND)), accumulator(head.dtype)
-    starts_X = head.starts(chunk)
+    """Log-probability, entropy and log-sum-exp `[I]`; a running maximum keeps the sums finite."""
+    chunk, real = head.chunk(len(hidden_ID)), accumulator(head.dtype)
+    starts_J = head.starts(chunk)
 
     def step(carry: tuple[jax.Array, ...], of: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
-        (peak_N, total_N, moment_N, chosen_N), (start, number) = carry, of
-        kernel_CD = _kernel_of(head, kernel_VD, start, chunk)
-        logits_NC, index_C = _chunk_logits(head, hidden_ND, kernel_CD, start, number)
-        new_N = jnp.maximum(peak_N, logits_NC.max(axis=-1))
-        weight_NC, shrink_N = jnp.exp(logits_NC - new_N[:, None]), jnp.exp(peak_N - new_N)
-        hit_NC = index_C[None] == target_N[:, None]
-        total_N = total_N * shrink_N + weight_NC.sum(axis=-1)
-        moment_N = moment_N * shrink_N + (weight_NC * logits_NC).sum(axis=-1)
-        return (new_N, total_N, moment_N, chosen_N + jnp.where(hit_NC, logits_NC, 0).sum(axis=-1)), None
+        (peak_I, total_I, moment_I, chosen_I), (start, number) = carry, of
+        kernel_WD = _kernel_of(head, kernel_VD, start, chunk)
+        logits_IW, index_W = _chunk_logits(head, hidden_ID, kernel_WD, start, number)
+        new_I = jnp.maximum(peak_I, logits_IW.max(axis=-1))
+        weight_IW, shrink_I = jnp.exp(logits_IW - new_I[:, None]), jnp.exp(peak_I - new_I)
+        hit_IW = index_W[None] == target_I[:, None]
+        total_I = total_I * shrink_I + weight_IW.sum(axis=-1)
+        moment_I = moment_I * shrink_I + (weight_IW * logits_IW).sum(axis=-1)
+        return (new_I, total_I, moment_I, chosen_I + jnp.where(hit_IW, logits_IW, 0).sum(axis=-1)), None
 
-    zero_N = jnp.zeros(len(hidden_ND), real)
-    start: tuple[jax.Array, ...] = (zero_N + CLOSED, zero_N, zero_N, zero_N)
-    numbers_X = jnp.arange(len(starts_X), dtype=jnp.int32)
-    (peak_N, total_N, moment_N, chosen_N), _ = jax.lax.scan(step, start, (starts_X, numbers_X))
-    lse_N = peak_N + jnp.log(total_N)
-    return chosen_N - lse_N, lse_N - moment_N / total_N, lse_N
+    zero_I = jnp.zeros(len(hidden_ID), real)
+    start: tuple[jax.Array, ...] = (zero_I + CLOSED, zero_I, zero_I, zero_I)
+    numbers_J = jnp.arange(len(starts_J), dtype=jnp.int32)
+    (peak_I, total_I, moment_I, chosen_I), _ = jax.lax.scan(step, start, (starts_J, numbers_J))
+    lse_I = peak_I + jnp.log(total_I)
+    return chosen_I - lse_I, lse_I - moment_I / total_I, lse_I
 
 
 def _backward(
     head: Head, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None]:
-    hidden_ND, kernel_VD, target_N, entropy_N, lse_N = saved
-    d_logp_N, d_entropy_N = cotangents
-    chunk, real = head.chunk(len(hidden_ND)), accumulator(head.dtype)
-    starts_X = head.starts(chunk)
+    hidden_ID, kernel_VD, target_I, entropy_I, lse_I = saved
+    d_logp_I, d_entropy_I = cotangents
+    chunk, real = head.chunk(len(hidden_ID)), accumulator(head.dtype)
+    starts_J = head.starts(chunk)
 
     def step(carry: tuple[jax.Array, jax.Array], of: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        (d_hidden_ND, d_kernel_VD), (start, number) = carry, of
-        kernel_CD = _kernel_of(head, kernel_VD, start, chunk)
-        logits_NC, index_C = _chunk_logits(head, hidden_ND, kernel_CD, start, number)
-        logp_NC = logits_NC - lse_N[:, None]
-        hit_NC = index_C[None] == target_N[:, None]
-        falls_NC = d_logp_N[:, None] + d_entropy_N[:, None] * (logp_NC + entropy_N[:, None])
-        d_NC = jnp.where(hit_NC, d_logp_N[:, None], 0) - jnp.exp(logp_NC) * falls_NC
-        d_NC = (d_NC / head.temperature).astype(head.dtype)
-        d_kernel_CD = scattered(jnp.matmul(d_NC.T, hidden_ND), head.axis).astype(d_kernel_VD.dtype)
-        d_hidden_ND += jnp.matmul(d_NC, kernel_CD, preferred_element_type=real)
-        before_CD = jax.lax.dynamic_slice_in_dim(d_kernel_VD, start, chunk, axis=0)
-        return (d_hidden_ND, jax.lax.dynamic_update_slice_in_dim(d_kernel_VD, before_CD + d_kernel_CD, start, 0)), None
+        (d_hidden_ID, d_kernel_VD), (start, number) = carry, of
+        kernel_WD = _kernel_of(head, kernel_VD, start, chunk)
+        logits_IW, index_W = _chunk_logits(head, hidden_ID, kernel_WD, start, number)
+        logp_IW = logits_IW - lse_I[:, None]
+        hit_IW = index_W[None] == target_I[:, None]
+        falls_IW = d_logp_I[:, None] + d_entropy_I[:, None] * (logp_IW + entropy_I[:, None])
+        d_IW = jnp.where(hit_IW, d_logp_I[:, None], 0) - jnp.exp(logp_IW) * falls_IW
+        d_IW = (d_IW / head.temperature).astype(head.dtype)
+        d_kernel_WD = scattered(jnp.matmul(d_IW.T, hidden_ID), head.axis).astype(d_kernel_VD.dtype)
+        d_hidden_ID += jnp.matmul(d_IW, kernel_WD, preferred_element_type=real)
+        before_WD = jax.lax.dynamic_slice_in_dim(d_kernel_VD, start, chunk, axis=0)
+        return (d_hidden_ID, jax.lax.dynamic_update_slice_in_dim(d_kernel_VD, before_WD + d_kernel_WD, start, 0)), None
 
-    zeros = jnp.zeros(hidden_ND.shape, real), jnp.zeros_like(kernel_VD)
-    numbers_X = jnp.arange(len(starts_X), dtype=jnp.int32)
-    (d_hidden_ND, d_kernel_VD), _ = jax.lax.scan(step, zeros, (starts_X, numbers_X))
-    return d_hidden_ND.astype(hidden_ND.dtype), d_kernel_VD, None
+    zeros = jnp.zeros(hidden_ID.shape, real), jnp.zeros_like(kernel_VD)
+    numbers_J = jnp.arange(len(starts_J), dtype=jnp.int32)
+    (d_hidden_ID, d_kernel_VD), _ = jax.lax.scan(step, zeros, (starts_J, numbers_J))
+    return d_hidden_ID.astype(hidden_ID.dtype), d_kernel_VD, None
 
 
 def make_head(head: Head) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """(hidden `[N, D]`, kernel `[V, D]` or its part, targets `[N]`) -> log-probabilities and entropies (nats) `[N]`."""
+    """(hidden `[I, D]`, kernel `[V, D]` or its part, targets `[I]`) -> log-probabilities and entropies (nats) `[I]`."""
 
     @jax.custom_vjp
-    def logps(hidden_ND: jax.Array, kernel_VD: jax.Array, target_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _forward(head, hidden_ND, kernel_VD, target_N)[:2]
+    def logps(hidden_ID: jax.Array, kernel_VD: jax.Array, target_I: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _forward(head, hidden_ID, kernel_VD, target_I)[:2]
 
-    def forward(hidden_ND: jax.Array, kernel_VD: jax.Array, target_N: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
-        logp_N, entropy_N, lse_N = _forward(head, hidden_ND, kernel_VD, target_N)
-        return (logp_N, entropy_N), (hidden_ND, kernel_VD, target_N, entropy_N, lse_N)
+    def forward(hidden_ID: jax.Array, kernel_VD: jax.Array, target_I: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
+        logp_I, entropy_I, lse_I = _forward(head, hidden_ID, kernel_VD, target_I)
+        return (logp_I, entropy_I), (hidden_ID, kernel_VD, target_I, entropy_I, lse_I)
 
     def backward(saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]) -> Any:
         return _backward(head, saved, cotangents)
@@ -140,23 +140,23 @@ def make_head(head: Head) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[j
     return logps
 
 
-def top_logps(head: Head, hidden_ND: jax.Array, kernel_VD: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest log-probabilities of each position, largest first, and their ids, `[N, k]`. No gradient."""
-    N, chunk, real = len(hidden_ND), head.chunk(len(hidden_ND)), accumulator(head.dtype)
-    starts_X = head.starts(chunk)
+def top_logps(head: Head, hidden_ID: jax.Array, kernel_VD: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest log-probabilities of each position, largest first, and their ids, `[I, k]`. No gradient."""
+    I, chunk, real = len(hidden_ID), head.chunk(len(hidden_ID)), accumulator(head.dtype)
+    starts_J = head.starts(chunk)
 
     def step(carry: tuple[jax.Array, ...], of: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
-        (best_Nk, id_Nk, lse_N), (start, number) = carry, of
-        kernel_CD = _kernel_of(head, kernel_VD, start, chunk)
-        logits_NC, index_C = _chunk_logits(head, hidden_ND, kernel_CD, start, number)
-        lse_N = jnp.logaddexp(lse_N, jax.nn.logsumexp(logits_NC, axis=-1))
-        both_NX = jnp.concatenate([best_Nk, logits_NC], axis=1)
-        ids_NX = jnp.concatenate([id_Nk, jnp.broadcast_to(index_C[None], (N, chunk))], axis=1)
-        best_Nk, place_Nk = jax.lax.top_k(both_NX, k)
-        return (best_Nk, jnp.take_along_axis(ids_NX, place_Nk, axis=1), lse_N), None
+        (best_Ik, id_Ik, lse_I), (start, number) = carry, of
+        kernel_WD = _kernel_of(head, kernel_VD, start, chunk)
+        logits_IW, index_W = _chunk_logits(head, hidden_ID, kernel_WD, start, number)
+        lse_I = jnp.logaddexp(lse_I, jax.nn.logsumexp(logits_IW, axis=-1))
+        both = jnp.concatenate([best_Ik, logits_IW], axis=1)
+        ids = jnp.concatenate([id_Ik, jnp.broadcast_to(index_W[None], (I, chunk))], axis=1)
+        best_Ik, place_Ik = jax.lax.top_k(both, k)
+        return (best_Ik, jnp.take_along_axis(ids, place_Ik, axis=1), lse_I), None
 
-    nothing_Nk, no_id_Nk = jnp.full((N, k), CLOSED, real), jnp.full((N, k), -1, jnp.int32)
-    closed: tuple[jax.Array, ...] = (nothing_Nk, no_id_Nk, jnp.full(N, CLOSED, real))
-    numbers_X = jnp.arange(len(starts_X), dtype=jnp.int32)
-    (best_Nk, id_Nk, lse_N), _ = jax.lax.scan(step, closed, (starts_X, numbers_X))
-    return best_Nk - lse_N[:, None], id_Nk
+    nothing_Ik, no_id_Ik = jnp.full((I, k), CLOSED, real), jnp.full((I, k), -1, jnp.int32)
+    closed: tuple[jax.Array, ...] = (nothing_Ik, no_id_Ik, jnp.full(I, CLOSED, real))
+    numbers_J = jnp.arange(len(starts_J), dtype=jnp.int32)
+    (best_Ik, id_Ik, lse_I), _ = jax.lax.scan(step, closed, (starts_J, numbers_J))
+    return best_Ik - lse_I[:, None], id_Ik

@@ -99,6 +99,6 @@ def token_logps(static: Pass, params: Params, one: Bins) -> tuple[jax.Array, jax
     """Log-probability and entropy (nats) of each target of one bin, `[B, T]`; what stands at padding means nothing."""
     hidden_BTD = hidden_states(static, params, one)
     head, (module, name) = head_of(static)
-    flat_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    logp_N, entropy_N = make_head(head)(flat_ND, params[module][name], one.target_ABT.reshape(-1))
-    return logp_N.reshape(one.target_ABT.shape), entropy_N.reshape(one.target_ABT.shape)
+    flat_ID = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    logp_I, entropy_I = make_head(head)(flat_ID, params[module][name], one.target_ABT.reshape(-1))
+    return logp_I.reshape(one.target_ABT.shape), entropy_I.reshape(one.target_ABT.shape)

@@ -154,26 +154,26 @@ def write_ring_of_layer(slot: jax.Array) -> Extend:
     return extend
 
 
-def _keys_times(q_BKQH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
-    return jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=out_dtype)
+def _keys_times(q_BKYH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
+    return jnp.einsum("BKYH,BKSH->BKYS", q_BKYH, k_BKSH, preferred_element_type=out_dtype)
 
 
-def attention_logits(q_BKQH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
+def attention_logits(q_BKYH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
     """q k^T `[B, K, Q, S]`.
 
     With few queries the keys stand on the left on the CPU, for the reason given in `decoder.product`.
     """
-    if q_BKQH.shape[2] > FEW_QUERIES:
-        return _keys_times(q_BKQH, k_BKSH, out_dtype)
+    if q_BKYH.shape[2] > FEW_QUERIES:
+        return _keys_times(q_BKYH, k_BKSH, out_dtype)
 
-    def keys_left(q_BKQH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
-        logits_BKSQ = jnp.einsum("BKSH,BKQH->BKSQ", k_BKSH, q_BKQH, preferred_element_type=out_dtype)
-        return jax.lax.optimization_barrier(logits_BKSQ).swapaxes(2, 3)
+    def keys_left(q_BKYH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+        logits_BKSY = jnp.einsum("BKSH,BKYH->BKSY", k_BKSH, q_BKYH, preferred_element_type=out_dtype)
+        return jax.lax.optimization_barrier(logits_BKSY).swapaxes(2, 3)
 
-    def straight(q_BKQH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
-        return _keys_times(q_BKQH, k_BKSH, out_dtype)
+    def straight(q_BKYH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+        return _keys_times(q_BKYH, k_BKSH, out_dtype)
 
-    return jax.lax.platform_dependent(q_BKQH, k_BKSH, cpu=keys_left, default=straight)
+    return jax.lax.platform_dependent(q_BKYH, k_BKSH, cpu=keys_left, default=straight)
 
 
 def attend(q_BNTH: jax.Array, k_BKSH: Any, v_BKSH: Any, seen: Seen | InRing) -> jax.Array:
@@ -194,11 +194,11 @@ def attend_masked(q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_
     B, N, T, H = q_BNTH.shape
     K = k_BKSH.shape[1]
     accumulator = jnp.promote_types(q_BNTH.dtype, jnp.float32)
-    logits_BKQS = attention_logits(q_BNTH.reshape(B, K, -1, H), k_BKSH, accumulator)
-    logits_BKRTS = logits_BKQS.reshape(B, K, N // K, T, -1) * H**-0.5
-    weight_BKRTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKRTS, MASKED), axis=-1)
-    weight_BKQS = weight_BKRTS.reshape(logits_BKQS.shape).astype(q_BNTH.dtype)
-    return jnp.einsum("BKQS,BKSH->BKQH", weight_BKQS, v_BKSH).reshape(B, N, T, H)
+    logits_BKYS = attention_logits(q_BNTH.reshape(B, K, -1, H), k_BKSH, accumulator)
+    logits_BKMTS = logits_BKYS.reshape(B, K, N // K, T, -1) * H**-0.5
+    weight_BKMTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKMTS, MASKED), axis=-1)
+    weight_BKYS = weight_BKMTS.reshape(logits_BKYS.shape).astype(q_BNTH.dtype)
+    return jnp.einsum("BKYS,BKSH->BKYH", weight_BKYS, v_BKSH).reshape(B, N, T, H)
 
 
 def attend_in_ring(

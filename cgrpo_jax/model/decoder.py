@@ -1,11 +1,5 @@
 """One decoder-only transformer for Llama 2/3.x, Qwen2/2.5 and Qwen3 (dense). A family is a record.
 
-Letters, the same everywhere in this project:
-
-    B rows      T tokens (queries)   S cache slots (keys)   L layers    D width   F mlp width   V vocabulary
-    N query heads   K key/value heads   R query heads per key/value head   H head dim
-    P problems  G rows of one problem
-
 Flax Linen, not NNX: parameters stay one plain nested dict whose paths are the interface for sharding, Hugging Face
 names and weight-decay masks, and one pure function serves policy, reference and sampler with whatever parameters it is
 handed. Linen modules describe a single layer; the loop over layers is written here, so the same weights run stacked
@@ -49,7 +43,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]  # as `atte
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder. Letters as in the module docstring."""
+    """Shape of a decoder. Letters as in `records`."""
 
     family: str
     vocab: int  # V

@@ -1,6 +1,6 @@
 """Decode attention over ring caches on TPU: a Pallas kernel that reads the blocks with something live in them.
 
-Letters as in attention.py; L layers, G = N / K query heads of a key head. A ring of S slots is S / block blocks. Of a
+Letters as in `records`; M = N / K. A ring of S slots is S / block blocks. Of a
 row only those from the oldest token it sees to the newest are fetched and computed. The grid is as wide as the row
 needs that has most of them; a step beyond a row's own blocks names the last one again, which is not fetched twice.
 """
@@ -55,18 +55,18 @@ def _kernel(
         age_1S = jnp.where(age_1S < 0, age_1S + slots, age_1S)
         live_1S = age_1S <= length_ref[row]
         for head in range(heads):
-            q_GH, k_SH, v_SH = q_ref[head], k_ref[head], v_ref[head]
+            q_MH, k_SH, v_SH = q_ref[head], k_ref[head], v_ref[head]
             over_H = (((1,), (1,)), ((), ()))
-            logits_GS = jax.lax.dot_general(q_GH, k_SH, over_H, preferred_element_type=jnp.float32) * head_dim**-0.5
-            logits_GS = jnp.where(live_1S, logits_GS, MASKED)
-            old_G1 = peak_ref[head, :, :1]
-            peak_G1 = jnp.maximum(old_G1, logits_GS.max(axis=-1, keepdims=True))
-            weight_GS, shrunk_G1 = jnp.exp(logits_GS - peak_G1), jnp.exp(old_G1 - peak_G1)
-            total_G1 = total_ref[head, :, :1] * shrunk_G1 + weight_GS.sum(axis=-1, keepdims=True)
-            added_GH = jnp.dot(weight_GS.astype(v_SH.dtype), v_SH, preferred_element_type=jnp.float32)
-            sum_ref[head] = sum_ref[head] * shrunk_G1 + added_GH
-            peak_ref[head] = jnp.broadcast_to(peak_G1, peak_ref.shape[1:])
-            total_ref[head] = jnp.broadcast_to(total_G1, total_ref.shape[1:])
+            logits_MS = jax.lax.dot_general(q_MH, k_SH, over_H, preferred_element_type=jnp.float32) * head_dim**-0.5
+            logits_MS = jnp.where(live_1S, logits_MS, MASKED)
+            old_M1 = peak_ref[head, :, :1]
+            peak_M1 = jnp.maximum(old_M1, logits_MS.max(axis=-1, keepdims=True))
+            weight_MS, shrunk_M1 = jnp.exp(logits_MS - peak_M1), jnp.exp(old_M1 - peak_M1)
+            total_M1 = total_ref[head, :, :1] * shrunk_M1 + weight_MS.sum(axis=-1, keepdims=True)
+            added_MH = jnp.dot(weight_MS.astype(v_SH.dtype), v_SH, preferred_element_type=jnp.float32)
+            sum_ref[head] = sum_ref[head] * shrunk_M1 + added_MH
+            peak_ref[head] = jnp.broadcast_to(peak_M1, peak_ref.shape[1:])
+            total_ref[head] = jnp.broadcast_to(total_M1, total_ref.shape[1:])
 
     @pl.when(step == pl.num_programs(1) - 1)
     def _finish() -> None:
@@ -74,7 +74,7 @@ def _kernel(
 
 
 def attend_in_live_blocks(
-    q_RKGH: jax.Array,
+    q_RKMH: jax.Array,
     k_LRKSH: jax.Array,
     v_LRKSH: jax.Array,
     layer: jax.Array,
@@ -84,7 +84,7 @@ def attend_in_live_blocks(
     block: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Attention of one query a row over its ring, `[R, K, G, H]` in the dtype of q; softmax in float32.
+    """Attention of one query a row over its ring, `[R, K, M, H]` in the dtype of q; softmax in float32.
 
     Args:
       layer: int32, which of the L stacked caches; the others are not touched.
@@ -92,7 +92,7 @@ def attend_in_live_blocks(
       block: slots of a block, a divisor of S; None: `block_size`.
       interpret: run the kernel's operations one by one, on any platform.
     """
-    R, K, G, H = q_RKGH.shape
+    R, K, M, H = q_RKMH.shape
     S = k_LRKSH.shape[3]
     block = block or block_size(S, K, H, k_LRKSH.dtype.itemsize)
     first_R, count_R = live_blocks(time, length_R, S, block)
@@ -105,33 +105,33 @@ def attend_in_live_blocks(
     def queries(row, step, *scalars):
         return row, 0, 0, 0
 
-    of_keys, of_queries = pl.BlockSpec((None, None, K, block, H), keys), pl.BlockSpec((None, K, G, H), queries)
+    of_keys, of_queries = pl.BlockSpec((None, None, K, block, H), keys), pl.BlockSpec((None, K, M, H), queries)
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=4,
         grid=(R, count_R.max()),
         in_specs=[of_queries, of_keys, of_keys],
         out_specs=of_queries,
         scratch_shapes=[
-            pltpu.VMEM((K, G, LANES), jnp.float32),
-            pltpu.VMEM((K, G, LANES), jnp.float32),
-            pltpu.VMEM((K, G, H), jnp.float32),
+            pltpu.VMEM((K, M, LANES), jnp.float32),
+            pltpu.VMEM((K, M, LANES), jnp.float32),
+            pltpu.VMEM((K, M, H), jnp.float32),
         ],
     )
     ring_bytes = 2 * R * K * S * H * k_LRKSH.dtype.itemsize
     most = pl.CostEstimate(  # of rings that are all live
-        flops=4 * R * K * G * S * H,
-        bytes_accessed=ring_bytes + 2 * q_RKGH.size * q_RKGH.dtype.itemsize,
-        transcendentals=R * K * G * S,
+        flops=4 * R * K * M * S * H,
+        bytes_accessed=ring_bytes + 2 * q_RKMH.size * q_RKMH.dtype.itemsize,
+        transcendentals=R * K * M * S,
     )
     return pl.pallas_call(
         functools.partial(_kernel, slots=S),
         grid_spec=grid,
-        out_shape=jax.ShapeDtypeStruct(q_RKGH.shape, q_RKGH.dtype),
+        out_shape=jax.ShapeDtypeStruct(q_RKMH.shape, q_RKMH.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=most,
         interpret=interpret,
         name="ring_attention",
-    )(place_2, first_R, count_R, length_R.astype(jnp.int32), q_RKGH, k_LRKSH, v_LRKSH)
+    )(place_2, first_R, count_R, length_R.astype(jnp.int32), q_RKMH, k_LRKSH, v_LRKSH)
 
 
 def attend_divided(

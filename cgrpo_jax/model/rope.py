@@ -1,6 +1,6 @@
 """Rotary positions: the frequencies of RoPE, plain and scaled, as `transformers` computes them.
 
-Letters as in `decoder`.
+Letters as in `records`.
 """
 
 from __future__ import annotations

@@ -63,19 +63,19 @@ def keep_top(scaled_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return keep_BV
 
 
-def first_above(weight_BX: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+def first_above(weight_BW: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Index of the first positive weight whose running sum exceeds the target, and the sum before it.
 
     A float running sum need be neither monotone nor reach the total, so a weight of zero is never taken, and the last
     positive one is where none exceeds the target.
     """
-    sum_BX = jnp.cumsum(weight_BX, axis=-1)
-    positive_BX = weight_BX > 0
-    hit_BX = positive_BX & (sum_BX > target_B[:, None])
-    last_B = weight_BX.shape[1] - 1 - jnp.argmax(positive_BX[:, ::-1], axis=-1)
-    index_B = jnp.where(hit_BX.any(axis=-1), jnp.argmax(hit_BX, axis=-1), last_B)
-    before_BX = sum_BX - weight_BX
-    return index_B, jnp.take_along_axis(before_BX, index_B[:, None], axis=-1)[:, 0]
+    sum_BW = jnp.cumsum(weight_BW, axis=-1)
+    positive_BW = weight_BW > 0
+    hit_BW = positive_BW & (sum_BW > target_B[:, None])
+    last_B = weight_BW.shape[1] - 1 - jnp.argmax(positive_BW[:, ::-1], axis=-1)
+    index_B = jnp.where(hit_BW.any(axis=-1), jnp.argmax(hit_BW, axis=-1), last_B)
+    before_BW = sum_BW - weight_BW
+    return index_B, jnp.take_along_axis(before_BW, index_B[:, None], axis=-1)[:, 0]
 
 
 def categorical(weight_BV: jax.Array, u_B: jax.Array) -> jax.Array:
@@ -84,12 +84,12 @@ def categorical(weight_BV: jax.Array, u_B: jax.Array) -> jax.Array:
     Inverse CDF in two levels: first the block of the vocabulary, then the entry in it.
     """
     B, V = weight_BV.shape
-    weight_BXY = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    block_BX = weight_BXY.sum(axis=-1)
-    target_B = u_B * jnp.cumsum(block_BX, axis=-1)[:, -1]
-    block_B, before_B = first_above(block_BX, target_B)
-    entry_BY = jnp.take_along_axis(weight_BXY, block_B[:, None, None], axis=1)[:, 0]
-    entry_B, _ = first_above(entry_BY, target_B - before_B)
+    weight_BJW = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    block_BJ = weight_BJW.sum(axis=-1)
+    target_B = u_B * jnp.cumsum(block_BJ, axis=-1)[:, -1]
+    block_B, before_B = first_above(block_BJ, target_B)
+    entry_BW = jnp.take_along_axis(weight_BJW, block_B[:, None, None], axis=1)[:, 0]
+    entry_B, _ = first_above(entry_BW, target_B - before_B)
     return (block_B * BLOCK + entry_B).astype(jnp.int32)
 
 
