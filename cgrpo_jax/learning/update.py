@@ -164,46 +164,54 @@ def _row_specs(bins: Bins) -> Bins:
     return jax.tree.map(lambda x: P(None, MANUAL) if x.ndim else P(), bins)
 
 
+def bin_loss(
+    trained: Params, frozen: Params, one: Bins, static: Pass, objective: ObjectiveConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of one bin on a device's own rows, and sums for the metrics. See `objective.token_loss`.
+
+    Args:
+      trained, frozen: the device's parts of the parameters, two trees without a common leaf.
+    """
+    logp_BT, entropy_BT = token_logps(static, joined(trained, frozen), one)
+    loss, sums = token_loss(logp_BT, entropy_BT, _tokens(one), objective)
+    return loss, sums | {"loss": jax.lax.stop_gradient(loss)}
+
+
 def _gradients(
-    params: Params, frozen: Params, bins: Bins, cfg: Learner, mesh: Mesh
+    params: Params, frozen: Params, bins: Bins, static: Pass, objective: ObjectiveConfig, trained: Parts
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Gradients of the loss of all bins, in float32 where the parameters lie, and sums for the metrics."""
-    divided, divided_frozen = parts.divided_axes(mesh, params), parts.divided_axes(mesh, frozen)
-    static = _pass(cfg, Parts(joined(divided, divided_frozen)))
-    trained_parts = Parts(divided, parts.shared_axes(mesh))
+    """Gradients of the loss of all bins, in float32 where the parameters lie, and sums for the metrics.
 
-    def local(params: Params, frozen: Params, bins: Bins) -> tuple[Params, dict[str, jax.Array]]:
-        def loss_of(trained: Params, one: Bins) -> tuple[jax.Array, dict[str, jax.Array]]:
-            logp_BT, entropy_BT = token_logps(static, joined(trained, frozen), one)
-            loss, sums = token_loss(logp_BT, entropy_BT, _tokens(one), cfg.objective)
-            return loss, sums | {"loss": jax.lax.stop_gradient(loss)}
+    It runs on each device with that device's rows and parts of the parameters. The last thing are sums over devices.
+    """
+    loss = functools.partial(bin_loss, static=static, objective=objective)
+    gradient = jax.grad(loss, has_aux=True)
 
-        gradient = jax.grad(loss_of, has_aux=True)
+    def accumulate(index: jax.Array, carry: tuple[Params, dict[str, jax.Array]]) -> tuple[Params, Any]:
+        grads, sums = carry
+        new, own = gradient(params, frozen, _bin(bins, index))
+        largest = {name: jnp.maximum(sums[name], own[name]) for name in own if name.endswith("_max")}
+        return jax.tree.map(jnp.add, grads, new), jax.tree.map(jnp.add, sums, own) | largest
 
-        def accumulate(index: jax.Array, carry: tuple[Params, dict[str, jax.Array]]) -> tuple[Params, Any]:
-            grads, sums = carry
-            new, own = gradient(params, _bin(bins, index))
-            largest = {name: jnp.maximum(sums[name], own[name]) for name in own if name.endswith("_max")}
-            return jax.tree.map(jnp.add, grads, new), jax.tree.map(jnp.add, sums, own) | largest
-
-        if len(bins.token_ABT) == 1:  # XLA compiles a loop of one turn twice; a bin without a segment adds nothing
-            grads, sums = gradient(params, _bin(bins, jnp.int32(0)))
-        else:
-            _, abstract = jax.eval_shape(loss_of, params, _bin(bins, jnp.int32(0)))
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-            start = (jax.tree.map(jnp.zeros_like, params), nothing)
-            grads, sums = jax.lax.fori_loop(0, bins.count, accumulate, start)
-        largest = [name for name in sums if name.endswith("_max")]
-        return trained_parts.summed(grads), trained_parts.over_devices(sums, largest)
-
-    inputs = (parts.part_specs(divided), parts.part_specs(divided_frozen), _row_specs(bins))
-    return _on_rows(mesh, local, inputs, (parts.part_specs(divided), P()))(params, frozen, bins)
+    if len(bins.token_ABT) == 1:  # XLA compiles a loop of one turn twice; a bin without a segment adds nothing
+        grads, sums = gradient(params, frozen, _bin(bins, jnp.int32(0)))
+    else:
+        _, abstract = jax.eval_shape(loss, params, frozen, _bin(bins, jnp.int32(0)))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+        start = (jax.tree.map(jnp.zeros_like, params), nothing)
+        grads, sums = jax.lax.fori_loop(0, bins.count, accumulate, start)
+    return trained.summed(grads), trained.over_devices(sums, [name for name in sums if name.endswith("_max")])
 
 
 def _update(
     state: TrainState, frozen: Params, bins: Bins, cfg: Learner, mesh: Mesh
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    grads, sums = _gradients(state.params, frozen, bins, cfg, mesh)
+    divided, divided_frozen = parts.divided_axes(mesh, state.params), parts.divided_axes(mesh, frozen)
+    static, trained = _pass(cfg, Parts(joined(divided, divided_frozen))), Parts(divided, parts.shared_axes(mesh))
+    own = functools.partial(_gradients, static=static, objective=cfg.objective, trained=trained)
+    inputs = (parts.part_specs(divided), parts.part_specs(divided_frozen), _row_specs(bins))
+    outputs = (parts.part_specs(divided), P())
+    grads, sums = _on_rows(mesh, own, inputs, outputs)(state.params, frozen, bins)
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
