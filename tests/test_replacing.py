@@ -12,7 +12,8 @@ from test_train import lines, small, without_times
 
 from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.training import segments_of, train
+from cgrpo_jax.run.leader import segments_of
+from cgrpo_jax.training import train
 
 NEVER = RefineConfig(trigger="never")
 

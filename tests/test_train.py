@@ -200,7 +200,7 @@ def test_what_is_said_to_have_no_effect_is_not_read(finished):
     """And what is said to have one is. Beside: defaults that are handed on, bad rows, checks, functions of nobody."""
     read, cfg = set(json.loads((finished / "read.json").read_text())), small(**EVALUATED)
     holds = {key: row.holds(cfg) for row in effects.TABLE for key in row.keys.split()}
-    assert {key for key in holds if holds[key]} - read == {"data.on_bad_row", "refine.critique_fn", "sampling.stop"}
+    assert {key for key in holds if holds[key]} - read == {"data.on_bad_row", "refine.critique_fn"}
     assert {key for key in holds if not holds[key]} & read == {
         "data.revision", "model.revision", "objective.clip_high", "objective.clip_responses", "objective.entropy_mean",
         "reward.correct_at", "reward.correct_by", "reward.partial", "texts.critique",

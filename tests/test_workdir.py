@@ -337,7 +337,7 @@ def small_disk(tmp_path):
 
 SAVING = """
 import sys, time, jax
-from test_workdir import Small, opened
+from test_workdir import CheckpointError, Small, opened
 state = Small({"a": jax.random.normal(jax.random.key(0), (200_000,))}, {"count": jax.numpy.int32(0)})
 try:
     with opened(sys.argv[1], print, keep=9) as checkpointer:
