@@ -36,7 +36,7 @@ from cgrpo_jax.learning.update import init_state, make_update, put_bins
 from cgrpo_jax.records import Kind, Name, Problem, Request, Segment
 from cgrpo_jax.rollout.collect import Method, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.loop import run_stories, sample_all
+from cgrpo_jax.rollout.stories import run_stories, sample_all
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run

@@ -10,15 +10,15 @@ from typing import Any
 from cgrpo_jax import report
 from cgrpo_jax.config import Config
 from cgrpo_jax.config.options import drawn
-from cgrpo_jax.evaluation import figures, tables
+from cgrpo_jax.evaluation import tables
+from cgrpo_jax.evaluation.exam import Exam, task_entry, write_grades
 from cgrpo_jax.evaluation.intervals import mean_of_tasks
-from cgrpo_jax.evaluation.sample import Exam
 from cgrpo_jax.evaluation.store import Answers
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
-from cgrpo_jax.rollout.loop import run_stories
+from cgrpo_jax.rollout.stories import run_stories
 from cgrpo_jax.run.answers import check_settings, engine_for, load_tasks, settings_of
 from cgrpo_jax.run.beginning import begun
 from cgrpo_jax.run.plugins import open_texts
@@ -60,8 +60,8 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         entries: dict[str, Any] = {}
         for (name, task), attempts in zip(tasks.items(), graded, strict=True):
             with progress.phase(name):
-                figures.write_grades(folder / name / "graded.jsonl", task, attempts)
-                entries[name] = of = figures.entry(task, attempts, verifier, cfg.seed)
+                write_grades(folder / name / "graded.jsonl", task, attempts)
+                entries[name] = of = task_entry(task, attempts, verifier, cfg.seed)
             interval = f"[{of['pass@1/low']:.3f}, {of['pass@1/high']:.3f}]"
             how = drawn(cfg.eval.temperature, cfg.eval.top_p)
             progress.log(f"{name}  pass@1 {of['pass@1']:.3f}  {interval}  of {of['problems']}  {how}")

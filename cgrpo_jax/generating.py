@@ -29,8 +29,8 @@ from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Group, Message
 from cgrpo_jax.rollout.collect import groups_of
-from cgrpo_jax.rollout.loop import run_stories
-from cgrpo_jax.rollout.verdicts import END, verdict_of
+from cgrpo_jax.rollout.critics import END, verdict_of
+from cgrpo_jax.rollout.stories import run_stories
 from cgrpo_jax.run import build, resuming
 from cgrpo_jax.run.beginning import begun
 from cgrpo_jax.run.leader import Desk, open_desk

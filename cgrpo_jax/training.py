@@ -18,7 +18,7 @@ from cgrpo_jax.planner.ahead import compile_ahead, memory_line
 from cgrpo_jax.process import stopping
 from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.rollout.collect import groups_of
-from cgrpo_jax.rollout.loop import run_stories
+from cgrpo_jax.rollout.stories import run_stories
 from cgrpo_jax.run import build
 from cgrpo_jax.run.beginning import begun
 from cgrpo_jax.run.leader import open_desk

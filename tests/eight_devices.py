@@ -16,7 +16,7 @@ from cgrpo_jax.model import sharding
 from cgrpo_jax.model.decoder import ModelConfig, init_params
 from cgrpo_jax.model.hf_config import FAMILIES
 from cgrpo_jax.records import Kind, Name, Request, Segment
-from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.rollout.stories import sample_all
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.sampling.room import Room, row_devices

@@ -9,7 +9,7 @@ import pathlib
 
 from cgrpo_jax import config
 from cgrpo_jax.records import Kind, Name, Request
-from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.rollout.stories import sample_all
 from cgrpo_jax.run import build
 from cgrpo_jax.workdir import compilation
 

@@ -12,9 +12,10 @@ from cgrpo_jax.data.choice_rows import choice_problem
 from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.evaluation import store
+from cgrpo_jax.evaluation.exam import accuracies
 from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import wilson
-from cgrpo_jax.evaluation.sample import accuracies, nonfinite_tokens
+from cgrpo_jax.evaluation.store import nonfinite_tokens
 from cgrpo_jax.records import Attempt, Completion, Problem
 from cgrpo_jax.text.prompts import question_messages
 

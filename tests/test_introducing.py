@@ -14,7 +14,7 @@ from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.errors import CriticError
 from cgrpo_jax.rollout.critics import Brief, shown_truth
-from cgrpo_jax.rollout.introducing import introduce
+from cgrpo_jax.rollout.written import introduce
 from cgrpo_jax.text import prompts
 from cgrpo_jax.training import train
 

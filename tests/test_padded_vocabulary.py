@@ -18,7 +18,7 @@ from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.planner.programs import sampler_programs
 from cgrpo_jax.records import Kind, Name, Request, Segment
-from cgrpo_jax.rollout.loop import sample_all
+from cgrpo_jax.rollout.stories import sample_all
 from cgrpo_jax.run import build
 from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.sampling.room import Room

@@ -12,8 +12,8 @@ from cgrpo_jax import training
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.planner.programs import programs
 from cgrpo_jax.run import build, models
+from cgrpo_jax.sampling import engine as engines
 from cgrpo_jax.sampling import programs as sampling
-from cgrpo_jax.sampling import weights as of_sampler
 from cgrpo_jax.training import train
 
 CHANGES = {
@@ -106,8 +106,8 @@ def test_what_training_lowers_is_what_was_planned(tmp_path, monkeypatch):
         made = getattr(training, name)
         called = name.removeprefix("make_")
         monkeypatch.setattr(training, name, lambda *args, made=made, called=called: watch(None, called, made(*args)))
-    sync = of_sampler.make_sync
-    monkeypatch.setattr(of_sampler, "make_sync", lambda *args, **layout: watch(None, "synced", sync(*args, **layout)))
+    sync = engines.make_sync
+    monkeypatch.setattr(engines, "make_sync", lambda *args, **layout: watch(None, "synced", sync(*args, **layout)))
     init = learning.make_init
     monkeypatch.setattr(learning, "make_init", lambda *args: watch(None, "init", init(*args)))
     cfg = small(**CHANGES)

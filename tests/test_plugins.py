@@ -26,7 +26,8 @@ from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Verdict
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.own_critic import OwnCritic, by_function
+from cgrpo_jax.rollout.own_critic import OwnCritic
+from cgrpo_jax.rollout.written import by_function
 from cgrpo_jax.run.checks import check
 from cgrpo_jax.run.plugins import open_critic, open_rewards, try_on_rows
 from cgrpo_jax.training import train
@@ -418,7 +419,10 @@ def test_what_a_critic_concludes_is_compared_with_the_rule(tmp_path, tokenizer):
     critic = OwnCritic(types.SimpleNamespace(call=lambda *_: texts), RefineConfig(critique="function"), print)
     posed = Posed(problems_of(tmp_path, [TEXT]).get(0), 0, 0)
     attempts = [Attempt(completion(tokenizer, "a"), "a", 0.0, right, None, "ok") for right in (True, False, True)]
-    found = [(one.verdict, one.agrees, one.first_agrees) for one in critic.critiques(posed, attempts)]
+    story = by_function(critic, Brief(RefineConfig(critique="function")))(posed, list(enumerate(attempts)))
+    with pytest.raises(StopIteration) as end:
+        story.send(next(story).call())
+    found = [(one.verdict, one.agrees, one.first_agrees) for one in end.value.value]
     assert found == [(True, True, True), (True, False, False), (None, None, None)]
 
 

@@ -10,11 +10,9 @@ from test_sampler import CFG, SAMPLING, ask, params, request, same, setup, with_
 
 from cgrpo_jax.config.options import SamplerMemory
 from cgrpo_jax.records import Kind
-from cgrpo_jax.rollout.loop import sample_all
-from cgrpo_jax.sampling import prefixes, programs
-from cgrpo_jax.sampling.prefixes import common, cut, prefix_sizes, shared_prefixes
-from cgrpo_jax.sampling.room import Room
-from cgrpo_jax.sampling.sizes import fixed_sizes
+from cgrpo_jax.rollout.stories import sample_all
+from cgrpo_jax.sampling import programs, room
+from cgrpo_jax.sampling.room import Room, common, cut, fixed_sizes, prefix_sizes, shared_prefixes
 
 
 def test_prompts_are_cut_at_few_places():
@@ -93,7 +91,7 @@ def test_chunks_change_no_token(setup, params, rng, monkeypatch, chunk):  # noqa
     prompts = [rng.integers(0, CFG.vocab, n).tolist() for n in (40, 65, 130, 250, 390)]
     asked = [request(prompt, p, limit=5) for p, prompt in enumerate(prompts)]
     plain = ask(with_room(setup, 8), params, *asked)
-    monkeypatch.setattr(prefixes, "CHUNK", chunk)
+    monkeypatch.setattr(room, "PREFILL_CHUNK", chunk)
     widths, prefill = [], programs.prefill
 
     def watched(weights, tokens_QT, pasts, **static):
@@ -122,7 +120,7 @@ def test_a_chunk_takes_less_memory_than_the_whole(setup, params):  # noqa: F811
 def test_fixed_sizes_share_nothing(setup, params, rng):  # noqa: F811
     """Programs are few there: a prompt is run as a whole."""
     asked = siblings(rng, 3, rng.integers(0, CFG.vocab, 150).tolist())
-    room = Room(4, 1024, fixed_sizes(SamplerMemory(rings="384x4", prefills="256")))
-    engine = engine_of(dataclasses.replace(setup, room=room), params, 0, SAMPLING)
+    small = Room(4, 1024, fixed_sizes(SamplerMemory(rings="384x4", prefills="256")))
+    engine = engine_of(dataclasses.replace(setup, room=small), params, 0, SAMPLING)
     sample_all(engine, asked)
     assert engine.stats.prefilled == sum(len(r.prompt_ids) - 1 for r in asked)

@@ -1,6 +1,5 @@
 """Critique, refinement, selection and group assembly, with a generator that is a table instead of a model."""
 
-import contextlib
 import dataclasses
 import functools
 import threading
@@ -18,12 +17,11 @@ from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request, Verdict
 from cgrpo_jax.rollout import critics
+from cgrpo_jax.rollout import stories as stories_module
 from cgrpo_jax.rollout.collect import Method, Posed, by_rule, groups_of, stories_of
-from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.loop import run_stories
+from cgrpo_jax.rollout.critics import Brief, inverted, usable, verdict_of
 from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
-from cgrpo_jax.rollout.stories import Sample, Stories, Work
-from cgrpo_jax.rollout.verdicts import inverted, usable, verdict_of
+from cgrpo_jax.rollout.stories import Sample, Stories, Work, run_stories
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.text import prompts
@@ -287,10 +285,6 @@ def asking(*samples):
     return Sample([Request(Name(Kind.RESPONSE, 0, g), [1]) for g in samples])
 
 
-def no_phase(name):
-    return contextlib.nullcontext()
-
-
 def test_work_is_told_at_the_poll_after_the_next_chunk():
     """However fast it is: the schedule is a function of chunks, not of clocks."""
 
@@ -302,7 +296,7 @@ def test_work_is_told_at_the_poll_after_the_next_chunk():
     def other():
         yield asking(1, 2)
 
-    with Stories([story(), other()], no_phase) as stories:
+    with Stories([story(), other()]) as stories:
         #       chunk 1 ends 0   chunk 2 ends 1   chunk 3 ends nothing   chunk 4 ends 7 and 2
         assert told(stories, [[0], [1], [], [7, 2], None]) == [[0, 1, 2], [], [7], [], []]
         assert not stories.due(idle=True).more
@@ -334,15 +328,16 @@ def test_late_work_is_waited_for_and_idle_waits():
         yield Work(release.wait, "score")
         yield asking(1)
 
-    with Stories([story()], no_phase) as stories:
+    with Stories([story()]) as stories:
         assert told(stories, [[0]]) == [[0]]
         threading.Timer(0.05, release.set).start()
         assert told(stories, [None]) == [[1]]  # nothing else to do
 
 
-def test_decoding_waits_for_late_work_no_longer_than_a_chunk():
+def test_decoding_waits_for_late_work_no_longer_than_a_chunk(monkeypatch):
     """A verdict that takes ten chunks: others go on meanwhile, it is told when it is there, and counted."""
     release, chunk = threading.Event(), 0.1
+    monkeypatch.setattr(stories_module, "PATIENCE", 0.0)
 
     def slow():
         yield asking(0)
@@ -353,7 +348,7 @@ def test_decoding_waits_for_late_work_no_longer_than_a_chunk():
         for sample in range(1, 6):
             yield asking(sample)
 
-    with Stories([slow(), quick()], no_phase, patience=0.0) as stories:
+    with Stories([slow(), quick()]) as stories:
         assert [r.name.sample for r in stories.due(idle=False).requests] == [0, 1]
         polls, waited = [], []
         for sample in range(5):
@@ -372,9 +367,10 @@ def test_decoding_waits_for_late_work_no_longer_than_a_chunk():
         assert chunk / 2 < waited[1] < 5 * chunk and stories.late == 1
 
 
-def test_patience_is_of_a_poll_and_not_of_each_piece_of_work():
+def test_patience_is_of_a_poll_and_not_of_each_piece_of_work(monkeypatch):
     """Chunks take no time. A verdict within the patience is in time; two beyond it are waited for together."""
     release, patience = threading.Event(), 0.5
+    monkeypatch.setattr(stories_module, "PATIENCE", patience)
 
     def story(sample, call):
         yield asking(sample)
@@ -383,7 +379,7 @@ def test_patience_is_of_a_poll_and_not_of_each_piece_of_work():
 
     slow = functools.partial(release.wait, 10 * patience)
     calls = (lambda: time.sleep(patience / 10), slow, slow)
-    with Stories([*map(story, range(3), calls)], no_phase, threads=3, patience=patience) as stories:
+    with Stories([*map(story, range(3), calls)], threads=3) as stories:
         assert told(stories, [[0, 1, 2], []]) == [[0, 1, 2], []]
         began = time.monotonic()
         assert [request.name.sample for request in stories.due(idle=False).requests] == [10]
@@ -391,24 +387,21 @@ def test_patience_is_of_a_poll_and_not_of_each_piece_of_work():
         release.set()
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-def test_remote_work_is_told_by_arrival_or_in_order(ordered):
+def test_remote_work_is_told_by_arrival():
     first, second = threading.Event(), threading.Event()
 
     def story(event, sample):
         yield Work(event.wait, "critique", remote=True)
         yield asking(sample)
 
-    with Stories([story(first, 0), story(second, 1)], no_phase, ordered=ordered) as stories:
+    with Stories([story(first, 0), story(second, 1)]) as stories:
         assert list(stories.due(idle=False).requests) == []
         second.set()
         while not stories.jobs[1].future.done():
             time.sleep(0.001)
-        assert [r.name.sample for r in stories.due(idle=False).requests] == ([] if ordered else [1])
+        assert [r.name.sample for r in stories.due(idle=False).requests] == [1]
         first.set()
-        if ordered:
-            assert [r.name.sample for r in stories.due(idle=True).requests] == [0]
-            assert [r.name.sample for r in stories.due(idle=True).requests] == [1]
+        assert [r.name.sample for r in stories.due(idle=True).requests] == [0]
 
 
 def test_work_that_raises_ends_the_run(tokenizer):

@@ -19,23 +19,23 @@ from cgrpo_jax.learning.update import Learner, make_logps, put_bins
 from cgrpo_jax.model.attention import KVCache
 from cgrpo_jax.model.decoder import forward, init_params, logits
 from cgrpo_jax.records import Kind, Name, Request, Segment
-from cgrpo_jax.rollout.loop import run_stories, sample_all
-from cgrpo_jax.rollout.stories import Due
+from cgrpo_jax.rollout.stories import Due, run_stories, sample_all
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import categorical, draw, first_above, keep_top, row_keys, step_key
-from cgrpo_jax.sampling.engine import RequestError
+from cgrpo_jax.sampling.engine import RequestError, weights_of
 from cgrpo_jax.sampling.pool import EngineSetup
-from cgrpo_jax.sampling.room import Room, room_for, unfit
-from cgrpo_jax.sampling.sizes import (
-    COUNTS,
+from cgrpo_jax.sampling.room import (
+    PREFILL_COUNTS,
+    Room,
     fixed_sizes,
     grown_rows,
     prefill_size,
     ring_size,
+    room_for,
     row_sizes,
     split_count,
+    unfit,
 )
-from cgrpo_jax.sampling.weights import weights_for_sampling
 
 CFG = tiny_config("qwen3")
 
@@ -421,7 +421,7 @@ def test_few_sizes_bound_the_programs():
         assert len({size(n) for n in range(1, 8193)}) <= most and all(n <= size(n) for n in range(1, 8193))
     assert row_sizes(1024, 1) == [8, 32, 128, 1024] and row_sizes(64, 2) == [16, 64] and row_sizes(16, 1) == [16]
     assert [grown_rows(n, 2, 22) for n in (1, 2, 3, 9, 16, 17, 22)] == [2, 2, 4, 16, 16, 22, 22]
-    assert split_count(7, COUNTS) == [4, 1, 1, 1] and split_count(86, COUNTS) == [64, 16, 4, 1, 1]
+    assert split_count(7, PREFILL_COUNTS) == [4, 1, 1, 1] and split_count(86, PREFILL_COUNTS) == [64, 16, 4, 1, 1]
     assert split_count(9, (1,)) == [1] * 9 and split_count(9, (4,)) == [4, 4, 4]
 
 
@@ -521,7 +521,7 @@ def test_decoding_copies_neither_weights_nor_cache(mesh):
     cfg = tiny_config("qwen3", layers=8, width=64, mlp_width=256, vocab=64)
     params = init_params(cfg, jax.random.key(0))
     layout = {"dtype": jnp.float32, "mesh": mesh, "unrolled": programs.unrolls("cpu")}
-    weights = weights_for_sampling(params, **layout)
+    weights = weights_of(EngineSetup(cfg, mesh, (), 0, Room(4, 4096), jnp.float32, layout["unrolled"]), params).decoding
     slots = programs.empty_slots(cfg=cfg, rows=32, slots=256, **layout)
     static = {"cfg": cfg, "sampling": SAMPLING, "dtype": jnp.float32, "mesh": mesh, "chunk": 8}
     program = programs.decode.lower(weights, slots, np.zeros(0, np.int32), np.int32(9), **static).compile()

@@ -20,7 +20,8 @@ from cgrpo_jax.records import Attempt, Problem
 from cgrpo_jax.rollout import client
 from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.served import Server, by_server
+from cgrpo_jax.rollout.served import Server
+from cgrpo_jax.rollout.written import by_server
 from cgrpo_jax.text import prompts
 
 PROBLEM = Problem(

@@ -14,8 +14,9 @@ from cgrpo_jax.data import arithmetic
 from cgrpo_jax.records import Attempt, Critique, Kind
 from cgrpo_jax.rollout.collect import Method, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import TEMPLATES, Brief, templated
-from cgrpo_jax.rollout.loop import run_stories
-from cgrpo_jax.rollout.served import Server, by_server
+from cgrpo_jax.rollout.served import Server
+from cgrpo_jax.rollout.stories import run_stories
+from cgrpo_jax.rollout.written import by_server
 from cgrpo_jax.run import build
 from cgrpo_jax.sampling.room import Room
 

@@ -16,13 +16,12 @@ from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.model.decoder import init_params
 from cgrpo_jax.records import Kind, Name, Request
-from cgrpo_jax.rollout.loop import sample_all
 from cgrpo_jax.rollout.refining import as_sampled
+from cgrpo_jax.rollout.stories import sample_all
 from cgrpo_jax.run import build, startup
 from cgrpo_jax.run.answers import settings_of
 from cgrpo_jax.sampling.pool import EngineSetup, Pool
-from cgrpo_jax.sampling.room import Room
-from cgrpo_jax.sampling.sizes import Fixed, Ring
+from cgrpo_jax.sampling.room import Fixed, Ring, Room
 from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.stop import Stopping, before, going_on
 from cgrpo_jax.text.tokenizer import Tokenizer

@@ -16,8 +16,8 @@ from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.errors import ConfigError, DataError, PromptError
 from cgrpo_jax.records import Attempt, Kind
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.served import Reply, _criticised
-from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.rollout.served import Reply
+from cgrpo_jax.rollout.written import critic_and_scorer, criticised
 from cgrpo_jax.run import build
 from cgrpo_jax.run.answers import settings_of
 from cgrpo_jax.run.plugins import open_texts
@@ -149,7 +149,7 @@ def test_a_server_is_asked_by_them(tokenizer, own):
             return Reply(None, False, "busy", 0, 0, 0.0)
 
     texts, attempt = open_texts(own, tokenizer.encode_chat), Attempt(None, WRONG, 0.0, False, None, "ok")
-    _criticised(Quiet(), Brief(RefineConfig(critique="api"), "gt", texts.critique), PROBLEM, attempt)
+    criticised(Quiet(), Brief(RefineConfig(critique="api"), "gt", texts.critique), PROBLEM, attempt)
     assert Quiet.asked == [texts.critique(QUESTION, WRONG, "69", True)]
 
 

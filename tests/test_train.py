@@ -25,11 +25,10 @@ from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem
 from cgrpo_jax.rollout.client import Answer
-from cgrpo_jax.rollout.collect import Posed
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.own_critic import OwnCritic
-from cgrpo_jax.rollout.served import Server, _criticised
-from cgrpo_jax.rollout.written import Writer
+from cgrpo_jax.rollout.served import Server
+from cgrpo_jax.rollout.written import SampledCritic, criticised
 from cgrpo_jax.run import build, effects
 from cgrpo_jax.run.opening import load_data
 from cgrpo_jax.run.plugins import open_rewards
@@ -146,17 +145,17 @@ def ask_critics(folder):
     run, refine = build.open_run(small()), options.RefineConfig(critique="self_gt")
     asking = small(**{"refine.critique": "api"})
     problem, attempt = asked_problem(), Attempt(None, "It is 70.", 0.0, False, None, "ok")
-    writer = Writer(Brief(refine, "gt"), run.policy.tokenizer)
+    writer = SampledCritic(Brief(refine, "gt"), run.policy.tokenizer)
     assert writer.request(problem, Name(Kind.CRITIQUE, 0, 0), attempt.text) is not None
     with Server(options.ApiConfig("http://127.0.0.1:9/v1", "m", key_variable=""), folder / "critiques") as server:
         client, server._client = server._client, SimpleNamespace(send=lambda _: Answer(True, "Who knows."))
-        assert _criticised(server, Brief(asking.refine, config.reference_of(asking)), problem, attempt).fallback
+        assert criticised(server, Brief(asking.refine, config.reference_of(asking)), problem, attempt).fallback
         server._client = client
     empty = Completion(np.zeros(0, np.int32), *[np.zeros(0, np.float32)] * 2, True)
     with UserProcess() as process:
         process.load("math:sqrt")
         fails = OwnCritic(process, dataclasses.replace(refine, critique_fn="math:sqrt"), print)
-        assert fails.critiques(Posed(problem, 0, 0), [dataclasses.replace(attempt, completion=empty)])[0].text is None
+        assert fails.texts(problem, [dataclasses.replace(attempt, completion=empty)], 0) == [None]
         open_rewards(small(**{"reward.fn": "math:sqrt"}), process, print).grade([(problem, empty, "")])
 
 

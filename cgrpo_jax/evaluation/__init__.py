@@ -1,5 +1,5 @@
-"""Accuracy of a checkpoint: samples and grades held-out problems, intervals, tests, tables and plots.
+"""Accuracy of a checkpoint: held-out problems are sampled and graded, with intervals, tests, tables and plots.
 
-In: problems and a sampler. Out: figures with what they are worth.
+In: problems and a sampler. Out: accuracies with their intervals.
 May import: config, data, errors, grading, records, rollout, text, workdir.
 """

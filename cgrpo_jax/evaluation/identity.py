@@ -1,4 +1,4 @@
-"""What figures are about: digests of a model's files and of a problem's content."""
+"""Digests of a model's files and of a problem's content, by which answers and figures are compared."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from cgrpo_jax.data.choice_rows import question_text
 from cgrpo_jax.grading.choices import LETTERS
 from cgrpo_jax.records import Problem
 
-SHOWN = 12  # hexadecimal digits of a digest in messages and tables
-
 
 def files_digest(folder: pathlib.Path, names: Iterable[str]) -> str:
-    """SHA-256 over names and bytes of those files of `names` that the folder has, whatever their order.
+    """SHA-256 over the names and bytes of those files of `names` that the folder has, in the order of their names.
 
-    Bytes are read in pieces, at 0.7 GB a second on a busy core (measured): 20 s for 7 billion weights in bfloat16.
+    It takes 20 s for 7 billion weights in bfloat16 (0.7 GB a second, measured on a busy core).
     """
     whole = hashlib.sha256()
     for name in sorted(set(names)):
@@ -28,25 +26,25 @@ def files_digest(folder: pathlib.Path, names: Iterable[str]) -> str:
 
 
 def weights_digest(folder: pathlib.Path) -> str:
-    """Digest of the safetensors files of a Hugging Face folder, and of the index that says which tensor is where.
+    """Digest of the safetensors files of a Hugging Face folder and of their index.
 
-    Of the bytes on disk: no device is needed to know whose answers are stored. The same weights in other shards have
-    another digest.
+    It is of the bytes on disk, so that stored answers can be matched to a model without loading it. The same weights in
+    other shards have another digest.
     """
     shards = [path.name for path in folder.glob("*.safetensors")]
     return files_digest(folder, [*shards, "model.safetensors.index.json"])
 
 
 def contents(folder: pathlib.Path, side_files: Iterable[str]) -> dict[str, str]:
-    """Digests of what a Hugging Face folder holds: of its weights, and of configuration, tokenizer and templates."""
+    """Digests of a Hugging Face folder: one of its weights, one of configuration, tokenizer and chat templates."""
     templates = [path.name for path in folder.glob("*.jinja")]
     return {"weights": weights_digest(folder), "files": files_digest(folder, [*side_files, *templates])}
 
 
 def problem_digest(problem: Problem) -> str:
-    """Digest of question, gold answer and options: equal for copies of a problem, in whatever row, file or order.
+    """Digest of question, gold answer and options. Copies of a problem in other rows or files have the same one.
 
-    Options are shown in an order that depends on the row, so they count as a set, and the gold is its text.
+    The order of the options depends on the row, so they are sorted, and the gold answer is the text of its option.
     """
     question, gold, options = problem.question, problem.answer, []
     if problem.grader == "choice" and problem.entry is not None:

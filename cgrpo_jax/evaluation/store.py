@@ -6,18 +6,27 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cgrpo_jax.errors import CheckpointError, DataError
-from cgrpo_jax.records import Completion
+from cgrpo_jax.records import Completion, Kind, Name, Request
 from cgrpo_jax.workdir.places import writing
 
 
-class Stored(NamedTuple):
-    """A line of a store. (problem, sample) name it, and with the seed its random numbers."""
+def nonfinite_tokens(completions: Iterable[Completion]) -> int:
+    """Sampled tokens whose log-probability is NaN or infinite: the model's logits are not finite there."""
+    return sum(int(np.count_nonzero(~np.isfinite(completion.logp))) for completion in completions)
+
+
+def _checksum(prompt_ids: Sequence[int]) -> int:
+    return zlib.crc32(np.asarray(prompt_ids, "<i4").tobytes())
+
+
+class _Stored(NamedTuple):
+    """A line of a store. (problem, sample) are its key; with the seed they name its random numbers."""
 
     problem: int
     sample: int
@@ -26,13 +35,13 @@ class Stored(NamedTuple):
     completion: Completion  # without log-probabilities
 
 
-def _read_line(path: pathlib.Path, number: int, line: bytes) -> Stored:
+def _read_line(path: pathlib.Path, number: int, line: bytes) -> _Stored:
     """Raises DataError where the line holds no answer."""
     try:
         record = json.loads(line)
         none = np.zeros(0, np.float32)
         completion = Completion(np.asarray(record["ids"], np.int32), none, none, record["finished"])
-        return Stored(record["problem"], record["sample"], record["prompt_crc32"], record["nonfinite"], completion)
+        return _Stored(record["problem"], record["sample"], record["prompt_crc32"], record["nonfinite"], completion)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             f"{path}, line {number}: no stored answer ({type(error).__name__}: {error}); remove the line, and that "
@@ -40,8 +49,8 @@ def _read_line(path: pathlib.Path, number: int, line: bytes) -> Stored:
         ) from None
 
 
-class Store:
-    """Responses of one task on disk, a line each as it ends: none is sampled twice, whatever ends the process.
+class _Store:
+    """The answers to one task on disk, one per line, each written as it ends: none of them is ever sampled twice.
 
     Raises:
       DataError: a line that is no answer. A last line that was cut short is dropped.
@@ -49,7 +58,7 @@ class Store:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.lines: dict[tuple[int, int], Stored] = {}
+        self.lines: dict[tuple[int, int], _Stored] = {}
         whole, _, cut_short = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
         for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
             stored = _read_line(path, number, line)
@@ -59,11 +68,7 @@ class Store:
                 file.truncate(len(whole) + 1 if whole else 0)
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def known(self) -> dict[tuple[int, int], Completion]:
-        return {name: stored.completion for name, stored in self.lines.items()}
-
-    def add(self, stored: Stored, text: str) -> None:
+    def add(self, stored: _Stored, text: str) -> None:
         """Appends an answer, with its text for a reader."""
         record = stored._asdict()
         completion = record.pop("completion")
@@ -72,9 +77,9 @@ class Store:
             file.write(json.dumps(record) + "\n")
         self.lines[stored.problem, stored.sample] = stored
 
-    def check_prompts(self, prompts: Mapping[int, Sequence[int]]) -> None:
-        """Raises DataError where what is stored for a problem answers another prompt."""
-        checksums = {problem: checksum(ids) for problem, ids in prompts.items()}
+    def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raises DataError where what is stored for a problem answers another prompt than the one it has now."""
+        checksums = dict(enumerate(map(_checksum, prompts)))
         for stored in self.lines.values():
             if stored.prompt_crc32 != checksums.get(stored.problem, stored.prompt_crc32):
                 raise DataError(
@@ -83,11 +88,11 @@ class Store:
 
     @property
     def nonfinite(self) -> int:
-        """Tokens with a log-probability that is not finite."""
+        """Sampled tokens whose log-probability is not finite."""
         return sum(stored.nonfinite for stored in self.lines.values())
 
     def check_finite(self) -> None:
-        """Raises CheckpointError where a token was sampled from numbers that are none."""
+        """Raises CheckpointError where the log-probability of a sampled token is not finite."""
         if nonfinite := self.nonfinite:
             tokens = sum(len(stored.completion.ids) for stored in self.lines.values())
             raise CheckpointError(
@@ -96,16 +101,11 @@ class Store:
             )
 
 
-def checksum(ids: Sequence[int]) -> int:
-    """Of the ids of a prompt."""
-    return zlib.crc32(np.asarray(ids, "<i4").tobytes())
-
-
 class SamplingRuns:
-    """What each process that sampled found and did, on disk after every answer: a kill loses none of it.
+    """How many answers each process found and sampled, and how long it took; on disk after every answer.
 
-    `runs` has an entry a process: {"stored": answers there were, "of": answers asked for, "seconds": wall time up to
-    its last answer, loading and compiling included, "tokens": sampled}.
+    `runs` has an entry for each process: {"stored": answers there were, "of": answers asked for, "seconds": wall time
+    up to its last answer, loading and compiling included, "tokens": sampled}.
 
     Raises:
       DataError: the file is damaged.
@@ -121,12 +121,12 @@ class SamplingRuns:
                 raise DataError(f"{path}: not valid JSON ({error}); remove it, and time is counted anew") from None
 
     def begin(self, stored: int, of: int) -> None:
-        """The clock of this process starts."""
+        """Adds the entry of this process and starts its clock."""
         self.runs.append({"stored": stored, "of": of, "seconds": 0.0, "tokens": 0})
         self.since = time.perf_counter()
 
     def answered(self, tokens: int) -> None:
-        """An answer of so many tokens is stored."""
+        """Counts an answer of so many tokens that has been stored."""
         self.runs[-1]["seconds"] = time.perf_counter() - self.since
         self.runs[-1]["tokens"] += tokens
         partial = self.path.with_suffix(".partial")
@@ -135,13 +135,13 @@ class SamplingRuns:
         partial.rename(self.path)
 
     def summary(self) -> dict[str, Any]:
-        """Wall time, tokens and speed of the whole evaluation: one queue serves all of its tasks."""
+        """Wall time, tokens and speed of the whole evaluation; its tasks share one queue, so they have no time each."""
         seconds, tokens = (sum(run[name] for run in self.runs) for name in ("seconds", "tokens"))
         speed = tokens / seconds if seconds > 0 else None
         return {"seconds": seconds, "tokens": tokens, "tokens_per_s": speed, "runs": self.runs}
 
     def resumed(self, dtype: str) -> str | None:
-        """A sentence where the answers come from several processes: not all of them need be what one would give."""
+        """A warning where several processes sampled: one alone might have sampled other tokens."""
         places = [f"{run['stored']} of {run['of']}" for run in self.runs if run["stored"]]
         if not places:
             return None
@@ -152,11 +152,34 @@ class SamplingRuns:
 
 
 class Answers:
-    """All that an evaluation has sampled: a store a task, in the order of the tasks, and the runs of the sampler."""
+    """All that an evaluation has sampled: the answers to each task, in the order of the tasks, and who sampled them."""
 
     def __init__(self, folder: pathlib.Path, tasks: Iterable[str]):
-        self.stores = [Store(folder / task / "responses.jsonl") for task in tasks]
+        self.stores = [_Store(folder / task / "responses.jsonl") for task in tasks]
         self.runs = SamplingRuns(folder / "runs.json")
+
+    def known(self, prompts_OP: Sequence[Sequence[Sequence[int]]]) -> dict[Name, Completion]:
+        """The stored answers. Raises what `_Store.check_prompts` and `_Store.check_finite` raise.
+
+        Args:
+          prompts_OP: ids of the prompts of each task.
+        """
+        known = {}
+        for task, (store, prompts) in enumerate(zip(self.stores, prompts_OP, strict=True)):
+            store.check_prompts(prompts)
+            store.check_finite()
+            for (problem, sample), stored in store.lines.items():
+                known[Name(Kind.EVALUATION, problem, sample, task=task)] = stored.completion
+        return known
+
+    def add(self, request: Request, completion: Completion, text: str) -> None:
+        """Stores an answer. Raises CheckpointError where one of its log-probabilities is not finite."""
+        name, nonfinite = request.name, nonfinite_tokens([completion])
+        stored = _Stored(name.problem, name.sample, _checksum(request.prompt_ids), nonfinite, completion)
+        self.stores[name.task].add(stored, text)
+        self.runs.answered(len(completion.ids))
+        if nonfinite:
+            self.stores[name.task].check_finite()
 
     def summary(self) -> dict[str, Any]:
         """Entry `sampling` of results.json."""

@@ -1,4 +1,4 @@
-"""Tables and plots of results.json; several runs side by side, with what they differ by on the same problems."""
+"""Tables and plots of the results of evaluations, and the differences of several runs on the same problems."""
 
 from __future__ import annotations
 
@@ -13,35 +13,23 @@ import numpy as np
 from cgrpo_jax.config.options import drawn
 from cgrpo_jax.data.told import public_name
 from cgrpo_jax.errors import ReportError
-from cgrpo_jax.evaluation.identity import SHOWN
 from cgrpo_jax.evaluation.intervals import paired, scores_by_content
 
-Results = Mapping[str, Any]  # of results.json
+Results = Mapping[str, Any]  # the content of results.json, or the entry of one of its tasks
 
 VERSION = 4  # of results.json
-COLUMNS = (
-    "task",
-    "n",
-    "pass@1 [95 %], {drawn}",
-    "avg@r",
-    "maj@r",
-    "pass@k",
-    "tokens",
-    "cut",
-    "no answer",
-    "no verdict",
-)
 DIGESTS = ("weights", "files", "prompt")  # settings that are digests
+DIGITS_SHOWN = 12  # hexadecimal digits of a digest in messages and tables
 # Settings that two runs should share where their models are to be compared.
 SAMPLED = ("max_new_tokens", "temperature", "top_p", "samples", "thinking", "dtype", "prompt")
-# Okabe and Ito's colours: told apart by the colour-blind, and with a marker each.
-STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+# Okabe and Ito's colours, which the colour-blind can tell apart, each with a marker of its own.
+MARKERS = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
 ACROSS = 3  # panels side by side
-PERCENT = (-2, 102)  # of an axis: whole markers at both ends
+PERCENT = (-2, 102)  # limits of an axis in per cent, so that markers at both ends are whole
 
 
 def read(workdir: pathlib.Path) -> Results:
-    """The results of a run. Raises ReportError where there are none that this version reads."""
+    """The results of a run. Raises ReportError where there are none, or none that this version reads."""
     path = workdir / "results.json"
     if not path.exists():
         raise ReportError(f"{path}: no such file; run configs/eval.py with this workdir first")
@@ -55,8 +43,12 @@ def read(workdir: pathlib.Path) -> Results:
             f"{path}: version {version!r}, this reads version {VERSION}; grade again: the same eval command takes the "
             "stored answers, or says why it cannot"
         )
-    try:
-        _try(results)
+    try:  # what tables and comparisons read, so that damage is found here
+        table(results)
+        asked(results)
+        _other_settings(results, results)
+        for of in results["tasks"].values():
+            scores_by_content(of)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(
             f"{path}: damaged ({type(error).__name__}: {error}); the same eval command grades again what is stored"
@@ -64,26 +56,21 @@ def read(workdir: pathlib.Path) -> Results:
     return results
 
 
-def _try(results: Results) -> None:
-    """Reads all that a table or a comparison reads. Raises whatever that raises where something is not there."""
-    table(results)
-    asked(results)
-    _other_settings(results, results)
-    for of in results["tasks"].values():
-        scores_by_content(of)
-
-
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def shown(name: str, value: Any) -> str:
-    """A setting as people read it: of a digest, the first digits."""
-    return str(value)[:SHOWN] if name in DIGESTS else str(value)
+def _accuracy(of: Results) -> str:
+    return f"{_share(of['pass@1'])} [{_share(of['pass@1/low'])}, {_share(of['pass@1/high'])}]"
+
+
+def setting_text(name: str, value: Any) -> str:
+    """The value of a setting as people read it; of a digest, its first digits."""
+    return str(value)[:DIGITS_SHOWN] if name in DIGESTS else str(value)
 
 
 def _count(of: Results) -> str:
-    """Distinct problems, the rows that hold them where these are more, and samples a row."""
+    """The number of distinct problems, of rows where several rows hold one problem, and of samples of a row."""
     copies = set(Counter(of["content"]).values())
     if copies == {1}:
         return f"{of['problems']} x {of['samples']}"
@@ -93,46 +80,44 @@ def _count(of: Results) -> str:
 
 
 def _sampling(of: Results) -> str:
-    """A sentence on time: of the whole evaluation, as its tasks share one queue."""
+    """A sentence on the time of the whole evaluation; its tasks share one queue, so they have no time each."""
     speed = "" if of["tokens_per_s"] is None else f", {of['tokens_per_s']:.0f} tokens/s"
     return f"Sampling, with loading and compiling: {of['seconds']:.0f} s, {of['tokens']} tokens{speed}."
 
 
 class Table(NamedTuple):
-    """A table and what is said below it."""
+    """A table and the notes below it."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str]
 
-    def markdown(self) -> list[str]:
-        """Its lines, without the notes."""
+    def markdown(self) -> str:
+        """The table without its notes."""
         lines = (self.columns, ["---"] * len(self.columns), *self.rows)
-        return ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def table(results: Results) -> Table:
-    """A row per task, and the plain mean over several tasks (in percent where nothing else is said)."""
+    """A row for each task and each set of problems in it, and the mean of several tasks; shares in per cent."""
+    accuracy = f"pass@1 [95 %], {drawn_of(results)}"
+    columns = ["task", "n", accuracy, "avg@r", "maj@r", "pass@k", "tokens", "cut", "no answer", "no verdict"]
     rows = []
     for name, of in results["tasks"].items():
         k = max(of["pass@k"], key=int)
-        interval = f"{_share(of['pass@1'])} [{_share(of['pass@1/low'])}, {_share(of['pass@1/high'])}]"
         several = [_share(of["pass@1"]), _share(of["maj@G"]), f"{_share(of['pass@k'][k])} (k={k})"]
         several = several if of["samples"] > 1 else ["", "", ""]
-        rows.append([name, _count(of), interval, *several, *_tail(of)])
+        rows.append([name, _count(of), _accuracy(of), *several, *_tail(of)])
         for source, part in of.get("sources", {}).items():
-            interval = f"{_share(part['pass@1'])} [{_share(part['pass@1/low'])}, {_share(part['pass@1/high'])}]"
-            rows.append([f"{name}: {source}", str(part["problems"]), interval, *[""] * (len(COLUMNS) - 3)])
-    mean = results["mean"]
+            rows.append([f"{name}: {source}", str(part["problems"]), _accuracy(part), *[""] * (len(columns) - 3)])
     if len(results["tasks"]) > 1:
-        of_mean = f"{_share(mean['pass@1'])} [{_share(mean['pass@1/low'])}, {_share(mean['pass@1/high'])}]"
-        rows.append(["mean", str(len(results["tasks"])), of_mean, "", "", "", *_tail(mean)])
+        mean = results["mean"]
+        rows.append(["mean", str(len(results["tasks"])), _accuracy(mean), "", "", "", *_tail(mean)])
     meaning = (
         "n: distinct problems, copies where a problem stands in several rows, samples a row. Accuracies are means over "
         "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, from those "
         "of the tasks. No verdict: answers whose grading ended at a limit; they count as wrong."
     )
-    columns = [column.format(drawn=drawn_of(results)) for column in COLUMNS]
     return Table(columns, rows, [meaning, _sampling(results["sampling"]), *results["notes"]])
 
 
@@ -143,7 +128,7 @@ def drawn_of(results: Results) -> str:
 
 def asked(results: Results) -> str:
     """The settings of an evaluation, in a line."""
-    return ", ".join(f"{name} {shown(name, value)}" for name, value in results["settings"].items())
+    return ", ".join(f"{name} {setting_text(name, value)}" for name, value in results["settings"].items())
 
 
 def _tail(of: Results) -> list[str]:
@@ -151,13 +136,13 @@ def _tail(of: Results) -> list[str]:
 
 
 def _other_settings(first: Results, second: Results) -> str:
-    """What the two runs were not sampled alike in: "temperature 0.0 / 1.0, ..."."""
+    """The settings of `SAMPLED` in which two runs differ, as in "temperature 0.0 / 1.0, ..."."""
     pairs = [(name, first["settings"][name], second["settings"][name]) for name in SAMPLED]
-    return ", ".join(f"{name} {shown(name, a)} / {shown(name, b)}" for name, a, b in pairs if a != b)
+    return ", ".join(f"{name} {setting_text(name, a)} / {setting_text(name, b)}" for name, a, b in pairs if a != b)
 
 
 def differences(runs: Mapping[str, Results]) -> Table:
-    """pass@1 of each later run less the first one's, on the problems that both have (by content).
+    """pass@1 of each later run less that of the first, on the problems that both have (by content).
 
     Raises:
       ReportError: two runs without a common task, or without a common problem of a task that both name.
@@ -213,7 +198,10 @@ def _curve(by_k: Mapping[str, float], ks: Sequence[int]) -> list[float]:
 
 
 def _told_apart(runs: Mapping[str, Results]) -> tuple[Mapping[str, Results], str]:
-    """How answers were drawn, where a figure says it: on its axis, or behind each run's name where they differ."""
+    """The runs under the names that a plot gives them, and what its axis says of how their answers were drawn.
+
+    Where that differs between the runs, it stands behind the name of each and not on the axis.
+    """
     said = {drawn_of(results) for results in runs.values()}
     if len(said) == 1:
         return runs, f"\n{said.pop()}"
@@ -221,13 +209,13 @@ def _told_apart(runs: Mapping[str, Results]) -> tuple[Mapping[str, Results], str
 
 
 def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
-    """A panel a task, a curve a run, with its interval."""
+    """A panel for each task, with a curve and its interval for each run."""
     tasks = list(dict.fromkeys(task for results in runs.values() for task in results["tasks"]))
     runs, beside = _told_apart(runs)
     figure, axes = _panels(len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
         ticks: set[int] = set()
-        for (name, results), (colour, marker) in zip(runs.items(), STYLES * len(runs), strict=False):
+        for (name, results), (colour, marker) in zip(runs.items(), MARKERS * len(runs), strict=False):
             if (of := results["tasks"].get(task)) is None:
                 continue
             ks = sorted(map(int, of["pass@k"]))
@@ -243,11 +231,11 @@ def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
 
 
 def plot_pass_at_1(runs: Mapping[str, Results], path: pathlib.Path) -> None:
-    """All tasks in one panel: pass@1 with its interval."""
+    """One panel with pass@1 and its interval for each task and run."""
     tasks = list(dict.fromkeys(task for results in runs.values() for task in results["tasks"]))
     runs, beside = _told_apart(runs)
     figure, (axis,) = _panels(1, width=2.5 + 0.9 * len(tasks))
-    for index, ((name, results), (colour, marker)) in enumerate(zip(runs.items(), STYLES * len(runs), strict=False)):
+    for index, ((name, results), (colour, marker)) in enumerate(zip(runs.items(), MARKERS * len(runs), strict=False)):
         own = [task for task in tasks if task in results["tasks"]]
         place = [tasks.index(task) + 0.6 * ((index + 0.5) / len(runs) - 0.5) for task in own]
         keys = ("pass@1", "pass@1/low", "pass@1/high")
@@ -278,13 +266,9 @@ def write(workdir: pathlib.Path) -> None:
     """results.md, pass_at_1.png and, where problems have several answers, pass_at_k.png, beside results.json."""
     results = read(workdir)
     found = table(results)
-    parts = [
-        f"# {public_name('model.path', results['model'])}",
-        asked(results),
-        "\n".join(found.markdown()),
-        *found.notes,
-    ]
-    (workdir / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    title = f"# {public_name('model.path', results['model'])}"
+    text = "\n\n".join([title, asked(results), found.markdown(), *found.notes]) + "\n"
+    (workdir / "results.md").write_text(text, encoding="utf-8")
     _plots({workdir.name: results}, workdir)
 
 
@@ -295,7 +279,7 @@ def _plots(runs: Mapping[str, Results], out: pathlib.Path) -> None:
 
 
 def names_of(workdirs: Sequence[pathlib.Path]) -> list[str]:
-    """Of runs: the names of their folders, with as many of the folders above as tell them apart."""
+    """Names of runs: their folders, with as many of the folders above as are needed to tell them apart."""
     parts = [path.resolve().parts for path in workdirs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(of[-count:]) for of in parts]
@@ -305,10 +289,10 @@ def names_of(workdirs: Sequence[pathlib.Path]) -> list[str]:
 
 
 def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
-    """Writes one table of differences and one figure of all runs to `out`; returns the table."""
+    """Writes a table of differences and plots of all runs to `out`; returns the table."""
     runs = dict(zip(names_of(workdirs), map(read, workdirs), strict=True))
     found = differences(runs)
-    text = "\n\n".join(["\n".join(found.markdown()), *found.notes]) + "\n"
+    text = "\n\n".join([found.markdown(), *found.notes]) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "compared.md").write_text(text, encoding="utf-8")
     _plots(runs, out)

@@ -22,12 +22,11 @@ from cgrpo_jax.model.sharding import with_shardings
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.models import Model
+from cgrpo_jax.sampling import engine as engines
 from cgrpo_jax.sampling import programs as sampling
-from cgrpo_jax.sampling import weights as of_sampler
 from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.pool import EngineSetup, drawing_of
-from cgrpo_jax.sampling.prefixes import CHUNK, prefix_sizes
-from cgrpo_jax.sampling.sizes import Ring, grown_rows, prefill_size, ring_size
+from cgrpo_jax.sampling.room import PREFILL_CHUNK, Ring, grown_rows, prefill_size, prefix_sizes, ring_size
 from cgrpo_jax.workdir.digests import checking_programs
 
 
@@ -118,7 +117,7 @@ def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
         logps = make_logps(run.learner, run.mesh)
         name = "x".join(map(str, size))
         logp_ABT = jax.eval_shape(logps, params, bins)
-        logp_ABT = with_shardings(logp_ABT, NamedSharding(run.mesh, P(None, sampling.ROWS)))
+        logp_ABT = with_shardings(logp_ABT, NamedSharding(run.mesh, P(None, sampling.ROW_AXES)))
         if several:
             yield Program(f"logps/{name}", logps, (params, bins))
             bins = bins._replace(old_logp_ABT=logp_ABT)
@@ -139,15 +138,15 @@ def _sampler_weights(model: Model) -> tuple[Program | None, Any]:
     """The program that makes the sampler's weights, None where it takes the parameters as they are; and the weights."""
     setup, params = model.sampler, model.abstract_weights()
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
-    stale = of_sampler.stale_weights(params, **layout)
+    stale = engines.stale_weights(params, **layout)
     if not stale:
         return None, params
     static: dict[str, Any] = {"dtype": setup.dtype, "unrolled": setup.unrolled}
-    sync = of_sampler.make_sync(stale, **layout)
-    synced = jax.eval_shape(lambda tree: of_sampler.synced(tree, **static), stale)
+    sync = engines.make_sync(stale, **layout)
+    synced = jax.eval_shape(lambda tree: engines.synced(tree, **static), stale)
 
     def placed(key_path: tuple, leaf: Any) -> Any:
-        sharding = of_sampler.weight_sharding(setup.mesh, key_path, leaf)
+        sharding = engines.weight_sharding(setup.mesh, key_path, leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     weights = params | jax.tree_util.tree_map_with_path(placed, synced)
@@ -159,7 +158,7 @@ def sampler_programs(model: Model) -> Iterator[Program]:
     setup, longest, fixed = model.sampler, model.load.prompt_tokens, model.sampler.room.fixed
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
     sync, weights = _sampler_weights(model)
-    prefills_with = of_sampler.weights_to_prefill(model.abstract_weights(), weights, **layout)
+    prefills_with = engines.weights_to_prefill(model.abstract_weights(), weights, **layout)
     key = jax.eval_shape(step_key, np.uint32(0), np.int32(0))
     if sync:
         yield sync
@@ -189,7 +188,7 @@ def sampler_programs(model: Model) -> Iterator[Program]:
 
 
 def _prefills_behind(model: Model, longest: int, weights: Any, prompts: dict[int, Any]) -> Iterator[Program]:
-    """Of prompts whose beginning was prefilled before (`prefixes.py`).
+    """Of prompts whose beginning was prefilled before (`room.prefix_sizes`).
 
     Args:
       longest: tokens of a prompt that are prefilled.
@@ -198,7 +197,7 @@ def _prefills_behind(model: Model, longest: int, weights: Any, prompts: dict[int
     setup, sizes = model.sampler, set[tuple[int, int, int]]()
     for length in range(2, longest + 1):
         for before in prefix_sizes(length):
-            if length - before <= CHUNK:
+            if length - before <= PREFILL_CHUNK:
                 sizes.add((before, prefill_size(length - before), prefill_size(length)))
     for before, rest, whole in sorted(sizes):
         for count in setup.room.counts(before + whole, setup.least_rows):

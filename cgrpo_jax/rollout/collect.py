@@ -1,48 +1,39 @@
-"""One step's rollout on the host: the story of a problem from its question to its group. No arrays of a device."""
+"""The rollout of a step on the host: the story of a problem, from its question to its group."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data.rows import trace_of
-from cgrpo_jax.records import (
-    LOCAL,
-    POLICY,
-    Attempt,
-    Completion,
-    Critique,
-    Group,
-    Kind,
-    Name,
-    Problem,
-    Request,
-)
+from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Group, Kind, Name, Problem, Request
 from cgrpo_jax.rollout.refining import as_sampled, refined_responses, refinement_prompt, select
-from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work, no_phase
+from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
 from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.tokenizer import Tokenizer
-
-Item = tuple[Problem, Completion, str]  # what is scored: a completion to a problem, and its text
 
 
 class Posed(NamedTuple):
     """A problem as a step poses it."""
 
     problem: Problem
-    number: int  # within the step; names what is sampled for it, so its random numbers follow from it
+    number: int  # within the step; it is in the names of the problem's requests, and so in their random numbers
     step: int
 
 
-# Parts of a story. Each may wait: for a sampler (a self-critique), for work (a grader, a server), or for nothing. A
-# scorer is given what was sampled for a problem, responses or refinements; a critic the responses that are refined,
-# with their places among the samples.
+# Scores (problem, completion, its text) at once: `score(items, step=step)`. Any thread may call it.
+Score = Callable[..., list[Attempt]]
+
+# Parts of a story are generators as it is, and wait as it does: for samples (a self-critique), for work (a grader, a
+# server), or for nothing. A scorer is given the completions of a problem, responses or refinements; a critic the
+# responses that are refined, each with its index in the group.
 Attempts = Generator[Sample | Work, Any, list[Attempt]]
 Scorer = Callable[[Posed, Kind, Sequence[Completion]], Attempts]
 Chosen = Sequence[tuple[int, Attempt]]
@@ -50,29 +41,23 @@ Critiques = Generator[Sample | Work, Any, list[Critique]]
 Criticise = Callable[[Posed, Chosen], Critiques]
 
 
-class Score(Protocol):
-    """Scores items at once; any thread may ask. Only functions of the user are told the step."""
-
-    def __call__(self, items: Sequence[Item], *, step: int = 0) -> list[Attempt]: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What each problem of a run goes through: the same for all steps."""
+    """How the problems of a run are sampled, scored, criticised and refined: the same for all steps."""
 
-    samples: int  # n, responses a problem
+    samples: int  # responses to a problem
     scorer: Scorer
     criticise: Criticise
     tokenizer: Tokenizer
     refine: RefineConfig
     seed: int
     texts: Texts = Texts()
-    trace_tokens: int | None = None  # of a trace of the data, or of what `local` wrote, at most; None: all
-    local: Tokenizer | None = None  # of the second model, where that writes the refinements
+    trace_tokens: int | None = None  # kept of a trace of the data, or of what `local` wrote; None: all
+    local: Tokenizer | None = None  # that of the second model, where it writes the refinements
 
 
 def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
-    """A scorer that asks graders, beside the decoding."""
+    """A scorer that grades in a thread, while others are decoded."""
 
     def scorer(posed: Posed, kind: Kind, completions: Sequence[Completion]) -> Attempts:
         items = [(posed.problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
@@ -83,14 +68,15 @@ def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
 
 
 def story(posed: Iterator[Posed], method: Method) -> Story:
-    """Responses, verdicts, critiques, refinements, verdicts, group (arXiv 2506.03106, section 4) of the next problem.
+    """The next problem from its question to its group (arXiv 2506.03106, section 4).
 
-    While a group ends without a gradient and there is another problem, that one follows. What is taken in all depends
-    on no order: a problem's samples follow from its number, and each group without a gradient takes one problem more.
+    If the rewards of a group are all alike, which leaves no gradient, the story goes on with another one while there
+    are any. Which problems are taken in all does not depend on the order in which the stories of a step do so: the
+    samples of a problem follow from its number, and each group without a gradient takes one problem more.
 
-    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is invented. A trace of the
-    data is a refinement that nobody samples: scored and trained on as the others are (arXiv 2504.14945). What a second
-    model wrote is read anew with the policy's tokenizer.
+    A truncated response or refinement keeps exactly its sampled ids: no end-of-sequence id is added. A trace of the
+    data stands for a refinement, and is scored and trained on as one (arXiv 2504.14945). What a second model wrote is
+    tokenized again by the policy's tokenizer.
 
     Returns:
       (number, group) of each problem that was taken.
@@ -102,9 +88,7 @@ def story(posed: Iterator[Posed], method: Method) -> Story:
         completions = yield Sample(asked)
         responses = yield from method.scorer(one, Kind.RESPONSE, completions)
         origins, completions = yield from _refined(one, responses, method)
-        scored: list[Attempt] = []
-        if completions:
-            scored = yield from method.scorer(one, Kind.REFINEMENT, completions)
+        scored = (yield from method.scorer(one, Kind.REFINEMENT, completions)) if completions else []
         refinements = [
             dataclasses.replace(attempt, source=source, prompt_ids=ids)
             for attempt, (source, ids) in zip(scored, origins, strict=True)
@@ -118,7 +102,7 @@ def story(posed: Iterator[Posed], method: Method) -> Story:
 def _group(
     posed: Posed, prompt_ids: Sequence[int], responses: list[Attempt], refinements: list[Attempt], method: Method
 ) -> Group:
-    """What was sampled for a problem, and what of it is trained on."""
+    """Everything that was sampled for a problem, and which rows of it are trained on."""
     problem, number, step = posed
     rng = np.random.default_rng((method.seed, step, Kind.REFINEMENT, number))
     selected = select([attempt.correct for attempt in refinements], method.refine.k, method.refine.select, rng)
@@ -134,7 +118,7 @@ Origin = tuple[int | None, Sequence[int] | None]  # of a refinement: Attempt.sou
 def _refined(
     posed: Posed, responses: list[Attempt], method: Method
 ) -> Generator[Sample | Work, Any, tuple[list[Origin], Sequence[Completion]]]:
-    """Criticises what is to be refined (into `responses`, too); where refinements come from, and the refinements."""
+    """The refinements of a problem, and the origin of each. The critiques are also written into `responses`."""
     problem, number, _ = posed
     cfg, chosen = method.refine, refined_responses(responses, method.refine.trigger)
     if not chosen:
@@ -152,7 +136,7 @@ def _refined(
         reader = method.local or method.tokenizer
         return refinement_prompt(reader, problem, attempts, cfg.max_prompt_tokens, method.texts.refinement)
 
-    asked: list[tuple[int, int | None, list[int] | None]]  # its number, Attempt.source, prompt
+    asked: list[tuple[int, int | None, list[int] | None]]  # number of the refinement, Attempt.source, prompt
     if cfg.context == "together":
         ids = prompt([attempt for _, attempt in usable]) if usable else None
         asked = [(sample, None, ids) for sample in range(method.samples)]
@@ -173,17 +157,17 @@ def stories_of(
     problems: Sequence[Problem],
     method: Method,
     step: int,
-    phase: Phase = no_phase,
+    phase: Phase = contextlib.nullcontext,
     threads: int = 2,
     spare: Iterable[Problem] = (),
 ) -> Stories:
-    """The stories of a step, one a problem; `groups_of` has what they came to.
+    """The stories of a step, one for each problem; see `groups_of` for their results.
 
-    A problem's refinements are asked for soon after its last response is there, while others are still sampled.
+    The refinements of a problem are asked for soon after its last response has ended, while others are still sampled.
 
     Args:
-      spare: problems that stand in, one by one, for those whose rewards are all alike; taken as far as needed. The
-        groups are then more by what was taken: as many are trained on as there are `problems`.
+      spare: problems that replace those whose rewards are all alike, one by one, taken as far as they are needed.
+        The step has more groups then, of which as many are trained on as there are `problems`.
     """
     numbered = enumerate(itertools.chain(problems, spare))
     posed = (Posed(problem, number, step) for number, problem in numbered)
@@ -191,20 +175,13 @@ def stories_of(
 
 
 def groups_of(stories: Stories) -> list[Group]:
-    """One group for each problem that was taken, in the order of the problems."""
-    groups = [group for _, group in sorted(itertools.chain(*stories), key=_number)]
-    return _trained(groups, len(stories.stories))
+    """The groups of all problems that were taken, in the order of the problems.
 
-
-def _number(numbered: tuple[int, Group]) -> int:
-    return numbered[0]
-
-
-def _trained(groups: Sequence[Group], count: int) -> list[Group]:
-    """The groups, of which all but `count` have nothing to train on: the first ones without a gradient."""
-    surplus, made = len(groups) - count, []
-    for group in groups:
-        if surplus and group.alike:
-            surplus, group = surplus - 1, dataclasses.replace(group, kept=(), selected=(), own_group=())
-        made.append(group)
-    return made
+    There are as many with rows to train on as there are stories: of the groups without a gradient, the first ones train
+    nothing.
+    """
+    groups = [group for _, group in sorted(itertools.chain(*stories), key=lambda numbered: numbered[0])]
+    surplus = len(groups) - len(stories.stories)
+    for place in [place for place, group in enumerate(groups) if group.alike][:surplus]:
+        groups[place] = dataclasses.replace(groups[place], kept=(), selected=(), own_group=())
+    return groups

@@ -1,11 +1,14 @@
-"""What a critic says, shows and accepts, whoever writes: the templates, and the brief of one that is a model.
+"""What critiques say and conclude, whoever writes them: the templates, the verdict, and the brief of a critic.
 
-How critiques that take their time are asked for is in `written.py` (sampled), `served.py` and `own_critic.py`.
+A critique that a model writes is to end in `Conclusion: correct [END]` or `Conclusion: incorrect [END]` (arXiv
+2506.03106, appendix G; `right` and `wrong` in the release). Only that is read as a verdict; in any other form there is
+none. Critics that are asked for their critiques are in `written.py` (sampled), `served.py` and `own_critic.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 from cgrpo_jax.config.critics import CRITICS, Critic
@@ -14,8 +17,62 @@ from cgrpo_jax.data.arithmetic import worked_critique
 from cgrpo_jax.data.rows import RowError, text_of, worked_solution
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
-from cgrpo_jax.rollout.verdicts import usable, verdict_of
 from cgrpo_jax.text import prompts
+
+END = "[END]"
+# At the beginning of a line or of a sentence, after any mark-up. Repeats are bounded: the text may be hostile.
+CONCLUSION = re.compile(
+    r"(?:^|[.!?)\]}][*_`\"'’”]{0,4}\s)[ \t>#*_`\"'’”-]{0,12}conclusion[*_`]{0,4}\s{0,2}[:：][\s*_`\"'‘“]{0,8}"
+    r"(?:(?:the|this)\s(?:(?:student|student['’]s|generated|previous|given|final)\s){0,2}(?:solution|answer)\sis\s)?"
+    r"[*_`\"'‘“]{0,4}(?P<word>correct|right|incorrect|wrong)[*_`\"'’”.!]{0,8}\s*\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
+ANY_CONCLUSION = re.compile(r"conclusion\W{0,8}(correct|right|incorrect|wrong)\b", re.IGNORECASE)
+INDICATIVE = re.compile(r"The generated solution is (?P<word>correct|incorrect)\b")
+OPPOSITE = {"correct": "incorrect", "incorrect": "correct", "right": "wrong", "wrong": "right"}
+
+
+def _spoken(text: str) -> str:
+    """A critique without its reasoning block."""
+    _, closed, after = text.rpartition("</think>")
+    return after if closed else text.partition("<think>")[0]
+
+
+def _means_right(word: str) -> bool:
+    return word.lower() in ("correct", "right")
+
+
+def verdict_of(text: str, finished: bool) -> bool | None:
+    """Whether a critique finds a solution right; None where no verdict can be read.
+
+    A critique ends at its first end mark, and its last words are the verdict, if they are a conclusion in the form that
+    is asked for. Where the text after the end mark concludes the opposite, there is no verdict.
+
+    Args:
+      finished: the model ended the text itself. A text that a limit cut has a verdict only if it holds the end mark.
+    """
+    critique, mark, rest = _spoken(text).partition(END)
+    found = CONCLUSION.search(critique) if mark or finished else None
+    if found is None:
+        return None
+    right = _means_right(found["word"])
+    return None if any(_means_right(word) != right for word in ANY_CONCLUSION.findall(rest)) else right
+
+
+def usable(text: str) -> str:
+    """A critique without its reasoning block and without the text after its end mark; "" where nothing is left."""
+    return _spoken(text).partition(END)[0].strip()
+
+
+def inverted(text: str) -> str | None:
+    """A critique with its verdict inverted and all else unchanged; None where it has no verdict."""
+    critique, mark, rest = text.partition(END)
+    found = CONCLUSION.search(critique) or INDICATIVE.match(critique)
+    if found is None:
+        return None
+    word = OPPOSITE[found["word"].lower()]
+    start, end = found.span("word")
+    return critique[:start] + (word.capitalize() if found["word"][0].isupper() else word) + critique[end:] + mark + rest
 
 
 def indicative(problem: Problem, attempt: Attempt) -> str:
@@ -29,7 +86,7 @@ def indicative_gt(problem: Problem, attempt: Attempt) -> str:
 
 
 def worked(problem: Problem, attempt: Attempt) -> str:
-    """Generated tasks only: the task's own checker names the first wrong step and gives a verdict, not the answer."""
+    """Generated tasks only: the task's checker names the first wrong step and the verdict, but not the answer."""
     return worked_critique(problem.question, attempt.text, attempt.correct)
 
 
@@ -38,11 +95,11 @@ TEMPLATES = {"indicative": indicative, "indicative_gt": indicative_gt, "worked":
 
 @dataclasses.dataclass(frozen=True)
 class Brief:
-    """What a critic is shown, which of its texts count, and what stands in where none does."""
+    """What a critic is shown, which of its critiques count, and which critique is used where none of them does."""
 
     cfg: RefineConfig
-    reference: str = "none"  # what it is shown beside question and attempt, of critics.REFERENCES
-    prompt: prompts.CriticPrompt = prompts.critique_messages  # of a critic that is a model
+    reference: str = "none"  # what it is shown beside question and attempt, of config.critics.REFERENCES
+    prompt: prompts.CriticPrompt = prompts.critique_messages  # for a critic that is a model
 
     @property
     def critic(self) -> Critic:
@@ -61,17 +118,17 @@ class Brief:
         return self.cfg.critique_accept == "agreeing" or not attempt.correct
 
     def judged(self, text: str, finished: bool, correct: bool, before: Critique, tokens: int) -> Critique:
-        """What one more text of a model makes of a critique.
+        """The critique of an attempt after a model has written one more text for it.
 
         Args:
           finished: see `verdict_of`.
-          correct: what the rule says of the attempt.
-          before: what the texts before it made of it.
-          tokens: that were written for this one.
+          correct: the verdict of the rule.
+          before: the critique after the texts before this one.
+          tokens: of this text.
         """
         verdict = verdict_of(text, finished)
         agrees = None if verdict is None else verdict == correct
-        if self.critic.scores:  # the verdict itself is wanted, whatever it is
+        if self.critic.scores:  # the verdict is the reward, so any verdict counts
             counts = verdict is not None
         else:
             counts = agrees is True or not self.critic.concludes or self.cfg.critique_accept == "any"
@@ -80,14 +137,14 @@ class Brief:
         return Critique(good or None, verdict, agrees, before.tries + 1, before.tokens + tokens, first_agrees=first)
 
     def or_fallback(self, critique: Critique, problem: Problem, attempt: Attempt) -> Critique:
-        """The critique, or what stands in for it."""
+        """The critique, or the fallback where it has no text."""
         if critique.text is not None or self.fallback == "drop":
             return critique
         return critique._replace(text=TEMPLATES[self.fallback](problem, attempt), fallback=True)
 
 
 def shown_truth(problem: Problem, reference: str) -> str | None:
-    """What a critic that is a model is shown beside question and attempt, see critics.REFERENCES."""
+    """The text that a critic is shown beside question and attempt; None where it is shown nothing else."""
     if reference == "none":
         return None
     solution = worked_solution(problem) if reference == "solution" else None
@@ -95,7 +152,7 @@ def shown_truth(problem: Problem, reference: str) -> str | None:
 
 
 def templated(text_of: Callable[[Problem, Attempt], str]) -> Criticise:
-    """A critic that knows its text at once, and waits for nothing."""
+    """A critic that writes each critique from a template."""
 
     def criticise(posed: Posed, chosen: Chosen) -> Critiques:
         yield from ()
@@ -105,7 +162,7 @@ def templated(text_of: Callable[[Problem, Attempt], str]) -> Criticise:
 
 
 def offline(posed: Posed, chosen: Chosen) -> Critiques:
-    """What the data say of this problem, in the column `critique`; nothing usable where that holds no text."""
+    """The critic whose critiques are in the column `critique` of the data; where that holds no text there is none."""
     yield from ()
     try:
         text = text_of(posed.problem.columns.get("critique"), "critique")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -25,10 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cgrpo_jax.config.options import ApiConfig
 from cgrpo_jax.config.secrecy import key_of, public_url, secrets_of
 from cgrpo_jax.errors import CriticError
-from cgrpo_jax.records import Attempt, Critique, Message, Problem
-from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
-from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.stories import Work
+from cgrpo_jax.records import Message
 
 if TYPE_CHECKING:
     from cgrpo_jax.rollout.client import Answer
@@ -101,7 +97,7 @@ class Server:
         self.cfg, self.cache = cfg, cache
         self._client = Client(cfg, _checked(cfg), secrets_of(cfg.base_url, cfg.key_variable))
         self._names: Names = {name: name for name in ("max_tokens", "temperature", "top_p")}
-        self._threads = concurrent.futures.ThreadPoolExecutor(cfg.concurrent)
+        self.threads = concurrent.futures.ThreadPoolExecutor(cfg.concurrent)
         self._lock, self.totals, self.spent = threading.Lock(), Totals(), 0.0
         for path in self.cache.glob("*/*.json"):  # a resumed run goes on with the same budget
             self.spent += reply.cost if (reply := _stored(path)) is not None else 0.0
@@ -110,7 +106,7 @@ class Server:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)
         self._client.__exit__()
 
     def check(self, messages: Sequence[Message]) -> Reply:
@@ -222,9 +218,6 @@ class Server:
             taken, self.totals = self.totals, Totals()
         return taken
 
-    def submit(self, call: Any, *args: Any) -> concurrent.futures.Future:
-        return self._threads.submit(call, *args)
-
 
 def _otherwise(names: Names, answer: Answer) -> Names | None:
     """How a server may take a request that it has refused; None where no other way is known, or none is needed.
@@ -254,29 +247,3 @@ def _stored(path: pathlib.Path) -> Reply | None:
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
     return None
-
-
-def _criticised(server: Server, brief: Brief, problem: Problem, attempt: Attempt) -> Critique:
-    """One critique, written anew while it does not count."""
-    messages, found = brief.messages(problem, attempt.text), Critique(None)
-    for number in range(brief.cfg.critique_tries if brief.asks_about(attempt) else 0):
-        reply = server.ask(messages, number)
-        found = brief.judged(reply.text or "", reply.finished, attempt.correct, found, reply.written)
-        if found.text is not None or reply.fault is not None:  # the client has tried again already
-            break
-    return brief.or_fallback(found, problem, attempt)
-
-
-def by_server(server: Server, brief: Brief) -> Criticise:
-    """A critic that asks for all critiques of a problem at once, and waits for them beside the decoding."""
-
-    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
-        futures = [server.submit(_criticised, server, brief, posed.problem, attempt) for _, attempt in chosen]
-        critiques = yield Work(functools.partial(_all, futures), "critique", remote=True)
-        return critiques
-
-    return criticise
-
-
-def _all(futures: Sequence[concurrent.futures.Future]) -> list[Critique]:
-    return [future.result() for future in futures]

@@ -1,12 +1,12 @@
-"""A story is a generator for one problem: it yields what it waits for, and is sent the result when that is there.
+"""The one loop in which everything is sampled, and the stories that make the requests.
 
-`loop.run_stories` asks all stories of a step what is due, and tells them what was sampled; completions are found by the
-name of their request. Work (a verdict, or a critique that is computed on this machine) runs in threads beside the
-decoding. Its result is delivered by a schedule of tokens, not of clocks: what begins after chunk c is delivered after
-chunk c+1. If it is not there by then, it is waited for as long as that chunk took, or PATIENCE, and no longer: decoding
-goes on, and the result is delivered when it arrives. The order of what is sampled then depends on a clock, so such
-cases are counted (`late`). Remote work (a server) is delivered as it arrives, or in the order in which it began where
-`ordered` is set, and then it is waited for.
+A story is a generator for one problem: it yields what it waits for (`Sample` or `Work`), and is sent the result. Work
+is a call, say of a grader, that runs in a thread while the engines decode.
+
+When the result of local work is delivered follows from tokens and not from clocks: work that begins after chunk c is
+delivered after chunk c+1. Where it is not done by then, it is waited for once: as long as the last chunk took, or
+PATIENCE if that is longer. Then decoding goes on, and the result is delivered when it is there. From then on the order
+of the requests depends on a clock, so such cases are counted (`late`). Remote work is delivered when it arrives.
 """
 
 from __future__ import annotations
@@ -19,101 +19,140 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cgrpo_jax.process import stopping
+from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.records import Completion, Done, Name, Request
+from cgrpo_jax.sampling.engine import Engine
+from cgrpo_jax.sampling.pool import Stats, summed
 
-GLANCE = 0.5  # seconds, at most, until a signal is noticed while something is waited for
+GLANCE = 0.5  # seconds between two looks for a signal while something is waited for
 REMOTE_THREADS = 1024  # at most; they only wait
-PATIENCE = (
-    1.0  # seconds; a verdict takes milliseconds, and an answer that is hard to compare reaches its own limit later
-)
+PATIENCE = 1.0  # seconds; a verdict takes milliseconds, and one that takes seconds is better not waited for
 
-Phase = Callable[[str], contextlib.AbstractContextManager]
+Phase = Callable[[str], contextlib.AbstractContextManager]  # counts the seconds of its block under a name
 
 
 class Sample(NamedTuple):
-    """Wait for completions of these requests; they are sent in this order."""
+    """Wait for the completions of these requests, which are sent in the order of the requests."""
 
     requests: Sequence[Request]
-    last: bool = False  # the story asks for no other ones, so their rows need not be kept for it
+    last: bool = False  # the story makes no more requests, so no rows need to be kept for it
 
 
 class Work(NamedTuple):
     """Wait for the result of a call that runs in another thread."""
 
     call: Callable[[], Any]
-    phase: str  # the name under which waiting is counted
-    remote: bool = False  # somebody else's machine: it answers when it answers
+    phase: str  # under which the seconds of waiting are counted
+    remote: bool = False  # it runs on another machine, and may take any time
 
 
 Story = Generator[Sample | Work, Any, Any]
 
 
-@dataclasses.dataclass
-class _Job:
-    """Work under way."""
+def run_stories(stories: Stories | None, engines: Sequence[Engine], hosts: Hosts = ONE_HOST) -> Stats:
+    """Samples what the stories ask for until none of them asks for more: of a rollout, an evaluation, a benchmark.
 
-    story: int
-    chunk: int  # how many chunks had ended when it began
-    future: concurrent.futures.Future
-    work: Work
-    late: bool = False  # it was waited for once
+    `Request.model` is the index of the engine of a request. Engines decode a chunk each in turn, so that the order of
+    what is sampled does not depend on how fast they are.
 
+    Args:
+      stories: those of the leader; None on the other hosts, which are sent the requests of the leader's stories.
 
-def _wait(futures: Sequence[concurrent.futures.Future]) -> None:
-    """Until one of them is done. Raises Stopped where a signal has come."""
-    while not any(future.done() for future in futures):
+    Raises:
+      RequestError: no row can hold a request, or another request of its name has not ended.
+      Stopped: a signal has come; raised between two chunks.
+    """
+    while True:
         stopping.look()
-        concurrent.futures.wait(futures, GLANCE, concurrent.futures.FIRST_COMPLETED)
+        idle = not any(engine.busy for engine in engines)
+        requests, more = hosts.share(stories.due(idle) if stories else None)
+        for model, engine in enumerate(engines):
+            engine.submit([request for request in requests if request.model == model])
+        busy = [engine for engine in engines if engine.busy]
+        done = [item for engine in busy for item in engine.advance(more)]
+        if busy and stories:
+            stories.ended(sorted(done, key=lambda item: item[0].name))
+        elif not busy and not more:
+            late = stories.late if stories else 0
+            return dataclasses.replace(summed(engine.stats for engine in engines), late=late)
+
+
+def sample_all(
+    engine: Engine, requests: Sequence[Request], ended: Callable[[], None] = lambda: None, more: bool = False
+) -> list[Completion]:
+    """Completions of requests that are all known at the beginning, in their order.
+
+    Args:
+      ended: called for each completion.
+      more: rows are kept as in training, where more requests may come.
+    """
+
+    def story(request: Request) -> Story:
+        (completion,) = yield Sample([request], last=not more)
+        ended()
+        return completion
+
+    with Stories([story(request) for request in requests]) as stories:
+        run_stories(stories, [engine])
+    return list(stories)
 
 
 class Due(NamedTuple):
     """What the engines are to do next."""
 
     requests: Sequence[Request] = ()
-    more: bool = False  # some story may still ask for something
+    more: bool = False  # some story may still make requests
 
 
-def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
-    """Counts the seconds of no phase."""
-    return contextlib.nullcontext()
+@dataclasses.dataclass
+class _Job:
+    """Work that has begun."""
+
+    story: int
+    chunk: int  # how many chunks had ended when it began
+    future: concurrent.futures.Future
+    work: Work
+    late: bool = False  # it was waited for once, and was not done
+
+    def due(self, chunk: int) -> bool:
+        """Whether its result is delivered after `chunk` chunks, see above."""
+        done = self.future.done()
+        return done if self.work.remote else self.chunk < chunk and (done or not self.late)
+
+
+def _wait(futures: Sequence[concurrent.futures.Future]) -> None:
+    """Waits until one of them is done. Raises Stopped where a signal has come."""
+    while not any(future.done() for future in futures):
+        stopping.look()
+        concurrent.futures.wait(futures, GLANCE, concurrent.futures.FIRST_COMPLETED)
 
 
 class Stories:
-    """All stories of a step. Use as a context manager: leaving it waits for work under way.
+    """All stories of a step. Use as a context manager: leaving it waits for the work that has begun.
 
-    A run that is stopped waits for none of it (`stopping.Stopped`).
+    It does not wait where the run is stopped (`stopping.Stopped`).
 
     Args:
-      stories: generators, one a problem.
+      stories: generators, one for each problem.
       phase: counts the seconds of waiting under the name of the work.
-      threads: for local work, which must not depend on other work.
-      ordered: remote work is delivered in the order in which it began.
-      patience: seconds that late local work is waited for, or as long as the last chunk took where that is longer.
+      threads: for local work, which must not wait for other work.
     """
 
-    def __init__(
-        self,
-        stories: Sequence[Story],
-        phase: Phase = no_phase,
-        threads: int = 2,
-        ordered: bool = False,
-        patience: float = PATIENCE,
-    ):
-        self.stories, self.phase, self.ordered, self.patience = list(stories), phase, ordered, patience
-        self.late = 0  # pieces of local work that decoding did not wait for
-        self.asked_at = time.monotonic()  # when `due` last returned
-        self.chunk_seconds = 0.0
-        self.results: dict[int, Any] = {}
-        self.asked: list[Request] = []
-        self.story_of: dict[Name, int] = {}
-        self.wanted: dict[int, Sequence[Request]] = {}
-        self.arrived: dict[int, dict[Name, Completion]] = {}
-        self.jobs: list[_Job] = []
-        self.chunk = 0
-        self.pool = concurrent.futures.ThreadPoolExecutor(threads)
-        self.closing: set[int] = set()  # stories that wait for their last completions
-        self.waiters = concurrent.futures.ThreadPoolExecutor(REMOTE_THREADS)  # so that servers never keep work waiting
+    def __init__(self, stories: Sequence[Story], phase: Phase = contextlib.nullcontext, threads: int = 2):
+        self.stories, self.phase = list(stories), phase
         self.begun = False
+        self.asked: list[Request] = []  # since `due` last returned
+        self.story_of: dict[Name, int] = {}  # the story of each request that has not ended
+        self.arrived: dict[int, dict[Name, Completion | None]] = {}  # what a story waits for; None: not there yet
+        self.closing: set[int] = set()  # stories that wait for their last completions
+        self.results: dict[int, Any] = {}
+        self.jobs: list[_Job] = []
+        self.late = 0  # pieces of local work that decoding did not wait for
+        self.chunk = 0  # how many have ended
+        self.chunk_seconds = 0.0  # that the last one took
+        self.asked_at = time.monotonic()  # when `due` last returned
+        self.pool = concurrent.futures.ThreadPoolExecutor(threads)
+        self.waiters = concurrent.futures.ThreadPoolExecutor(REMOTE_THREADS)  # so that servers never keep work waiting
 
     def __enter__(self) -> Stories:
         return self
@@ -124,18 +163,6 @@ class Stories:
         self.waiters.shutdown(wait, cancel_futures=True)
         for story in self.stories:
             story.close()
-
-    def ended(self, done: Done) -> None:
-        """Takes the completions of a chunk, which may be none. A story goes on once it has all that it waits for."""
-        self.chunk += 1
-        self.chunk_seconds = time.monotonic() - self.asked_at
-        for request, completion in done:
-            story = self.story_of.pop(request.name)
-            self.arrived[story][request.name] = completion
-            wanted = self.wanted[story]
-            if len(self.arrived[story]) == len(wanted):
-                arrived = self.arrived.pop(story)
-                self._advance(story, [arrived[asked.name] for asked in wanted])
 
     def due(self, idle: bool) -> Due:
         """Delivers the results that are due, and returns the requests that the stories then make.
@@ -149,52 +176,18 @@ class Stories:
                 self._advance(story, None)
         if not idle:
             self._wait_for_late()
-        self._tell(self._due())
+        self._deliver([job for job in self.jobs if job.due(self.chunk)])
         while idle and not self.asked and self.jobs:
-            self._tell(self._next())
+            local = [job for job in self.jobs if not job.work.remote]
+            if not local:
+                _wait([job.future for job in self.jobs])
+            self._deliver(local or [job for job in self.jobs if job.future.done()])
         asked, self.asked = self.asked, []
         self.asked_at = time.monotonic()
         return Due(asked, len(self.results) + len(self.closing) < len(self.stories))
 
-    def _wait_for_late(self) -> None:
-        """Waits once for local work that should be done by now, and not for longer than a chunk took."""
-        until = time.monotonic() + max(self.patience, self.chunk_seconds)
-        for job in self.jobs:
-            if not job.work.remote and job.chunk < self.chunk and not job.late:
-                with self.phase(job.work.phase):
-                    concurrent.futures.wait([job.future], timeout=max(0.0, until - time.monotonic()))
-                job.late = not job.future.done()
-                self.late += job.late
-
-    def _due(self) -> list[_Job]:
-        return [job for job in self.jobs if self._is_due(job)]
-
-    def _is_due(self, job: _Job) -> bool:
-        if not job.work.remote:
-            return job.chunk < self.chunk and (job.future.done() or not job.late)
-        if self.ordered:
-            return False  # told when nothing else is left to do, so that arrival decides nothing
-        return job.future.done()
-
-    def _next(self) -> list[_Job]:
-        """What to wait for when nothing can be decoded: all local work, else the first remote one."""
-        if local := [job for job in self.jobs if not job.work.remote]:
-            return local
-        if self.ordered:
-            return self.jobs[:1]
-        _wait([job.future for job in self.jobs])
-        return self._due()
-
-    def _tell(self, jobs: Sequence[_Job]) -> None:
-        for job in jobs:
-            self.jobs.remove(job)
-            with self.phase(job.work.phase):
-                _wait([job.future])
-                result = job.future.result()
-            self._advance(job.story, result)
-
     def _advance(self, number: int, value: Any) -> None:
-        """Lets a story run until it waits again."""
+        """Sends a value to a story, which runs until it waits again."""
         self.closing.discard(number)
         try:
             wish = self.stories[number].send(value)
@@ -207,12 +200,40 @@ class Stories:
             self.asked += wish.requests
             if wish.last:
                 self.closing.add(number)
-            self.wanted[number], self.arrived[number] = wish.requests, {}
+            self.arrived[number] = {request.name: None for request in wish.requests}
             self.story_of |= {request.name: number for request in wish.requests}
         else:
             pool = self.waiters if wish.remote else self.pool
             self.jobs.append(_Job(number, self.chunk, pool.submit(wish.call), wish))
 
+    def ended(self, done: Done) -> None:
+        """Takes the completions of a chunk, if any. A story goes on once all that it waits for is there."""
+        self.chunk += 1
+        self.chunk_seconds = time.monotonic() - self.asked_at
+        for request, completion in done:
+            story = self.story_of.pop(request.name)
+            self.arrived[story][request.name] = completion
+            if all(one is not None for one in self.arrived[story].values()):
+                self._advance(story, list(self.arrived.pop(story).values()))
+
+    def _wait_for_late(self) -> None:
+        """Waits once for local work that should be done by now, see above."""
+        until = time.monotonic() + max(PATIENCE, self.chunk_seconds)
+        for job in self.jobs:
+            if not job.work.remote and job.chunk < self.chunk and not job.late:
+                with self.phase(job.work.phase):
+                    concurrent.futures.wait([job.future], timeout=max(0.0, until - time.monotonic()))
+                job.late = not job.future.done()
+                self.late += job.late
+
+    def _deliver(self, jobs: Sequence[_Job]) -> None:
+        for job in jobs:
+            self.jobs.remove(job)
+            with self.phase(job.work.phase):
+                _wait([job.future])
+                result = job.future.result()
+            self._advance(job.story, result)
+
     def __iter__(self) -> Iterator[Any]:
-        """Results of the stories, in their order."""
+        """The results of the stories, in the order of the stories."""
         return (self.results[story] for story in range(len(self.stories)))

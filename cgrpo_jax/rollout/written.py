@@ -1,51 +1,56 @@
-"""Critiques that the policy or a second model writes, and verdicts of the policy's own.
+"""Critics of a run: those that the policy or a second model writes, and what is set up for any critic before step 1.
 
-After arXiv 2506.03106, appendices G and H. A critique ends in a conclusion. Where there is a rule, one that concludes
-otherwise is written anew, a few times; then a fallback stands in, and is counted. Model text is hostile: nothing of it
-is evaluated, and no reasoning block is kept.
+After arXiv 2506.03106, appendices G and H. A sampled critique ends in a conclusion. Where the rule says otherwise, the
+critique is written anew, a few times; then the fallback is used, and counted. The text may be hostile: nothing of it is
+evaluated, and its reasoning block is dropped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from cgrpo_jax.data.rows import worked_solution
+from cgrpo_jax.data.sources import Problems
+from cgrpo_jax.errors import CriticError
 from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Kind, Name, Problem, Request
 from cgrpo_jax.rollout.collect import Attempts, Chosen, Criticise, Critiques, Posed, Scorer
-from cgrpo_jax.rollout.critics import TEMPLATES, Brief, offline, templated
-from cgrpo_jax.rollout.own_critic import OwnCritic, by_function
+from cgrpo_jax.rollout.critics import TEMPLATES, Brief, inverted, offline, templated, verdict_of
+from cgrpo_jax.rollout.own_critic import OwnCritic
 from cgrpo_jax.rollout.refining import fitted
-from cgrpo_jax.rollout.served import Server, by_server
-from cgrpo_jax.rollout.stories import Sample
-from cgrpo_jax.rollout.verdicts import inverted
+from cgrpo_jax.rollout.served import Server
+from cgrpo_jax.rollout.stories import Sample, Work
 from cgrpo_jax.text.tokenizer import Tokenizer
+
+PLACE = "I do not know."  # shown in the place of an attempt of the policy
+EDGE = 300  # characters of a long text that are shown of its beginning and of its end
 
 
 @dataclasses.dataclass(frozen=True)
-class Writer:
-    """A model that is sampled here and writes critiques."""
+class SampledCritic:
+    """A critic that is sampled by an engine of the run."""
 
     brief: Brief
-    tokenizer: Tokenizer
-    model: int = POLICY  # whose tokenizer it is
+    tokenizer: Tokenizer  # of the model
+    model: int = POLICY  # or LOCAL
 
     def request(self, problem: Problem, name: Name, solution: str) -> Request | None:
-        """None where the solution does not fit."""
+        """The request for a critique of a solution; None where the solution does not fit its prompt."""
         cfg = self.brief.cfg
         messages = functools.partial(self.brief.messages, problem)
         ids = fitted(self.tokenizer, messages, [solution], cfg.max_prompt_tokens)
         return None if ids is None else Request(name, ids, cfg.critique_tokens or None, self.model)
 
     def critique(self, completion: Completion, correct: bool, before: Critique) -> Critique:
-        """What one more text makes of a critique."""
+        """See `Brief.judged`."""
         text, written = self.tokenizer.decode(completion.ids), len(completion.ids)
         return self.brief.judged(text, completion.finished, correct, before, written)
 
 
-def by_model(writer: Writer) -> Criticise:
-    """A critic that is asked anew while what it wrote does not count, `refine.critique_tries` times."""
-    brief = writer.brief
+def by_model(model: SampledCritic) -> Criticise:
+    """A critic that writes a critique anew while it does not count, `refine.critique_tries` times in all."""
+    brief = model.brief
 
     def criticise(posed: Posed, chosen: Chosen) -> Critiques:
         problem, number, _ = posed
@@ -54,28 +59,68 @@ def by_model(writer: Writer) -> Criticise:
             asked = []
             for g, attempt in chosen:
                 if found[g].text is None and brief.asks_about(attempt):
-                    request = writer.request(problem, Name(Kind.CRITIQUE, number, g, round_), attempt.text)
+                    request = model.request(problem, Name(Kind.CRITIQUE, number, g, round_), attempt.text)
                     asked += [(attempt, request)] if request is not None else []
             completions = yield Sample([request for _, request in asked])
             for (attempt, request), completion in zip(asked, completions, strict=True):
                 g = request.name.sample
-                found[g] = writer.critique(completion, attempt.correct, found[g])
+                found[g] = model.critique(completion, attempt.correct, found[g])
         return [brief.or_fallback(found[g], problem, attempt) for g, attempt in chosen]
 
     return criticise
 
 
-def self_evaluation(writer: Writer, rule: Scorer) -> Scorer:
-    """Rewards are the policy's own verdicts, of responses and of refinements; the rule only measures agreement.
+def criticised(server: Server, brief: Brief, problem: Problem, attempt: Attempt) -> Critique:
+    """A critique by a server, written anew while it does not count. A fault ends it: the client has tried again."""
+    messages, found = brief.messages(problem, attempt.text), Critique(None)
+    for number in range(brief.cfg.critique_tries if brief.asks_about(attempt) else 0):
+        reply = server.ask(messages, number)
+        found = brief.judged(reply.text or "", reply.finished, attempt.correct, found, reply.written)
+        if found.text is not None or reply.fault is not None:
+            break
+    return brief.or_fallback(found, problem, attempt)
 
-    An attempt of which no verdict can be read is taken for wrong, and its critique does not count.
+
+def by_server(server: Server, brief: Brief) -> Criticise:
+    """A critic that requests all critiques of a problem at once, and waits for them while others are decoded."""
+
+    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
+        futures = [server.threads.submit(criticised, server, brief, posed.problem, attempt) for _, attempt in chosen]
+        critiques = yield Work(lambda: [future.result() for future in futures], "critique", remote=True)
+        return critiques
+
+    return criticise
+
+
+def by_function(own: OwnCritic, brief: Brief) -> Criticise:
+    """A critic that calls a function of the user once for all critiques of a problem, while others are decoded."""
+
+    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
+        attempts = [attempt for _, attempt in chosen]
+        texts = yield Work(functools.partial(own.texts, posed.problem, attempts, posed.step), "critique")
+        critiques = []
+        for text, attempt in zip(texts, attempts, strict=True):
+            verdict = verdict_of(text or "", finished=True)
+            agrees = None if verdict is None else verdict == attempt.correct
+            critique = Critique(text, verdict, agrees, tries=1, first_agrees=agrees)
+            critiques.append(brief.or_fallback(critique, posed.problem, attempt))
+        return critiques
+
+    return criticise
+
+
+def self_evaluation(model: SampledCritic, rule: Scorer) -> Scorer:
+    """A scorer whose rewards are the policy's own verdicts on responses and refinements (self-evaluation).
+
+    The verdicts of the rule are used only to measure agreement. An attempt whose critique has no verdict counts as
+    wrong, and is not refined.
     """
 
     def scorer(posed: Posed, kind: Kind, completions: Sequence[Completion]) -> Attempts:
         attempts = yield from rule(posed, kind, completions)
         round_ = 0 if kind == Kind.RESPONSE else 1
         asked = [
-            writer.request(posed.problem, Name(Kind.CRITIQUE, posed.number, g, round_), attempt.text)
+            model.request(posed.problem, Name(Kind.CRITIQUE, posed.number, g, round_), attempt.text)
             for g, attempt in enumerate(attempts)
         ]
         texts = iter((yield Sample([request for request in asked if request is not None])))
@@ -83,26 +128,23 @@ def self_evaluation(writer: Writer, rule: Scorer) -> Scorer:
         for attempt, request in zip(attempts, asked, strict=True):
             critique = Critique(None)
             if request is not None:
-                critique = writer.critique(next(texts), attempt.correct, critique)
-            judged.append(_judged(attempt, critique))
+                critique = model.critique(next(texts), attempt.correct, critique)
+            right, status = critique.verdict is True, "no_verdict" if critique.verdict is None else "ok"
+            scored = dataclasses.replace(attempt, reward=float(right), correct=right, status=status)
+            judged.append(dataclasses.replace(scored, evaluation=critique))
         return judged
 
     return scorer
 
 
-def _judged(attempt: Attempt, critique: Critique) -> Attempt:
-    right, status = critique.verdict is True, "ok" if critique.verdict is not None else "no_verdict"
-    return dataclasses.replace(attempt, reward=float(right), correct=right, status=status, evaluation=critique)
-
-
 def evaluated(posed: Posed, chosen: Chosen) -> Critiques:
-    """The critic beside `self_evaluation`: the critiques are there already."""
+    """The critic of a run with `self_evaluation`, which has made the critiques."""
     yield from ()
     return [attempt.evaluation or Critique(None) for _, attempt in chosen]
 
 
 def turned_round(criticise: Criticise) -> Criticise:
-    """The control of the paper's appendix C: each critique with the opposite verdict; unusable where it has none."""
+    """The control of the paper's appendix C: each critique has the opposite verdict, or no text where it has none."""
 
     def opposite(posed: Posed, chosen: Chosen) -> Critiques:
         critiques = yield from criticise(posed, chosen)
@@ -119,14 +161,14 @@ def critic_and_scorer(
     second: Tokenizer | None = None,
     own: OwnCritic | None = None,
 ) -> tuple[Criticise, Scorer]:
-    """The critic of a run, bound to what it asks; and who scores: the rule, or the critic itself.
+    """The critic and the scorer of a run. The scorer is `rule`, unless the verdicts of the critic are the rewards.
 
     Args:
       tokenizer: of the policy.
-      server, second, own: what a critic of that kind asks (`second` is the second model's tokenizer). A run that
-        refines nothing has opened none of them, and its critic is never asked.
+      server, second, own: what a critic of that kind asks (`second` is the second model's tokenizer). They may be None
+        in a run that refines nothing, whose critic is never asked.
     """
-    critic, policy, scorer = brief.critic, Writer(brief, tokenizer), rule
+    critic, policy, scorer = brief.critic, SampledCritic(brief, tokenizer), rule
     criticise: Criticise
     if server is not None:
         criticise = by_server(server, brief)
@@ -139,7 +181,62 @@ def critic_and_scorer(
     elif critic.scores:
         criticise, scorer = evaluated, self_evaluation(policy, rule)
     elif critic.by == "second" and second is not None:
-        criticise = by_model(Writer(brief, second, LOCAL))
+        criticise = by_model(SampledCritic(brief, second, LOCAL))
     else:
         criticise = by_model(policy)
     return (turned_round(criticise) if brief.cfg.inverted else criticise), scorer
+
+
+def _excerpt(text: str) -> str:
+    """A text as one line; of a long one both ends."""
+    line = " ".join(text.split())
+    return line if len(line) <= 2 * EDGE else f"{line[:EDGE]} [...] {line[-EDGE:]}"
+
+
+def _solutions(problems: Problems, critic: str, source: str) -> str:
+    """Names the columns of the worked solutions that a critic is shown. Raises CriticError where no row has one."""
+    count = problems.size or 1
+    found = [worked_solution(problems.get(index)) for index in range(count)]
+    columns = sorted({one.column for one in found if one is not None})
+    if not columns:
+        raise CriticError(
+            f"{critic}.reference = 'solution': {source} has no worked solution in a column `solution`, `target` or "
+            "`answer`; `gt` shows the final answer"
+        )
+    without = sum(one is None for one in found)
+    rest = f"; {without} of {count} rows have none: their final answer alone" if without else ""
+    return f"the data's {' and '.join(f'`{column}`' for column in columns)}{rest}"
+
+
+def introduce(brief: Brief, problems: Problems, source: str, server: Server | None, log: Callable[[str], None]) -> None:
+    """Logs what a critic that is a model is shown, with the first row as example; asks a server once.
+
+    Args:
+      source: data.source, the source of the problems.
+
+    Raises:
+      CriticError: it is to be shown a solution and the data hold none, or what `Server.check` raises.
+    """
+    critic, first = brief.critic, problems.get(0)
+    if not critic.is_model:
+        return
+    shown = {"none": "nothing else", "gt": "the final answer"}.get(brief.reference)
+    shown = shown or _solutions(problems, critic.name, source)
+    messages = brief.messages(first, PLACE)
+    log(
+        f"the critic ({critic.name}) is shown question, attempt and {shown}; of the first row, with "
+        f"{PLACE!r} as the attempt: {_excerpt(messages[-1]['content'])}"
+    )
+    if server is None:
+        return
+    reply = server.check(messages)
+    if server.form:
+        log(f"api.model = {server.cfg.model!r}: {server.form}, for the server refused the request as it was")
+    if reply.text is None:
+        log(
+            f"the critic was asked once and did not answer: {reply.fault}. The run goes on; where a request fails, "
+            f"refine.critique_fallback = {brief.fallback} stands in"
+        )
+        return
+    verdict = {True: "correct", False: "incorrect", None: "that cannot be read"}[verdict_of(reply.text, reply.finished)]
+    log(f"it answered, with a verdict {verdict}: {_excerpt(reply.text)}")

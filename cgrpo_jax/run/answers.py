@@ -77,9 +77,8 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
         )
     changed = [name for name in settings if old[name] != settings[name]]
     if changed:
-        told = [
-            f"{name} = {tables.shown(name, settings[name])} (was {tables.shown(name, old[name])})" for name in changed
-        ]
+        text = tables.setting_text
+        told = [f"{name} = {text(name, settings[name])} (was {text(name, old[name])})" for name in changed]
         raise ConfigError(f"{folder} holds responses of other settings: {', '.join(told)}; take another workdir")
 
 

@@ -13,7 +13,7 @@ from cgrpo_jax.data.tasks import parse_names
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.grading.functions import deciding
 from cgrpo_jax.model.decoder import ModelConfig
-from cgrpo_jax.sampling.sizes import fixed_sizes
+from cgrpo_jax.sampling.room import fixed_sizes
 
 Faults = Iterator[tuple[str, str]]  # what is wrong, and the option that mends it, to be pasted; "": none does
 

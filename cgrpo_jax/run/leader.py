@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from cgrpo_jax.config import Config, critic_of, reference_of, samples_refinements
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.data.sources import Problems
-from cgrpo_jax.evaluation.sample import Exam, accuracies
+from cgrpo_jax.evaluation.exam import Exam, accuracies
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning import credit
@@ -20,10 +20,9 @@ from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Group, Problem, Segment
 from cgrpo_jax.rollout.collect import Method, Score, by_rule, stories_of
 from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.introducing import introduce
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.stories import Stories
-from cgrpo_jax.rollout.written import critic_and_scorer
+from cgrpo_jax.rollout.written import critic_and_scorer, introduce
 from cgrpo_jax.run.build import Run, terms
 from cgrpo_jax.run.opening import open_all
 from cgrpo_jax.run.step_log import StepLog

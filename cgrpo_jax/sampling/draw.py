@@ -1,7 +1,7 @@
-"""Draws token ids from logits: top-k and top-p without sorting, one uniform number a token.
+"""Draws token ids from logits: top-k and top-p without sorting, and one uniform random number for each token.
 
-The random number of a token is a function of (seed, step, kind, problem, sample, position) only, so neither the other
-rows of a batch nor its shape nor the moment it is drawn change what a row samples.
+That number is a function of (seed, step, kind, problem, sample, round, position) only. So what a row samples does not
+depend on the other rows of its batch, on the shape of the batch, or on when the row is decoded.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import jax.numpy as jnp
 
 from cgrpo_jax.config.options import SamplingConfig
 
-BLOCK = 128  # vocabulary entries summed together by `draw`
+VOCAB_BLOCK = 128  # vocabulary entries summed together by `draw`
 
 
 @jax.jit
 def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
-    """The random key that all rows of a step share."""
+    """The random key of a step, from which those of all its rows are derived."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def row_keys(key: jax.Array, name_B4: jax.Array) -> jax.Array:
-    """Random keys `[B]` of rows named (kind, problem, sample, round), from that of their step; round 0 adds nothing."""
+    """Random keys `[B]` of rows named (kind, problem, sample, round), from the key of their step.
+
+    Kind, problem and sample are folded into it in turn, then the round where that is not 0.
+    """
 
     def row_key(name_4: jax.Array) -> jax.Array:
         first = functools.reduce(jax.random.fold_in, name_4[:3], key)
@@ -34,15 +37,16 @@ def row_keys(key: jax.Array, name_B4: jax.Array) -> jax.Array:
 
 
 def keep_top(scaled_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Mask `[B, V]` of the entries that top-k, then top-p, keep; ties at the threshold are kept. Sorts nothing.
+    """Mask `[B, V]` of the entries that top-k, then top-p, keep, with all ties at the threshold.
 
-    Each threshold is found by bisection over the order-preserving integer image of float32: 32 passes are exact.
+    Nothing is sorted: each threshold is found by bisection over int32 numbers that are in the order of the float32
+    logits, for which 32 passes are exact.
     """
     bits_BV = jax.lax.bitcast_convert_type(scaled_BV.astype(jnp.float32), jnp.int32)
     order_BV = bits_BV ^ ((bits_BV >> 31) & jnp.int32(0x7FFFFFFF))
 
     def at_least(enough) -> jax.Array:
-        """{entries >= t} for the largest t at which `enough` still holds."""
+        """Mask of the entries >= t, for the largest t at which `enough` still holds of that mask."""
 
         def halve(_, bounds):
             low_B, high_B = bounds  # enough at low, not known above
@@ -66,8 +70,8 @@ def keep_top(scaled_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
 def first_above(weight_BW: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Index of the first positive weight whose running sum exceeds the target, and the sum before it.
 
-    A float running sum need be neither monotone nor reach the total, so a weight of zero is never taken, and the last
-    positive one is where none exceeds the target.
+    In floating point a running sum may fall, and may end below the total. So an entry with weight 0 is never taken, and
+    the last positive one is taken where no running sum exceeds the target.
     """
     sum_BW = jnp.cumsum(weight_BW, axis=-1)
     positive_BW = weight_BW > 0
@@ -79,18 +83,18 @@ def first_above(weight_BW: jax.Array, target_B: jax.Array) -> tuple[jax.Array, j
 
 
 def categorical(weight_BV: jax.Array, u_B: jax.Array) -> jax.Array:
-    """Draws ids `[B]` with probability proportional to the weights, from one uniform number a row.
+    """Draws ids `[B]` with probability proportional to the weights, from one uniform number for each row.
 
-    Inverse CDF in two levels: first the block of the vocabulary, then the entry in it.
+    The inverse of the cumulative distribution is taken in two levels: the block of the vocabulary, then the entry.
     """
     B, V = weight_BV.shape
-    weight_BJW = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    weight_BJW = jnp.pad(weight_BV, ((0, 0), (0, -V % VOCAB_BLOCK))).reshape(B, -1, VOCAB_BLOCK)
     block_BJ = weight_BJW.sum(axis=-1)
     target_B = u_B * jnp.cumsum(block_BJ, axis=-1)[:, -1]
     block_B, before_B = first_above(block_BJ, target_B)
     entry_BW = jnp.take_along_axis(weight_BJW, block_B[:, None, None], axis=1)[:, 0]
     entry_B, _ = first_above(entry_BW, target_B - before_B)
-    return (block_B * BLOCK + entry_B).astype(jnp.int32)
+    return (block_B * VOCAB_BLOCK + entry_B).astype(jnp.int32)
 
 
 def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
@@ -100,15 +104,15 @@ def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
 def draw(
     logits_BV: jax.Array, key_B: jax.Array, position_B: jax.Array, cfg: SamplingConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws one id a row.
+    """Draws one id for each row.
 
     Args:
-      key_B, position_B: the keys of the rows (`row_keys`) and the number of tokens each has drawn before.
+      key_B, position_B: the keys of the rows (`row_keys`), and the number of tokens that each has drawn before.
 
     Returns:
-      ids `[B]`, their full-support log-probabilities at the sampling temperature (at 1 where that is 0), and the
-      probability mass that top-k and top-p kept (1 without them): log-probability less its logarithm is that of the
-      distribution that was drawn from.
+      ids `[B]`; their log-probabilities over the full vocabulary at the sampling temperature (at 1 where that is 0);
+      and the probability mass that top-k and top-p kept (1 without them). The log-probability in the distribution that
+      was drawn from is the second less the logarithm of the third.
     """
     scaled_BV = logits_BV / (cfg.temperature or 1.0)
     peak_B1 = scaled_BV.max(axis=-1, keepdims=True)

@@ -1,54 +1,110 @@
-"""The engine of one model: it is given requests, decodes a chunk of tokens at a time, and hands back what ended.
+"""The engine of one model: it is given requests, decodes a chunk of tokens at a time, and returns what has ended.
 
-The caller owns the loop (`rollout.loop.run_stories`). Which request enters which row is decided between two chunks by
-the order of the requests and the lengths of what has ended: by tokens, never by clocks. Which tokens are sampled does
-not depend on it, for the random number of a token is a function of the name of its sequence (`draw.row_keys`).
+The caller owns the loop (`rollout.stories.run_stories`). Which request enters which row is decided between two chunks,
+by the order of the requests and the lengths of what has ended, never by clocks. The sampled tokens do not depend on it,
+for the random number of a token is a function of the name of its sequence (`draw.row_keys`).
 """
 
 from __future__ import annotations
 
 import collections
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from cgrpo_jax.config.options import SamplingConfig
-from cgrpo_jax.model.decoder import Params
+from cgrpo_jax.model import sharding
+from cgrpo_jax.model.decoder import Params, unstack
 from cgrpo_jax.records import Done, Name, Request
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import step_key
 from cgrpo_jax.sampling.pool import EngineSetup, Pool, Row, Stats
-from cgrpo_jax.sampling.prefixes import cut, shared_prefixes
-from cgrpo_jax.sampling.sizes import split_count
-from cgrpo_jax.sampling.weights import weights_for_sampling, weights_to_prefill
+from cgrpo_jax.sampling.room import Ids, cut, shared_prefixes, split_count
 
 
 class RequestError(ValueError):
     """A request that no row can hold."""
 
 
+# ---- Weight sync ----
 class Weights(NamedTuple):
-    """A model's parameters in the dtype and layout of its engine; leaves that need no change are not copied."""
+    """A model's parameters in the dtype and layout of its engine. Arrays that need no change are not copied."""
 
     decoding: Params
     prefilling: Params
 
 
 def weights_of(setup: EngineSetup, params: Params) -> Weights:
-    """The weight sync: what an engine reads, made from the parameters of training."""
+    """The weights of an engine, made from the parameters of training."""
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
-    decoding = weights_for_sampling(params, unrolled=setup.unrolled, **layout)
+    decoding, stale = params, stale_weights(params, unrolled=setup.unrolled, **layout)
+    if stale:
+        sync = make_sync(stale, unrolled=setup.unrolled, **layout)
+        decoding = params | sync(stale, dtype=setup.dtype, unrolled=setup.unrolled)
     return Weights(decoding, weights_to_prefill(params, decoding, **layout))
 
 
-class Engine:
-    """The rows of one model at one step, with the queue of requests that wait for a row.
+def weights_to_prefill(params: Params, decoding: Params, *, dtype: DTypeLike, mesh: Mesh) -> Params:
+    """The parameters where they have the dtype and layout of the engine, else the weights for decoding.
 
-    It holds the weights and the KV cache: drop it before the update.
+    A loop over stacked layers, as the parameters have them, compiles sooner. Takes arrays or abstract ones.
+    """
+    return decoding if stale_weights(params, dtype=dtype, mesh=mesh, unrolled=False) else params
+
+
+def stale_weights(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Params:
+    """The subtrees of the parameters (arrays or abstract ones) of which the engine needs other arrays."""
+
+    def differs(key_path: tuple, leaf: jax.Array) -> bool:
+        moves = not leaf.sharding.is_equivalent_to(weight_sharding(mesh, key_path, leaf), leaf.ndim)
+        moves |= isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh != mesh
+        return leaf.dtype != dtype or moves or (unrolled and sharding.path_of(key_path).startswith("layers/"))
+
+    changes = jax.tree_util.tree_map_with_path(differs, params)
+    return {name: tree for name, tree in params.items() if jax.tree.reduce(operator.or_, changes[name])}
+
+
+def weight_sharding(mesh: Mesh, key_path: tuple, leaf: Any) -> NamedSharding:
+    """The sharding of a weight of the engine, whose layers may be a tuple (`unstack`)."""
+    one_layer = len(key_path) > 1 and isinstance(key_path[1], jax.tree_util.SequenceKey)
+    names = key_path[:1] + key_path[2:] if one_layer else key_path
+    spec = sharding.sampler_spec(sharding.path_of(names), (0, *leaf.shape) if one_layer else leaf.shape, mesh)
+    return NamedSharding(mesh, P(*spec[1:]) if one_layer else spec)
+
+
+def synced(params: Params, *, dtype: DTypeLike, unrolled: bool) -> Params:
+    """The parameters in the dtype of the engine, and with a tree for each layer where these are `unrolled`."""
+    weights = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    if unrolled and "layers" in weights:
+        weights |= {"layers": unstack(weights["layers"])}
+    return weights
+
+
+def make_sync(params: Params, *, dtype: DTypeLike, mesh: Mesh, unrolled: bool) -> Any:
+    """The program of `synced` for parameters (arrays or abstract ones), from their mesh to that of the engine.
+
+    Both meshes have the same devices in the same order. Parameters of the same shapes share one compiled program.
+    """
+    made = jax.eval_shape(functools.partial(synced, dtype=dtype, unrolled=unrolled), params)
+    shardings = jax.tree_util.tree_map_with_path(functools.partial(weight_sharding, mesh), made)
+    return jax.jit(synced, static_argnames=("dtype", "unrolled"), out_shardings=shardings)
+
+
+# ---- Engine ----
+class Engine:
+    """The rows of one model at one step, and the queue of requests that wait for a row.
+
+    It holds the weights and the KV cache: drop it before the update, which needs the memory.
 
     Args:
-      step: with the seed of `setup`, the key of all random numbers.
+      step: names the random numbers, with the seed of `setup`.
       sampling: how tokens are drawn.
     """
 
@@ -58,30 +114,29 @@ class Engine:
         self.stats = Stats()
         self.queue: collections.deque[Row] = collections.deque()
         self.under_way: set[Name] = set()
-        self.waiting: collections.Counter[tuple[int, ...]] = (
-            collections.Counter()
-        )  # requests that a prompt still serves
-        self.prompts: dict[tuple[int, ...], programs.KVCache] = {}  # prefilled, but not used up
-        self.shared: dict[tuple[int, ...], int] = {}  # of `shared_prefixes`
+        # Of a prompt, or of a prefix of prompts (`_prefix`): who still waits for its keys and values; these, once they
+        # are computed; and the length of the prefix that it shares with its siblings (`shared_prefixes`).
+        self.waiting: collections.Counter[Ids] = collections.Counter()
+        self.prompts: dict[Ids, programs.KVCache] = {}
+        self.shared: dict[Ids, int] = {}
         fixed = setup.room.fixed
         self.pools = [Pool(setup, ring) for ring in (fixed.rings if fixed else (None,))]
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to decode."""
+        """Whether any request waits or is decoded."""
         return bool(self.queue) or any(pool.live for pool in self.pools)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Puts requests at the end of the queue.
 
         Raises:
-          RequestError: a prompt is too long to be continued by a single token, no ring holds it, or a name is asked for
-            while it is under way.
+          RequestError: a prompt leaves no room for a single token, no ring holds it, or another request of that name
+            has not ended.
         """
         most = self.setup.model.max_positions
         if self.setup.room.fixed is None:
-            known = {ids: count for ids, count in shared_prefixes(requests).items() if ids not in self.waiting}
-            self.shared |= known
+            self.shared |= {ids: n for ids, n in shared_prefixes(requests).items() if ids not in self.waiting}
         for request in requests:
             limit = self.sampling.max_new_tokens if request.limit is None else request.limit
             room = most - len(request.prompt_ids)
@@ -102,14 +157,14 @@ class Engine:
             self.queue.append(row)
             self._wait_for(tuple(request.prompt_ids))
 
-    def _wait_for(self, ids: tuple[int, ...]) -> None:
-        """A request for a prompt, or a prompt for its prefix."""
+    def _wait_for(self, ids: Ids) -> None:
+        """Counts one more that waits for a prompt: a request, or a prompt of which it is the prefix."""
         self.waiting[ids] += 1
         if self.waiting[ids] == 1 and (prefix := self._prefix(ids)):
             self._wait_for(prefix)
 
-    def _let_go(self, ids: tuple[int, ...], count: int) -> None:
-        """So many do not wait for it any longer; what nobody waits for is dropped."""
+    def _let_go(self, ids: Ids, count: int) -> None:
+        """So many do not wait for a prompt any longer; it is dropped once nobody waits for it."""
         self.waiting[ids] -= count
         if self.waiting[ids]:
             return
@@ -120,14 +175,14 @@ class Engine:
         if prefix:
             self._let_go(prefix, 1)
 
-    def _cut(self, ids: tuple[int, ...]) -> int:
-        """Tokens of a prompt that are prefilled before the rest, as a prompt of their own; 0 also for want of room."""
+    def _cut(self, ids: Ids) -> int:
+        """Length of the prefix that is prefilled before the rest of a prompt; 0: none, or there is no room for it."""
         room, length = self.setup.room, len(ids) - 1
         before = 0 if room.fixed else cut(length, self.shared.get(ids, 0))
         return before if before + room.prefill_size(length) <= room.prompt_tokens else 0
 
-    def _prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The prompt that is prefilled before it; () is none. Its last id is any: as of each prompt it is not run."""
+    def _prefix(self, ids: Ids) -> Ids:
+        """The prefix of a prompt as a prompt of its own; (): none. Its last id is arbitrary: it is not prefilled."""
         before = self._cut(ids)
         return (*ids[:before], 0) if before else ()
 
@@ -135,25 +190,24 @@ class Engine:
         """Fills free rows from the queue and decodes one chunk of tokens in all rows.
 
         Args:
-          more_may_come: rows that come free may be needed; without it rows may be given up when the queue is empty.
+          more_may_come: rows that come free may be needed, so they are kept though the queue is empty.
 
         Returns:
-          The requests that ended in this chunk, with what was sampled for them.
+          The requests that ended in this chunk, with their completions.
         """
         for pool in self.pools:
             pool.fit(list(self.queue))
         self._admit()
         others_wait = bool(self.queue) or more_may_come
-        begun = [
-            (pool, pool.decode(self.weights.decoding, self.sampling, others_wait)) for pool in self.pools if pool.live
-        ]
-        done = [item for pool, out in begun for item in pool.book(out, self.stats)]
+        live = [pool for pool in self.pools if pool.live]
+        chunks = [pool.decode(self.weights.decoding, self.sampling, others_wait) for pool in live]
+        done = [item for pool, chunk in zip(live, chunks, strict=True) for item in pool.book(chunk, self.stats)]
         self.under_way -= {request.name for request, _ in done}
         return done
 
     def _admit(self) -> None:
-        """Gives free rows to waiting requests, all that share a prompt at once; prefills a part at a time."""
-        entering: dict[tuple[int, ...], list[tuple[Pool, int, Row]]] = {}
+        """Gives free rows to waiting requests, prompt by prompt; a prompt that is not there yet is prefilled first."""
+        entering: dict[Ids, list[tuple[Pool, int, Row]]] = {}
         for pool, r, row in self._placed():
             entering.setdefault(tuple(row.request.prompt_ids), []).append((pool, r, row))
         for ids in [ids for ids in entering if ids in self.prompts]:
@@ -164,7 +218,7 @@ class Engine:
                 self._enter(ids, entering[ids])
 
     def _placed(self) -> list[tuple[Pool, int, Row]]:
-        """Takes requests from the queue, in its order, that find a free row; of the smallest ring that holds them."""
+        """Takes each request from the queue that finds a free row, in order, with a row of the smallest ring for it."""
         free, placed = [pool.free for pool in self.pools], []
         left: collections.deque[Row] = collections.deque()
         while self.queue and any(free):
@@ -177,9 +231,9 @@ class Engine:
         self.queue.extendleft(reversed(left))
         return placed
 
-    def _parts(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        """Prompts of like length together, no more of them than there is room for."""
-        alike: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
+    def _parts(self, prompts: Sequence[Ids]) -> list[list[Ids]]:
+        """The prompts in batches to be prefilled together: of the same padded sizes, as many as there is room for."""
+        alike: dict[tuple[int, int, int], list[Ids]] = {}
         for ids in prompts:
             alike.setdefault(self._sizes(ids), []).append(ids)
         parts, least = [], self.setup.least_rows
@@ -190,21 +244,21 @@ class Engine:
                 first += count * least
         return parts
 
-    def _sizes(self, ids: tuple[int, ...]) -> tuple[int, int, int]:
-        """Tokens of its prefix, and with padding of the rest and of the whole."""
+    def _sizes(self, ids: Ids) -> tuple[int, int, int]:
+        """Of a prompt: the length of its prefix, and the padded lengths of the rest and of the whole."""
         room, before, length = self.setup.room, self._cut(ids), len(ids) - 1
         return before, room.prefill_size(length - before), room.prefill_size(length)
 
-    def _counts(self, sizes: tuple[int, int, int]) -> tuple[int, ...]:
-        """How many times `least_rows` such prompts may be prefilled together, each beside its prefix."""
+    def _counts(self, sizes: tuple[int, int, int]) -> Ids:
+        """How many times `least_rows` prompts of these sizes may be prefilled together, each beside its prefix."""
         before, _, whole = sizes
         return self.setup.room.counts(before + whole, self.setup.least_rows)
 
-    def _prefill(self, part: Sequence[tuple[int, ...]], kept: Sequence[tuple[int, ...]] = ()) -> None:
-        """Runs some prompts of like length, each but its last token, through the model; before that, their prefixes.
+    def _prefill(self, part: Sequence[Ids], kept: Sequence[Ids] = ()) -> None:
+        """Computes the keys and values of a batch of `_parts`, all but the last token of each; first of the prefixes.
 
         Args:
-          kept: prompts that must not give way.
+          kept: prompts that must not be dropped to make room.
         """
         setup, least = self.setup, self.setup.least_rows
         before, rest, whole = sizes = self._sizes(part[0])
@@ -222,19 +276,19 @@ class Engine:
             static |= {"before": before, "whole": whole}
         pasts = tuple(self.prompts[ids] for ids in prefixes)
         made = programs.prefill(self.weights.prefilling, tokens_QT, pasts, **static)
-        self.prompts |= dict(zip(part, made, strict=False))  # the rest only fills the batch
+        self.prompts |= dict(zip(part, made, strict=False))  # the others only fill the batch
         self.stats.prefilled += sum(len(ids) - 1 - before for ids in part)
 
-    def _make_room(self, tokens: int, kept: Sequence[tuple[int, ...]]) -> None:
-        """Lets go of prompts that others still wait for (they will be prefilled again), the oldest first."""
+    def _make_room(self, tokens: int, kept: Sequence[Ids]) -> None:
+        """Drops prompts, the oldest first, until so many tokens fit. Those still needed are prefilled again later."""
         held = {ids: prompt.k_BKSH.shape[-2] for ids, prompt in self.prompts.items()}
         for ids in [ids for ids in held if ids not in kept]:
             if sum(held.values()) + tokens <= self.setup.room.prompt_tokens:
                 return
             del held[ids], self.prompts[ids]
 
-    def _enter(self, ids: tuple[int, ...], placed: Sequence[tuple[Pool, int, Row]]) -> None:
-        """Gives a prefilled prompt to rows, and lets go of it where nobody else waits for it."""
+    def _enter(self, ids: Ids, placed: Sequence[tuple[Pool, int, Row]]) -> None:
+        """Puts a prefilled prompt into rows, and drops it where nobody else waits for it."""
         for pool in self.pools:
             if own := [(r, row) for of, r, row in placed if of is pool]:
                 pool.enter(own, self.prompts[ids], self.key)

@@ -1,4 +1,4 @@
-"""Rows that are decoded together, as the host sees them."""
+"""The rows that are decoded together, and what of their state the host keeps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
 from cgrpo_jax.model.splash import attend_own_heads
 from cgrpo_jax.records import Completion, Done, Request
 from cgrpo_jax.sampling import programs
-from cgrpo_jax.sampling.room import Room, row_devices
-from cgrpo_jax.sampling.sizes import Ring, grown_rows, ring_size, row_sizes
+from cgrpo_jax.sampling.room import Ring, Room, grown_rows, ring_size, row_devices, row_sizes
 
-CHUNK = 32  # tokens decoded between two looks at the queue, at most
+DECODE_CHUNK = 32  # tokens that are decoded before the host looks at the queue again, at most
 
-# Given the ids of a row and how many of them are new: how many it keeps where they have written a stop text, else None.
+# Given the ids of a row and how many of them are new: how many it keeps if they spell a stop text, else None.
 Stop = Callable[[Sequence[int], int], int | None]
 
 
@@ -30,26 +29,26 @@ Stop = Callable[[Sequence[int], int], int | None]
 class Stats:
     """Counts of what one or more engines did in a rollout."""
 
-    tokens: int = 0  # drawn
-    row_steps: int = 0  # rows x steps decoded, whether a row was active or not
+    tokens: int = 0  # of completions
+    row_steps: int = 0  # steps of decoding times rows, active or not
     prefilled: int = 0  # prompt tokens run through the model, without padding
-    nonfinite: int = 0  # tokens whose log-probability is no finite number
+    nonfinite: int = 0  # tokens whose log-probability is not finite
     late: int = 0  # verdicts and critiques that decoding did not wait for, see `rollout.stories`
 
     @property
     def slot_use(self) -> float:
-        """The share of row-steps that made a token somebody asked for."""
+        """The share of row-steps in which a token of a completion was drawn."""
         return self.tokens / max(1, self.row_steps)
 
 
 def summed(parts: Iterable[Stats]) -> Stats:
-    """Of several engines."""
+    """The counts of several engines together."""
     return Stats(*map(sum, zip(*map(dataclasses.astuple, parts), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSetup:
-    """What an engine knows of its model, devices and memory; it stays the same over a run."""
+    """What an engine needs to know of its model, devices and memory; the same at each step of a run."""
 
     model: ModelConfig
     mesh: Mesh
@@ -57,10 +56,10 @@ class EngineSetup:
     seed: int
     room: Room
     dtype: DTypeLike
-    unrolled: bool  # weights of the layers in decoding, see programs.unrolls
-    chunk: int = CHUNK
-    stacked_cache: bool = False  # though the weights are unrolled, see programs.unrolls_cache
-    attend: Attend = attend  # of prefilled prompts
+    unrolled: bool  # decoding has a tree of weights for each layer, see programs.unrolls
+    chunk: int = DECODE_CHUNK
+    stacked_cache: bool = False  # one array for all layers though weights are unrolled, see programs.unrolls_cache
+    attend: Attend = attend  # in prefills
     stop: Stop | None = None  # None: only end-of-sequence ids and limits end a row
 
     @property
@@ -69,7 +68,7 @@ class EngineSetup:
 
     @property
     def of_slots(self) -> dict[str, Any]:
-        """What `programs.empty_slots` is told, whatever the sizes."""
+        """The arguments of `programs.empty_slots` but for the sizes."""
         apart = self.unrolled and not self.stacked_cache
         return {"cfg": self.model, "dtype": self.dtype, "mesh": self.mesh, "unrolled": apart}
 
@@ -77,7 +76,7 @@ class EngineSetup:
 def setup_for(
     model: ModelConfig, mesh: Mesh, room: Room, seed: int, dtype: DTypeLike, eos_ids: tuple[int, ...], stop: Stop | None
 ) -> EngineSetup:
-    """The forms of weights, cache and attention that the devices of the mesh decode fastest with."""
+    """The setup with the forms of weights, cache and attention that are fastest on the devices of the mesh."""
     platform = mesh.devices.flat[0].platform
     forms: dict[str, Any] = {"attend": attend_own_heads} if platform == "tpu" else {}
     forms |= {"unrolled": programs.unrolls(platform), "stacked_cache": not programs.unrolls_cache(platform)}
@@ -85,37 +84,37 @@ def setup_for(
 
 
 def drawing_of(sampling: SamplingConfig) -> SamplingConfig:
-    """Without what ends a row, which is no part of the program: one serves all."""
+    """The static argument of `programs.decode`. Limits and stop texts are not in it, so they change no program."""
     return dataclasses.replace(sampling, max_new_tokens=0, stop="")
 
 
 @dataclasses.dataclass
 class Row:
-    """A request under way."""
+    """A request, queued or decoded, with the tokens of each chunk so far."""
 
     request: Request
-    limit: int
+    limit: int  # tokens to draw at most
     ids: list[np.ndarray] = dataclasses.field(default_factory=list)
     logp: list[np.ndarray] = dataclasses.field(default_factory=list)
     kept: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     @property
     def prefilled(self) -> int:
-        """Tokens of its prompt, but the one that decoding feeds."""
+        """Tokens of its prompt but for the last, which decoding feeds."""
         return len(self.request.prompt_ids) - 1
 
     def left(self, length: int) -> int:
-        """Tokens still to draw at most, given the length of its ring."""
+        """Tokens still to draw at most, given the tokens in its ring."""
         return self.limit - (int(length) - self.prefilled)
 
     def completion(self, count: int | None, finished: bool) -> Completion:
-        """Of its first `count` tokens; None: of all."""
+        """The completion with its first `count` tokens; None: with all."""
         ids, logp, kept = (np.concatenate(parts)[:count] for parts in (self.ids, self.logp, self.kept))
         return Completion(ids, logp, kept, finished)
 
 
 class Pool:
-    """Rows with rings of one size. Rows and slots grow and shrink with what is asked, where no size is fixed."""
+    """Rows whose rings have one size. Where that is not fixed, rows and slots grow and shrink with the requests."""
 
     def __init__(self, setup: EngineSetup, fixed: Ring | None):
         self.setup, self.fixed = setup, fixed
@@ -140,7 +139,7 @@ class Pool:
         return [r for r, row in enumerate(self.rows) if row is None]
 
     def holds(self, row: Row) -> bool:
-        """Whether a request may be given to a row of this pool."""
+        """Whether the rings of this pool are large enough for a request."""
         sizes = self.setup.room.fixed
         return self.fixed is None or sizes is None or sizes.fits(self.fixed, row.prefilled, row.limit)
 
@@ -152,7 +151,7 @@ class Pool:
         return next(size for size in row_sizes(now, least) if size >= wanted)
 
     def fit(self, queue: Sequence[Row]) -> None:
-        """Grows or shrinks rows and slots to what is needed until the next look."""
+        """Grows or shrinks rows and slots to what the next chunk needs."""
         if self.fixed:
             return
         live, chunk = self.live, self.setup.chunk
@@ -164,7 +163,7 @@ class Pool:
             self._make(rows, needed)
             return
         now_slots = self.slots.ring
-        needed = now_slots if now_slots // 2 < needed <= now_slots else needed  # a resize is a copy
+        needed = now_slots if now_slots // 2 < needed <= now_slots else needed  # a resize copies the cache
         if (rows, needed) == (len(self.rows), now_slots):
             return
         source = np.full(rows, -1, np.int32)
@@ -174,7 +173,7 @@ class Pool:
         self.length = np.where(source >= 0, self.length[source], 0)
 
     def enter(self, placed: Sequence[tuple[int, Row]], prompt: programs.KVCache, key: jax.Array) -> None:
-        """Gives a prefilled prompt to rows whose requests start with it."""
+        """Puts a prefilled prompt into rows, each with a request that has this prompt."""
         R, ids = len(self.rows), placed[0][1].request.prompt_ids
         row_R, limit_R, name_R4 = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros((R, 4), np.int32)
         for i, (r, row) in enumerate(placed):
@@ -186,11 +185,15 @@ class Pool:
         self.slots = programs.enter(*args, mesh=self.setup.mesh)
 
     def decode(self, weights: Params, sampling: SamplingConfig, others_wait: bool) -> programs.Chunk:
-        """Decodes until enough rows have ended; what was made is still on the devices."""
+        """Starts to decode a chunk, which ends early once enough rows have ended. The result stays on the devices.
+
+        Args:
+          others_wait: for a row that comes free.
+        """
         setup = self.setup
         if others_wait:
             leave_at = max(1, len(self.rows) // 16)
-        else:  # leave when fewer rows would do
+        else:  # when so few are left that the pool can shrink
             fewer = [0] if self.fixed else [0, *row_sizes(len(self.rows), setup.least_rows)][:-1]
             leave_at = len(self.live) - fewer[-1]
         self.slots, out = programs.decode(
@@ -207,7 +210,7 @@ class Pool:
         return out
 
     def book(self, out: programs.Chunk, stats: Stats) -> Done:
-        """Waits for what was decoded; gives each row its tokens, and back those that ended."""
+        """Waits for a chunk, appends to each row its new tokens, and returns the requests that ended."""
         chunk = jax.device_get(out)
         stats.row_steps += int(chunk.steps) * len(self.rows)
         done = []
@@ -221,7 +224,7 @@ class Pool:
             self.length[r] += made
             count = self._stopped(row, made, over)
             if count is not None:
-                made -= sum(map(len, row.ids)) - count  # what came after it was asked for by nobody
+                made -= sum(map(len, row.ids)) - count  # those after a stop text are dropped
             stats.tokens += made
             stats.nonfinite += int(np.count_nonzero(~np.isfinite(chunk.logp_RC[r, : max(made, 0)])))
             if over or count is not None:
@@ -233,7 +236,7 @@ class Pool:
         return done
 
     def _stopped(self, row: Row, new: int, over: bool) -> int | None:
-        """How many tokens a row keeps that has written a stop text; all of it is looked at once more at its end."""
+        """How many tokens a row keeps if it has written a stop text, else None. At its end all of it is searched."""
         if self.setup.stop is None:
             return None
         ids = np.concatenate(row.ids).tolist()

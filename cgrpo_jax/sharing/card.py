@@ -19,7 +19,7 @@ from cgrpo_jax.config import Config
 from cgrpo_jax.data.told import for_others, hub_id, public_name
 from cgrpo_jax.errors import ReportError
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.evaluation.identity import SHOWN, contents
+from cgrpo_jax.evaluation.identity import contents
 from cgrpo_jax.evaluation.tables import Table
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.report_page import gather
@@ -106,7 +106,7 @@ def _evaluation(rows: Sequence[Mapping[str, Any]], drawn: str, step: int, evalua
         how = f", {drawn}" if drawn else ""
         parts += [
             f"Held-out problems, during training{how}, with 95 % intervals:",
-            "\n".join(table.markdown()),
+            table.markdown(),
         ]
     if evaluated is not None:
         results = gather.evaluation_of(evaluated)
@@ -115,7 +115,7 @@ def _evaluation(rows: Sequence[Mapping[str, Any]], drawn: str, step: int, evalua
         cells = [[plain(cell) for cell in row] for row in results["rows"]]
         parts += [
             f"Named tasks ({plain(results['asked'])}):",
-            "\n".join(Table(results["columns"], cells, []).markdown()),
+            Table(results["columns"], cells, []).markdown(),
         ]
         parts += [plain(note) for note in results["notes"]]
     return parts or ["Not evaluated."]
@@ -125,7 +125,7 @@ def check_evaluated(evaluated: pathlib.Path, model: pathlib.Path) -> None:
     """Raises ReportError unless the evaluation is of the files of this model: its weights, tokenizer and template."""
     asked, here = tables.read(evaluated)["settings"], contents(model, SIDE_FILES)
     other = [
-        f"{name} {str(asked.get(name))[:SHOWN]}, not {here[name][:SHOWN]}"
+        f"{name} {tables.setting_text(name, asked.get(name))}, not {tables.setting_text(name, here[name])}"
         for name in here
         if asked.get(name) != here[name]
     ]
@@ -168,7 +168,7 @@ def of_run(
         "## Training",
         *([f"![curves of the run, by step]({PICTURE})"] if image is not None else []),
         "Settings that are not the defaults:",
-        "\n".join(Table(["setting", "value"], changed, []).markdown()),
+        Table(["setting", "value"], changed, []).markdown(),
         "## Use",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto")\n'
