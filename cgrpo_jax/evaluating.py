@@ -55,8 +55,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
                         run_stories(stories, [engine])
                 graded = exam.graded(score)
             except Stopped:
-                stored = sum(len(store.lines) for store in answers.stores)
-                raise Stopped(f"stopped; {stored} answers are in {folder}, the same command goes on") from None
+                raise Stopped(f"stopped; {answers.count} answers are in {folder}, the same command goes on") from None
         entries: dict[str, Any] = {}
         for (name, task), attempts in zip(tasks.items(), graded, strict=True):
             with progress.phase(name):
@@ -66,7 +65,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
             how = drawn(cfg.eval.temperature, cfg.eval.top_p)
             progress.log(f"{name}  pass@1 {of['pass@1']:.3f}  {interval}  of {of['problems']}  {how}")
         texts = [attempt.text for attempts_PG in graded for attempts in attempts_PG for attempt in attempts]
-        notes = [note for note in (answers.runs.resumed(settings["dtype"]), going_on(texts)) if note]
+        notes = [note for note in (answers.resumed(settings["dtype"]), going_on(texts)) if note]
         for note in notes:
             progress.log(note)
         results = {

@@ -13,9 +13,8 @@ from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.evaluation import store
 from cgrpo_jax.evaluation.exam import accuracies
-from cgrpo_jax.evaluation.identity import files_digest, problem_digest, weights_digest
 from cgrpo_jax.evaluation.intervals import wilson
-from cgrpo_jax.evaluation.store import nonfinite_tokens
+from cgrpo_jax.evaluation.store import files_digest, nonfinite_tokens, problem_digest, weights_digest
 from cgrpo_jax.records import Attempt, Completion, Problem
 from cgrpo_jax.text.prompts import question_messages
 
@@ -79,22 +78,22 @@ def test_weights_are_all_safetensors_and_their_index(tmp_path):
 def test_wall_times_of_processes_add_up(tmp_path, monkeypatch):
     clock = itertools.count(0, 10)
     monkeypatch.setattr(store.time, "perf_counter", lambda: float(next(clock)))
-    first = store.SamplingRuns(tmp_path / "runs.json")
+    first = store.Answers(tmp_path, [])
     first.begin(0, 6)
-    first.answered(100)
-    first.answered(60)
-    killed = store.SamplingRuns(tmp_path / "runs.json")
+    first._count_tokens(100)
+    first._count_tokens(60)
+    killed = store.Answers(tmp_path, [])
     killed.begin(2, 6)  # ends before its first answer
-    last = store.SamplingRuns(tmp_path / "runs.json")
+    last = store.Answers(tmp_path, [])
     last.begin(2, 6)
-    last.answered(20)
-    got = store.SamplingRuns(tmp_path / "runs.json").summary()
+    last._count_tokens(20)
+    got = store.Answers(tmp_path, []).summary()
     assert (got["seconds"], got["tokens"], got["tokens_per_s"]) == (20 + 10, 180, 6)
     assert last.resumed("bfloat16").startswith("Resumed after 2 of 6 answers. The last bits of bfloat16 logits")
     assert first.resumed("float32") is None
     (tmp_path / "runs.json").write_text("[{")
     with pytest.raises(DataError, match=r"runs.json: not valid JSON .*; remove it"):
-        store.SamplingRuns(tmp_path / "runs.json")
+        store.Answers(tmp_path, [])
 
 
 def test_accuracy_in_training_is_over_distinct_problems():

@@ -12,16 +12,12 @@ from cgrpo_jax.config.options import SamplerMemory
 from cgrpo_jax.records import Kind
 from cgrpo_jax.rollout.stories import sample_all
 from cgrpo_jax.sampling import programs, room
-from cgrpo_jax.sampling.room import Room, common, cut, fixed_sizes, prefix_sizes, shared_prefixes
+from cgrpo_jax.sampling.room import Room, cut, fixed_sizes, prefix_sizes, shared_prefixes
 
 
 def test_prompts_are_cut_at_few_places():
     assert prefix_sizes(64) == [] and prefix_sizes(65) == [64] and prefix_sizes(300) == [64, 96, 128, 192, 256]
     assert prefix_sizes(9216)[8:] == [1024, 1536, 2048, 4096, 6144, 8192]
-
-
-def test_what_is_common():
-    assert common([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2 and common([(1,), (2,)]) == 0 and common([(5, 6)] * 2) == 2
 
 
 def test_a_long_prompt_is_run_in_chunks():

@@ -520,7 +520,7 @@ def test_decoding_copies_neither_weights_nor_cache(mesh):
     """The compiled program: the cache is updated where it lies, and all temporaries are small beside it."""
     cfg = tiny_config("qwen3", layers=8, width=64, mlp_width=256, vocab=64)
     params = init_params(cfg, jax.random.key(0))
-    layout = {"dtype": jnp.float32, "mesh": mesh, "unrolled": programs.unrolls("cpu")}
+    layout = {"dtype": jnp.float32, "mesh": mesh, "unrolled": True}
     weights = weights_of(EngineSetup(cfg, mesh, (), 0, Room(4, 4096), jnp.float32, layout["unrolled"]), params).decoding
     slots = programs.empty_slots(cfg=cfg, rows=32, slots=256, **layout)
     static = {"cfg": cfg, "sampling": SAMPLING, "dtype": jnp.float32, "mesh": mesh, "chunk": 8}

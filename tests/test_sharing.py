@@ -20,7 +20,7 @@ from cgrpo_jax import convert
 from cgrpo_jax.config import Config, default_config
 from cgrpo_jax.data import told
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.evaluation.identity import contents
+from cgrpo_jax.evaluation.store import contents
 from cgrpo_jax.model import hf
 from cgrpo_jax.report_page import gather
 from cgrpo_jax.sharing import card as model_card

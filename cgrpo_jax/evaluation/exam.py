@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from cgrpo_jax.data.tasks import Named
-from cgrpo_jax.evaluation.identity import problem_digest
 from cgrpo_jax.evaluation.intervals import average_copies, cluster_problems, summarise, wilson
-from cgrpo_jax.evaluation.store import Answers, nonfinite_tokens
+from cgrpo_jax.evaluation.store import Answers, nonfinite_tokens, problem_digest
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem, Request
@@ -66,7 +65,7 @@ class Exam:
         While they run they raise CheckpointError where a new answer has log-probabilities that are not finite.
         """
         if self.requests and self.answers:
-            self.answers.runs.begin(len(self.names) - len(self.requests), len(self.names))
+            self.answers.begin(len(self.names) - len(self.requests), len(self.names))
         return Stories([self._answer(request) for request in self.requests])
 
     def _answer(self, request: Request) -> Story:

@@ -195,11 +195,6 @@ def paired(a_P: np.ndarray, b_P: np.ndarray, seed: int, draws: int = 10_000) -> 
     return Paired(float(terms.sum()), low, high, _sign_flip_p(terms, np.random.default_rng([seed, 1]), draws))
 
 
-def powers_of_two(samples: int) -> list[int]:
-    """1, 2, 4, ... up to G, and G itself."""
-    return sorted({2**i for i in range(samples.bit_length())} | {samples})
-
-
 def summarise(
     ids: Sequence[str],
     content_P: Sequence[str],
@@ -227,7 +222,7 @@ def summarise(
     """
     rows, samples = correct_PG.shape
     correct_PG = correct_PG.astype(bool)
-    ks = powers_of_two(samples)
+    ks = sorted({2**i for i in range(samples.bit_length())} | {samples})  # 1, 2, 4, ... and G
     correct_ZG = average_copies(correct_PG.astype(float), content_P)
     pass_X = average_copies(pass_at_k(correct_PG, ks).T, content_P).mean(axis=0)
     first_X = average_copies(first_k(correct_PG, ks).T, content_P).mean(axis=0)

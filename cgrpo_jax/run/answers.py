@@ -14,7 +14,7 @@ from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.tasks import Named, load_task, parse_names
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.evaluation.identity import contents
+from cgrpo_jax.evaluation.store import contents
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.records import Problem, Request

@@ -56,9 +56,9 @@ class EngineSetup:
     seed: int
     room: Room
     dtype: DTypeLike
-    unrolled: bool  # decoding has a tree of weights for each layer, see programs.unrolls
+    unrolled: bool  # decoding has a tree of weights for each layer, see `setup_for`
     chunk: int = DECODE_CHUNK
-    stacked_cache: bool = False  # one array for all layers though weights are unrolled, see programs.unrolls_cache
+    stacked_cache: bool = False  # one array for all layers, though their weights are unrolled
     attend: Attend = attend  # in prefills
     stop: Stop | None = None  # None: only end-of-sequence ids and limits end a row
 
@@ -76,10 +76,16 @@ class EngineSetup:
 def setup_for(
     model: ModelConfig, mesh: Mesh, room: Room, seed: int, dtype: DTypeLike, eos_ids: tuple[int, ...], stop: Stop | None
 ) -> EngineSetup:
-    """The setup with the forms of weights, cache and attention that are fastest on the devices of the mesh."""
+    """The setup with the forms of weights, cache and attention that are fastest on the devices of the mesh.
+
+    In a compiled loop over stacked layers the CPU copies the weights and the cache of each layer, and the TPU does not
+    prefetch weights, so these decode with unrolled weights. Other devices loop, which compiles faster. XLA on TPU v4
+    copies an unrolled cache of few rows to fast memory, so only the CPU unrolls it. The tokens are always the same.
+    """
     platform = mesh.devices.flat[0].platform
-    forms: dict[str, Any] = {"attend": attend_own_heads} if platform == "tpu" else {}
-    forms |= {"unrolled": programs.unrolls(platform), "stacked_cache": not programs.unrolls_cache(platform)}
+    forms: dict[str, Any] = {"unrolled": platform in ("cpu", "tpu"), "stacked_cache": platform != "cpu"}
+    if platform == "tpu":
+        forms["attend"] = attend_own_heads
     return EngineSetup(model, mesh, eos_ids, seed, room, dtype, stop=stop, **forms)
 
 

@@ -35,7 +35,7 @@ EOS_SET = 8  # see `eos_set`
 
 
 class Slots(NamedTuple):
-    """The state of all rows. `cache` is a tuple with a `KVCache` for each layer, or a stacked one (`unrolls_cache`)."""
+    """The state of all rows. `cache` is a `KVCache` for each layer, or a stacked one (`pool.setup_for`)."""
 
     cache: tuple[KVCache, ...] | KVCache
     time: jax.Array  # int32, steps since the slots were made
@@ -101,20 +101,6 @@ def prompt_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 def _place(mesh: Mesh, slots: Slots) -> Slots:
     return jax.tree.map(jax.lax.with_sharding_constraint, slots, slot_shardings(mesh, slots))
-
-
-def unrolls(platform: str) -> bool:
-    """Whether decoding has the layers unrolled on a platform, or loops over stacked layers; the tokens are the same.
-
-    In the compiled loop, the CPU copies each layer's weights and cache out of the stack, and the TPU does not prefetch
-    the next layer's weights. Elsewhere the loop was not examined; it compiles in a time that does not grow with depth.
-    """
-    return platform in ("cpu", "tpu")
-
-
-def unrolls_cache(platform: str) -> bool:
-    """Whether each layer's cache is an array of its own. On TPU v4, XLA would copy one of few rows to fast memory."""
-    return platform == "cpu"
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "rows", "slots", "dtype", "mesh", "unrolled"))

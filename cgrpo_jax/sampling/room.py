@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -195,12 +196,6 @@ def prefix_sizes(length: int) -> list[int]:
     return [size for size in sizes if size < length]
 
 
-def common(prompts: Iterable[Ids]) -> int:
-    """The number of ids with which all of the prompts begin."""
-    first, last = min(ordered := list(prompts)), max(ordered)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-
-
 def shared_prefixes(requests: Sequence[Request]) -> dict[Ids, int]:
     """Prompt -> length of the prefix that it shares with others of its problem, where sharing saves computation.
 
@@ -215,8 +210,9 @@ def shared_prefixes(requests: Sequence[Request]) -> dict[Ids, int]:
         of_problem[kind, problem, round_, task][tuple(request.prompt_ids)] = None
     found: dict[Ids, int] = {}
     for prompts in of_problem.values():
-        least = min(len(ids) - 1 for ids in prompts)
-        if len(prompts) > 1 and (sizes := prefix_sizes(min(least, 1 + common(prompts)))):
+        least, ends = min(len(ids) - 1 for ids in prompts), (min(prompts), max(prompts))
+        common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
+        if len(prompts) > 1 and (sizes := prefix_sizes(min(least, 1 + common))):
             whole = sum(prefill_size(len(ids) - 1) for ids in prompts)
             apart = sizes[-1] + sum(prefill_size(len(ids) - 1 - sizes[-1]) for ids in prompts)
             if apart < whole:

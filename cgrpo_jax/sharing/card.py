@@ -19,7 +19,7 @@ from cgrpo_jax.config import Config
 from cgrpo_jax.data.told import for_others, hub_id, public_name
 from cgrpo_jax.errors import ReportError
 from cgrpo_jax.evaluation import tables
-from cgrpo_jax.evaluation.identity import contents
+from cgrpo_jax.evaluation.store import contents
 from cgrpo_jax.evaluation.tables import Table
 from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.report_page import gather
