@@ -102,7 +102,7 @@ class Completion(NamedTuple):
 
     Ids that the policy did not draw may stand among them: a forced beginning, the turn of somebody else. They are
     context of the ids that follow, have no loss and are not counted as tokens; their `logp` and `kept` mean nothing. A
-    text that is trained on as if the policy had drawn it (`refining.as_sampled`) has a loss at each id.
+    text that is trained on as if the policy had drawn it (`collect.as_sampled`) has a loss at each id.
     """
 
     ids: np.ndarray  # int32 [length]

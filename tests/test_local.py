@@ -18,8 +18,8 @@ from cgrpo_jax.model.hf_config import read_json, write_json
 from cgrpo_jax.planner.programs import programs
 from cgrpo_jax.records import LOCAL, POLICY, Kind, Name, Request
 from cgrpo_jax.rollout import critics
+from cgrpo_jax.rollout.collect import as_sampled
 from cgrpo_jax.rollout.critics import verdict_of
-from cgrpo_jax.rollout.refining import as_sampled
 from cgrpo_jax.rollout.stories import sample_all
 from cgrpo_jax.run import build, resuming
 from cgrpo_jax.text.tokenizer import Tokenizer

@@ -25,8 +25,7 @@ from cgrpo_jax.grading.verifier import Graded
 from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Verdict
 from cgrpo_jax.rollout.collect import Posed
-from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.own_critic import OwnCritic
+from cgrpo_jax.rollout.critics import Brief, OwnCritic
 from cgrpo_jax.rollout.written import by_function
 from cgrpo_jax.run.checks import check
 from cgrpo_jax.run.plugins import open_critic, open_rewards, try_on_rows
@@ -419,7 +418,7 @@ def test_what_a_critic_concludes_is_compared_with_the_rule(tmp_path, tokenizer):
     critic = OwnCritic(types.SimpleNamespace(call=lambda *_: texts), RefineConfig(critique="function"), print)
     posed = Posed(problems_of(tmp_path, [TEXT]).get(0), 0, 0)
     attempts = [Attempt(completion(tokenizer, "a"), "a", 0.0, right, None, "ok") for right in (True, False, True)]
-    story = by_function(critic, Brief(RefineConfig(critique="function")))(posed, list(enumerate(attempts)))
+    story = by_function(critic, Brief(RefineConfig(critique="function")), posed, list(enumerate(attempts)))
     with pytest.raises(StopIteration) as end:
         story.send(next(story).call())
     found = [(one.verdict, one.agrees, one.first_agrees) for one in end.value.value]
@@ -438,9 +437,8 @@ def test_what_a_critic_says_is_the_critique(tmp_path, tokenizer, own, process):
     posed, chosen = Posed(problem, 0, 7), list(enumerate(attempts))
 
     def criticised(function, fallback):
-        story = by_function(function, Brief(RefineConfig(critique="function", critique_fallback=fallback)))(
-            posed, chosen
-        )
+        brief = Brief(RefineConfig(critique="function", critique_fallback=fallback))
+        story = by_function(function, brief, posed, chosen)
         with pytest.raises(StopIteration) as end:
             story.send(next(story).call())
         return end.value.value

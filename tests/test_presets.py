@@ -17,7 +17,7 @@ from cgrpo_jax.errors import DataError
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.records import Attempt, Completion, Group, Kind
-from cgrpo_jax.rollout.refining import CUT, refinement_prompt
+from cgrpo_jax.rollout.collect import CUT, refinement_prompt
 from cgrpo_jax.run import build
 from cgrpo_jax.workdir.metrics import group_metrics
 

@@ -82,9 +82,8 @@ def test_a_real_server_criticises(sampled, tmp_path):
     def criticised(url, attempts):
         cfg = ApiConfig(base_url=url, model=str(sampled), key_variable="", tokens=TOKENS, seconds=SECONDS, retries=0)
         with Server(cfg, cache) as server:
-            story = by_server(server, Brief(RefineConfig(critique="api", critique_tries=1)))(
-                Posed(PROBLEM, 0, 0), attempts
-            )
+            brief = Brief(RefineConfig(critique="api", critique_tries=1))
+            story = by_server(server, brief, Posed(PROBLEM, 0, 0), attempts)
             with pytest.raises(StopIteration) as end:
                 story.send(next(story).call())
             return end.value.value, server.take_totals()

@@ -19,7 +19,7 @@ from cgrpo_jax.grading import release, rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.learning import credit, objective
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
-from cgrpo_jax.rollout import critics, refining
+from cgrpo_jax.rollout import collect, critics
 from cgrpo_jax.text import prompts
 
 ROWS = [json.loads(line) for line in (pathlib.Path(__file__).parent / "release.jsonl").read_text().splitlines()]
@@ -130,7 +130,7 @@ def test_the_method_that_bears_its_name_has_its_loss():
 def test_selection_and_group():
     rng = np.random.default_rng(0)
     for row in part("selection"):
-        found = refining.select([score == 1 for score in row["scores"]], 1, CODE["refine.select"], rng)
+        found = collect.select([score == 1 for score in row["scores"]], 1, CODE["refine.select"], rng)
         assert found == (row["selected"],)
     (row,) = part("group")
     assert CODE["refine.group"] == "replace" and CODE["train.samples"] == row["samples"]

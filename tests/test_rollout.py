@@ -18,9 +18,18 @@ from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.records import Attempt, Completion, Critique, Kind, Name, Problem, Request, Verdict
 from cgrpo_jax.rollout import critics
 from cgrpo_jax.rollout import stories as stories_module
-from cgrpo_jax.rollout.collect import Method, Posed, by_rule, groups_of, stories_of
+from cgrpo_jax.rollout.collect import (
+    CUT,
+    Method,
+    Posed,
+    by_rule,
+    groups_of,
+    refined_responses,
+    refinement_prompt,
+    select,
+    stories_of,
+)
 from cgrpo_jax.rollout.critics import Brief, inverted, usable, verdict_of
-from cgrpo_jax.rollout.refining import CUT, refined_responses, refinement_prompt, select
 from cgrpo_jax.rollout.stories import Sample, Stories, Work, run_stories
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.sampling.pool import Stats

@@ -1,6 +1,7 @@
 """A critic behind a URL, against a server that behaves, and one that does not."""
 
 import base64
+import contextlib
 import dataclasses
 import gzip
 import http.server
@@ -113,9 +114,8 @@ def serve(monkeypatch):
 
 def criticise(cfg, folder, attempts=1, **refine):
     with Server(cfg, folder) as server:
-        story = by_server(server, Brief(RefineConfig(critique="api", **refine), cfg.reference))(
-            Posed(PROBLEM, 0, 0), [(g, WRONG) for g in range(attempts)]
-        )
+        brief = Brief(RefineConfig(critique="api", **refine), cfg.reference)
+        story = by_server(server, brief, Posed(PROBLEM, 0, 0), [(g, WRONG) for g in range(attempts)])
         wish = next(story)
         assert wish.remote
         with pytest.raises(StopIteration) as end:
@@ -196,10 +196,9 @@ def test_no_more_is_spent_than_the_cap(serve, tmp_path):
 
 def test_requests_run_together_up_to_the_bound(serve, tmp_path):
     server, cfg = serve("slow", concurrent=4)
-    story_of = by_server(reached := Server(cfg, tmp_path), Brief(RefineConfig(critique="api")))
     attempts = [(g, dataclasses.replace(WRONG, text=f"It is {g}.")) for g in range(8)]
-    with reached, pytest.raises(StopIteration) as end:
-        story = story_of(Posed(PROBLEM, 0, 0), attempts)
+    with Server(cfg, tmp_path) as reached, pytest.raises(StopIteration) as end:
+        story = by_server(reached, Brief(RefineConfig(critique="api")), Posed(PROBLEM, 0, 0), attempts)
         story.send(next(story).call())
     assert len(end.value.value) == 8 and all(critique.agrees for critique in end.value.value)
     assert 1 < server.most <= 4
@@ -351,7 +350,7 @@ def test_a_refusal_lasts_unless_another_time_may_bring_an_answer(serve):
     """Busy, too many, too early, a fault of the server: the same request may do later. A wrong one is wrong again."""
     statuses = (408, 409, 425, 429, 500, 503, 400, 401, 404, 422)
     _, cfg = serve(*((status, "no") for status in statuses))
-    with client.Client(cfg, KEY, ()) as asking:
+    with contextlib.closing(client.Client(cfg, KEY, ())) as asking:
         answers = [asking.send({"model": "m", "messages": []}) for _ in statuses]
     assert [(answer.status, answer.lasting) for answer in answers] == [(s, s in statuses[6:]) for s in statuses]
 

@@ -1,6 +1,7 @@
 """A critic that is slow to answer keeps nobody else waiting: what is decoded meanwhile, and how well rows are used."""
 
 import dataclasses
+import functools
 import threading
 
 import jax
@@ -47,7 +48,7 @@ def wrong(items, step):
 
 def only_first(critic):
     """`critic` for the first problem; the others are told at once that they are wrong."""
-    at_once = templated(TEMPLATES["indicative"])
+    at_once = functools.partial(templated, TEMPLATES["indicative"])
 
     def either(posed, attempts):
         return (critic if posed.number == 0 else at_once)(posed, attempts)
@@ -96,7 +97,9 @@ def test_a_slow_critic_slows_no_other_problem(run, serve, tmp_path):  # noqa: F8
         nothing_left.set()
 
     with Slow(cfg, tmp_path) as server:
-        events, groups, late = decoded(run, by_server(server, Brief(RefineConfig(critique="api"))), idle)
+        events, groups, late = decoded(
+            run, functools.partial(by_server, server, Brief(RefineConfig(critique="api"))), idle
+        )
     assert waits == [True] * SAMPLES and late == 0
     assert [len(group.refinements) for group in groups] == [SAMPLES] * PROBLEMS
 

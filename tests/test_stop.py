@@ -16,7 +16,7 @@ from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.model.decoder import init_params
 from cgrpo_jax.records import Kind, Name, Request
-from cgrpo_jax.rollout.refining import as_sampled
+from cgrpo_jax.rollout.collect import as_sampled
 from cgrpo_jax.rollout.stories import sample_all
 from cgrpo_jax.run import build, startup
 from cgrpo_jax.run.answers import settings_of

@@ -25,8 +25,7 @@ from cgrpo_jax.learning.update import make_optimizer
 from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem
 from cgrpo_jax.rollout.client import Answer
-from cgrpo_jax.rollout.critics import Brief
-from cgrpo_jax.rollout.own_critic import OwnCritic
+from cgrpo_jax.rollout.critics import Brief, OwnCritic
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.written import SampledCritic, criticised
 from cgrpo_jax.run import build, effects

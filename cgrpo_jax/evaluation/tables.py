@@ -193,10 +193,6 @@ def _panels(count: int, width: float = 4.2, height: float = 3.4):
     return figure, list(axes.flat[:count])
 
 
-def _curve(by_k: Mapping[str, float], ks: Sequence[int]) -> list[float]:
-    return [100 * by_k[str(k)] for k in ks]
-
-
 def _told_apart(runs: Mapping[str, Results]) -> tuple[Mapping[str, Results], str]:
     """The runs under the names that a plot gives them, and what its axis says of how their answers were drawn.
 
@@ -220,8 +216,9 @@ def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
                 continue
             ks = sorted(map(int, of["pass@k"]))
             ticks |= set(ks)
-            axis.plot(ks, _curve(of["pass@k"], ks), color=colour, marker=marker, markersize=4, label=name)
-            low, high = _curve(of["pass@k/low"], ks), _curve(of["pass@k/high"], ks)
+            keys = ("pass@k", "pass@k/low", "pass@k/high")
+            mean, low, high = ([100 * of[key][str(k)] for k in ks] for key in keys)
+            axis.plot(ks, mean, color=colour, marker=marker, markersize=4, label=name)
             axis.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set(title=task, xscale="log", xlabel="k", ylabel=f"pass@k (%){beside}", ylim=PERCENT)
         axis.set_xscale("log", base=2)

@@ -1,12 +1,11 @@
-"""One request to a critic's server, within a deadline and a limit of bytes; its reply is read as a stranger's text.
+"""Sends a request to a critic's server, within a deadline and a limit of bytes; the reply may hold anything.
 
-It is loaded only where a server is asked: `openai` and the `httpx2` that it brings are an extra.
+Imported only where a server is asked, for `openai` and `httpx2` are an extra.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import json
 import threading
 import urllib.parse
@@ -19,36 +18,36 @@ import openai
 from cgrpo_jax.config.options import ApiConfig
 from cgrpo_jax.config.secrecy import without
 
-LONGEST = 1 << 16  # characters of a critique; what is longer is no critique
+LONGEST = 1 << 16  # characters of a critique; a longer text is refused
 MOST_BYTES = 1 << 22  # of a reply, which holds more than the critique
-MOST_TOKENS = 10_000_000  # that one request may read or write; a server that reports more is not believed
+MOST_TOKENS = 10_000_000  # read or written by a request; a server that reports more is not believed
 LINE = 200  # characters of a fault
-OF_THE_WIRE = ("content-length", "transfer-encoding")  # headers that do not hold for a body that is read
-PASSING = (408, 409, 425, 429)  # refusals that another time may not bring
+OF_THE_WIRE = ("content-length", "transfer-encoding")  # headers that are wrong for a body that has been decoded
+PASSING = (408, 409, 425, 429)  # refusals after which the same request may succeed
 
 
 class Answer(NamedTuple):
-    """What a server said to one request."""
+    """What a server answered to a request."""
 
-    replied: bool = False  # there is a reply that may have to be paid for
+    replied: bool = False  # there is a reply, which may have to be paid for
     text: str | None = None
-    finished: bool = False  # the model ended it; else a limit did
+    finished: bool = False  # the model ended the text; else a limit did
     fault: str | None = None  # why there is no text
     lasting: bool = False  # of a fault: the same request will be refused again
     status: int = 0  # of HTTP, where the server refused
-    read: int | None = None  # tokens; None: not reported, or not as a number that can be
+    read: int | None = None  # tokens; None: not reported, or no possible number
     written: int | None = None
 
 
 class _Bounded(httpx2.AsyncClient):
-    """Reads each reply whole, uncompressed, within `seconds` from the first byte sent to the last one received."""
+    """Reads each reply whole and uncompressed, within `seconds` from the first byte sent to the last one received."""
 
     def __init__(self, seconds: float):
         super().__init__(timeout=seconds, headers={"accept-encoding": "identity"}, limits=httpx2.Limits())
         self.seconds = seconds
 
     async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:  # type: ignore[override]
-        """Raises httpx2.ReadTimeout after the deadline, and httpx2.DecodingError for a reply that is compressed."""
+        """Raises httpx2.ReadTimeout after the deadline, and httpx2.DecodingError for a compressed reply."""
         try:
             async with asyncio.timeout(self.seconds):
                 response = await super().send(request, **kwargs | {"stream": True})
@@ -58,7 +57,7 @@ class _Bounded(httpx2.AsyncClient):
                     body = bytearray()
                     async for part in response.aiter_raw():
                         body += part
-                        if len(body) > MOST_BYTES:  # the rest is not read; what is there is no JSON
+                        if len(body) > MOST_BYTES:  # the rest is not read, so it will be no JSON
                             break
                 finally:
                     await response.aclose()
@@ -69,7 +68,7 @@ class _Bounded(httpx2.AsyncClient):
 
 
 class Client:
-    """One model behind a URL. Any thread may ask. Use as a context manager."""
+    """A connection to one model behind a URL, for any number of threads. Close it at the end."""
 
     def __init__(self, cfg: ApiConfig, key: str, secrets: tuple[str, ...]):
         parts = urllib.parse.urlsplit(cfg.base_url)
@@ -86,32 +85,26 @@ class Client:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="critic")
         self._thread.start()
 
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._begun(self._openai.close()).result()
+    def close(self) -> None:
+        self._run(self._openai.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _begun(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    async def _create(self, asked: Mapping[str, Any]) -> Any:
-        return await self._openai.chat.completions.with_raw_response.create(**asked)
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def send(self, asked: Mapping[str, Any]) -> Answer:
-        """Blocks, for `api.seconds` at each of its tries at most. Never raises what a server does."""
+        """Blocks, for at most `api.seconds` per try. Whatever the server does is told in the answer, never raised."""
         try:
-            reply = self._begun(self._create(asked)).result()
+            reply = self._run(self._openai.chat.completions.with_raw_response.create(**asked))
         except openai.APIStatusError as error:
             passing = error.status_code >= 500 or error.status_code in PASSING
             lasting = not passing or error.code == "insufficient_quota"
             return self._fault(error, str(error), lasting, error.status_code)
         except openai.APITimeoutError as error:
             return self._fault(error, str(error.__cause__ or error), False)
-        except Exception as error:  # no connection, or whatever a library makes of a stranger's bytes
+        except Exception as error:  # no connection, or any error that a library has with these bytes
             cause = error.__cause__ or error
             return self._fault(error, f"{type(cause).__name__}: {cause}", True)
         answer = read_reply(reply.content)
@@ -121,13 +114,13 @@ class Client:
         return Answer(fault=self._line(f"{type(error).__name__}: {said}"), lasting=lasting, status=status)
 
     def _line(self, text: str) -> str:
-        """The beginning of a text, in one line of printable characters and without a secret."""
+        """The beginning of a text as one line of printable characters, without the secrets."""
         line = " ".join(without(self._secrets, text).split())[:LINE]
         return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def read_reply(body: bytes) -> Answer:
-    """The critique in a reply, which may be anything at all."""
+    """The critique in the body of a reply, which may hold anything."""
     try:
         tree: dict[str, Any] = json.loads(body)
         choice: dict[str, Any] = tree["choices"][0]
@@ -152,5 +145,5 @@ def read_reply(body: bytes) -> Answer:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens as a server reports it; None for what it cannot be."""
+    """A number of tokens as a server reports it; None where it is no possible one."""
     return value if type(value) is int and 0 < value <= MOST_TOKENS else None

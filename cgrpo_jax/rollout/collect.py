@@ -13,11 +13,14 @@ import numpy as np
 
 from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data.rows import trace_of
-from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Group, Kind, Name, Problem, Request
-from cgrpo_jax.rollout.refining import as_sampled, refined_responses, refinement_prompt, select
+from cgrpo_jax.errors import PromptError
+from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Group, Kind, Message, Name, Problem, Request
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work
-from cgrpo_jax.text.prompts import Texts
+from cgrpo_jax.text import stop
+from cgrpo_jax.text.prompts import RefinementPrompt, Texts, refinement_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
+
+CUT = "\n[...]\n"  # in the place of the middle of a solution that is too long
 
 
 class Posed(NamedTuple):
@@ -185,3 +188,103 @@ def groups_of(stories: Stories) -> list[Group]:
     for place in [place for place, group in enumerate(groups) if group.alike][:surplus]:
         groups[place] = dataclasses.replace(groups[place], kept=(), selected=(), own_group=())
     return groups
+
+
+# ---- Refinement: which responses, under which prompt, and which refinements are trained on ----
+def refinement_prompt(
+    tokenizer: Tokenizer,
+    problem: Problem,
+    attempts: Sequence[tuple[str, str]],
+    budget: int,
+    write: RefinementPrompt = refinement_messages,
+) -> list[int] | None:
+    """Ids of the prompt for a refinement of some (solution, critique), of `budget` ids at most; see `fitted`."""
+    critiques = [critique for _, critique in attempts]
+
+    def messages(*solutions: str) -> Sequence[Message]:
+        return write(problem.question, list(zip(solutions, critiques, strict=True)))
+
+    return fitted(tokenizer, messages, [text for text, _ in attempts], budget)
+
+
+def fitted(
+    tokenizer: Tokenizer, messages: Callable[..., Sequence[Message]], texts: Sequence[str], budget: int
+) -> list[int] | None:
+    """Ids of the prompt with these solutions, of `budget` ids at most.
+
+    If it is too long, the middle of the longest solutions is replaced by a mark, and as much is kept of their beginning
+    as of their end. Nothing else is cut. None where that is not enough, or where the chat template rewrites a text.
+    """
+    try:
+        return _fit_solutions(tokenizer, messages, texts, budget)
+    except PromptError:
+        return None
+
+
+def _level(lengths: Sequence[int], room: int) -> int:
+    """The largest number to which all lengths may be cut so that their sum is at most `room`."""
+    level = 0
+    for left, length in zip(range(len(lengths), 0, -1), sorted(lengths), strict=True):
+        level = room // left
+        if length > level:
+            break
+        room -= length
+    return level
+
+
+def _fit_solutions(
+    tokenizer: Tokenizer, messages: Callable[..., Sequence[Message]], texts: Sequence[str], budget: int
+) -> list[int] | None:
+    def encode(solutions: Sequence[str]) -> list[int]:
+        return tokenizer.encode_chat(messages(*solutions))
+
+    ids = encode(texts)
+    if len(ids) <= budget:
+        return ids
+    ids_of = [tokenizer.encode_text(text) for text in texts]
+    bare = encode([CUT] * len(texts))
+    keep = _level([len(own) for own in ids_of], budget - len(bare))
+
+    def cut(text: str, own: list[int]) -> str:
+        if len(own) <= keep:
+            return text
+        return tokenizer.decode(own[: keep - keep // 2]) + CUT + tokenizer.decode(own[len(own) - keep // 2 :])
+
+    while keep > 0:
+        ids = encode([cut(text, own) for text, own in zip(texts, ids_of, strict=True)])
+        if len(ids) <= budget:
+            return ids
+        over = len(ids) - budget  # a cut can change how the text beside it is tokenized
+        keep -= -(-over // sum(len(own) > keep for own in ids_of))
+    return bare if len(bare) <= budget else None
+
+
+def as_sampled(tokenizer: Tokenizer, text: str, most: int | None, ended: bool = True) -> Completion:
+    """A text that the policy did not sample (a trace of the data, or of another model) as if it had been sampled.
+
+    An end-of-turn id is added where the text has `ended`. It also ends at a stop text, as a sampled one would. A text
+    of more than `most` ids is cut, has no end, and is scored as it is then. The log-probabilities mean nothing.
+    """
+    said = stop.before(text, tokenizer.stops)
+    ended = ended or said != text
+    ids = np.asarray([*tokenizer.encode_text(said), *[tokenizer.end_id] * ended], np.int32)
+    finished, ids = ended and (most is None or len(ids) <= most), ids[:most]
+    return Completion(ids, np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32), finished)
+
+
+def refined_responses(attempts: Sequence[Attempt], trigger: str) -> list[int]:
+    """Indices of the responses to a problem that are refined, by `refine.trigger`."""
+    wrong = [i for i, attempt in enumerate(attempts) if not attempt.correct]
+    if trigger == "always":
+        return list(range(len(attempts)))
+    if trigger == "any_wrong":
+        return wrong
+    return wrong if trigger == "none_correct" and len(wrong) == len(attempts) else []
+
+
+def select(correct: Sequence[bool], k: int, how: str, rng: np.random.Generator) -> tuple[int, ...]:
+    """Indices of the k refinements that are trained on, correct ones first unless `how` is "random"."""
+    order = list(range(len(correct))) if how == "correct_first" else rng.permutation(len(correct)).tolist()
+    if how != "random":
+        order.sort(key=lambda i: not correct[i])  # stable: keeps the drawn order within each kind
+    return tuple(order[:k])

@@ -1,8 +1,8 @@
-"""What critiques say and conclude, whoever writes them: the templates, the verdict, and the brief of a critic.
+"""What critiques say and conclude: the verdict, the templates, the brief of a critic, and a function of the user.
 
 A critique that a model writes is to end in `Conclusion: correct [END]` or `Conclusion: incorrect [END]` (arXiv
 2506.03106, appendix G; `right` and `wrong` in the release). Only that is read as a verdict; in any other form there is
-none. Critics that are asked for their critiques are in `written.py` (sampled), `served.py` and `own_critic.py`.
+none. How each critic is asked is in `written.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from cgrpo_jax.config.critics import CRITICS, Critic
 from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data.arithmetic import worked_critique
 from cgrpo_jax.data.rows import RowError, text_of, worked_solution
+from cgrpo_jax.grading.functions import FunctionError, Item, arguments, listed
+from cgrpo_jax.process.calling import Complaints, Fault, one_line, shown
+from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
-from cgrpo_jax.rollout.collect import Chosen, Criticise, Critiques, Posed
+from cgrpo_jax.rollout.collect import Chosen, Critiques, Posed
 from cgrpo_jax.text import prompts
 
 END = "[END]"
@@ -151,21 +154,64 @@ def shown_truth(problem: Problem, reference: str) -> str | None:
     return problem.answer if solution is None else solution.text
 
 
-def templated(text_of: Callable[[Problem, Attempt], str]) -> Criticise:
-    """A critic that writes each critique from a template."""
-
-    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
-        yield from ()
-        return [Critique(text_of(posed.problem, attempt)) for _, attempt in chosen]
-
-    return criticise
+def templated(write: Callable[[Problem, Attempt], str], posed: Posed, chosen: Chosen) -> Critiques:
+    """Critiques from a template."""
+    yield from ()
+    return [Critique(write(posed.problem, attempt)) for _, attempt in chosen]
 
 
 def offline(posed: Posed, chosen: Chosen) -> Critiques:
-    """The critic whose critiques are in the column `critique` of the data; where that holds no text there is none."""
+    """Critiques from the column `critique` of the data; none where that holds no text."""
     yield from ()
     try:
         text = text_of(posed.problem.columns.get("critique"), "critique")
     except RowError:
         text = None
     return [Critique(text) for _ in chosen]
+
+
+class OwnCritic:
+    """A function of the user (`refine.critique_fn`), which is called as the functions of `reward.fn` are.
+
+    It is also given the lists `rewards` and `correct`, and returns a list of texts, with None for no critique. Where a
+    call fails, the fallback is used for its critiques.
+
+    Args:
+      process: the process that has loaded the function.
+    """
+
+    def __init__(self, process: UserProcess, cfg: RefineConfig, log: Callable[[str], None]):
+        self.process, self.cfg, self.complaints = process, cfg, Complaints(log)
+
+    def _called(self, problem: Problem, attempts: Sequence[Attempt], step: int = 0) -> list[str | None]:
+        """Raises Fault, and TypeError or ValueError where the function returns no list of texts."""
+        items: list[Item] = [(problem, attempt.completion, attempt.text) for attempt in attempts]
+        rewards = {"rewards": [a.reward for a in attempts], "correct": [a.correct for a in attempts]}
+        given = arguments(items, step) | rewards
+        found = self.process.call(self.cfg.critique_fn, given, self.cfg.critique_seconds)
+        texts = listed(found, len(attempts), "critiques")
+        for text in texts:
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"text or None is needed, not {text['type'] if isinstance(text, dict) else 'a number'}")
+            (text or "").encode()  # raises for a lone surrogate, which no tokenizer takes
+        return [text if text and text.strip() else None for text in texts]
+
+    def texts(self, problem: Problem, attempts: Sequence[Attempt], step: int) -> list[str | None]:
+        """The critique of each attempt; None where the function gave none, or failed. Any thread may call it."""
+        try:
+            return self._called(problem, attempts, step)
+        except (Fault, TypeError, ValueError) as error:
+            row = dict(problem.row) | {"completions": [attempt.text for attempt in attempts]}
+            self.complaints.add(f"refine.critique_fn {self.cfg.critique_fn}", error, row)
+            return [None] * len(attempts)
+
+    def check(self, rows: Sequence[Sequence[Item]]) -> None:
+        """Calls the function with the completions of each row. Raises FunctionError with path, cause and row."""
+        for items in rows:
+            problem, _, first = items[0]
+            attempts = [Attempt(completion, text, 0.0, False, None, "ok") for _, completion, text in items]
+            try:
+                self._called(problem, attempts)
+            except (Fault, TypeError, ValueError) as error:
+                row = shown(dict(problem.row) | {"completion": first})
+                raise FunctionError(f"{self.cfg.critique_fn!r}: {one_line(error)}; row: {row}") from error

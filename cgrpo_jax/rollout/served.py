@@ -1,9 +1,9 @@
-"""Critiques from a server that speaks OpenAI's protocol (vLLM, `transformers serve`, OpenAI, Azure, ...).
+"""A critic's server with OpenAI's protocol (vLLM, `transformers serve`, OpenAI, Azure, ...), and what was paid for it.
 
-A problem's critiques are asked for together, in threads, while other problems are decoded. Nothing is paid twice: what
-a server said is kept in a file named by request and attempt number. A request that fails (time-out, cut line, refusal)
-is tried again by the client, which honours Retry-After; then the run goes on with the fallback, and counts it.
-The key comes from the environment only; neither it nor a password of the URL stands in any log, cache, dump or error.
+No critique is paid for twice: each is kept in a file that is named by the request and the number of the attempt. The
+client retries a request that fails (time-out, broken connection, refusal) and honours Retry-After. If it still fails,
+the run uses the fallback, and counts that. The key comes from the environment. Neither the key nor a password in the
+URL is in any log, cache, dump or error.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from cgrpo_jax.records import Message
 if TYPE_CHECKING:
     from cgrpo_jax.rollout.client import Answer
 
-Names = dict[str, str | None]  # parameter of a request -> its name on the wire; None: it is not sent
-NO_KEY = "none"  # what a server that wants no key is sent
+Names = dict[str, str | None]  # parameter of a request -> the name under which it is sent; None: it is not sent
+NO_KEY = "none"  # sent to a server that wants no key
 
 
 class Reply(NamedTuple):
-    """What a server said to one request; no text: why."""
+    """What a server answered to a request, and what that cost."""
 
     text: str | None
     finished: bool  # the model ended the text; else a limit did
-    fault: str | None
-    read: int  # tokens; where the server does not say, as many as can be
+    fault: str | None  # why there is no text
+    read: int  # tokens; where the server does not report them, as many as there can be
     written: int
     cost: float  # in the currency of the prices
 
@@ -49,20 +49,20 @@ OVER = Reply(None, False, "api.spend_cap is reached", 0, 0, 0.0)
 
 @dataclasses.dataclass
 class Totals:
-    """Of all requests since the last look; taken and reset by the leader, a step."""
+    """Counts of all requests of a step."""
 
     requests: int = 0
     cached: int = 0
     faults: int = 0
     tokens: int = 0  # read and written
     cost: float = 0.0
-    guessed: int = 0  # replies whose tokens were not reported: counted as the most that they can be
+    guessed: int = 0  # replies without a report of their tokens, which count as the most that they can be
     damaged: int = 0  # cached replies that could not be read
     last_fault: str | None = None
 
 
 def _checked(cfg: ApiConfig) -> str:
-    """The key. Raises CriticError for what cannot be asked at all; no message holds a key or a password."""
+    """The key. Raises CriticError where the options name no server; no message holds a key or a password."""
     variable = cfg.key_variable
     if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
         raise CriticError(
@@ -86,10 +86,10 @@ def _checked(cfg: ApiConfig) -> str:
 
 
 class Server:
-    """One model behind a URL. Use as a context manager: leaving waits for requests under way."""
+    """One model behind a URL. Use as a context manager: leaving it waits for requests that have been sent."""
 
     def __init__(self, cfg: ApiConfig, cache: pathlib.Path):
-        """Raises CriticError where the key or the client is missing, before anything is asked."""
+        """Raises CriticError where the key or the client is missing."""
         try:
             from cgrpo_jax.rollout.client import Client  # openai is an extra
         except ImportError as error:
@@ -107,25 +107,24 @@ class Server:
 
     def __exit__(self, *exc: object) -> None:
         self.threads.shutdown(cancel_futures=True)
-        self._client.__exit__()
+        self._client.close()
 
     def check(self, messages: Sequence[Message]) -> Reply:
-        """Asks once, before anything else is done, and learns how this server wants to be asked.
+        """Sends a request before step 1, and finds the form of requests that this server accepts.
 
-        What a server is known to refuse (`max_tokens`, a temperature) is left out or renamed, once each. The reply is
-        not kept: another start asks again, for the server may be another one by then.
+        Parameters that some servers refuse (`max_tokens`, a temperature) are left out or renamed, once each. The reply
+        is not used again: each start asks anew, for the server may have changed.
 
         Raises:
-          CriticError: the server refuses for good (a wrong name of a model, no access), is not there, or sends what is
-            no chat completion. A failure that may pass, as a server that is busy, is a fault of the reply.
+          CriticError: the server refuses for good (a wrong name of a model, no access), is not there, or sends no chat
+            completion. A failure that may pass, as of a busy server, is a fault of the reply.
         """
         asked = self._asked(messages)
         if self._over():
             return OVER
         while True:
             reply, answer = self._sent(asked)
-            self._keep(self._path(asked, "check"), reply._replace(fault=reply.fault or "asked before step 1"))
-            self._count(requests=1, reply=reply)
+            self._book(self._path(asked, "check"), reply, kept_fault=reply.fault or "asked before step 1")
             names = _otherwise(self._names, answer)
             if names is None:
                 break
@@ -137,7 +136,7 @@ class Server:
 
     @property
     def form(self) -> str:
-        """What is asked otherwise than api.* says; "" for nothing."""
+        """In what the requests differ from the options api.*; "": in nothing."""
         dropped = [f"api.{name}" for name, sent in self._names.items() if sent is None]
         renamed = [f"{name} is sent as {sent}" for name, sent in self._names.items() if sent not in (None, name)]
         return "; ".join([f"{' and '.join(dropped)} without effect"] * bool(dropped) + renamed)
@@ -157,19 +156,19 @@ class Server:
         return self.cache / name[:2] / f"{name}.json"
 
     def ask(self, messages: Sequence[Message], attempt: int) -> Reply:
-        """Blocks; any number of threads may ask. Never raises what a server does: that is a fault of the reply."""
+        """Blocks; any number of threads may ask. Whatever the server does is a fault of the reply, and never raised."""
         asked = self._asked(messages)
         path = self._path(asked, attempt)
         if path.exists():
             kept = _stored(path)
-            if kept is not None and kept.fault is None:
-                self._count(cached=1)
+            usable = kept is not None and kept.fault is None
+            with self._lock:
+                self.totals.cached += usable
+                self.totals.damaged += not usable
+            if kept is not None and usable:
                 return kept
-            self._count(damaged=1)
-        over = self._over()
-        reply = OVER if over else self._sent(asked)[0]
-        self._keep(path, reply)
-        self._count(requests=int(not over), reply=reply)
+        reply = OVER if self._over() else self._sent(asked)[0]
+        self._book(path, reply, kept_fault=reply.fault)
         return reply
 
     def _over(self) -> bool:
@@ -181,8 +180,8 @@ class Server:
         answer = self._client.send(wire)
         if not answer.replied:
             return Reply(None, False, answer.fault, 0, 0, 0.0), answer
-        # A text has no more tokens than bytes, but for those of the chat template; a server that reports nothing, or
-        # what cannot be, is taken to have read and written as much as it can: no reply is free.
+        # No reply is free: where the server reports no possible number, it is taken to have read as many tokens as the
+        # messages have bytes, which are at least as many but for the chat template, and to have written all it may.
         most = len(json.dumps(asked["messages"], ensure_ascii=False).encode())
         read = most if answer.read is None else answer.read
         written = self.cfg.tokens if answer.written is None else answer.written
@@ -191,38 +190,38 @@ class Server:
             self.totals.guessed += None in (answer.read, answer.written)
         return Reply(answer.text, answer.finished, answer.fault, read, written, cost), answer
 
-    def _keep(self, path: pathlib.Path, reply: Reply) -> None:
-        """On file: a critique, to be used again; of a reply that is no critique what it cost, for the budget."""
-        if reply.fault is not None:
+    def _book(self, path: pathlib.Path, reply: Reply, kept_fault: str | None) -> None:
+        """Counts a reply, and keeps it on file: a critique to be used again, any other one for its cost.
+
+        Args:
+          kept_fault: None: the file is that of the critique; else it is one of its own.
+        """
+        if kept_fault is not None:
             path = path.with_suffix(f".{time.time_ns()}.json")
-        if reply.fault is None or reply.cost:
+        if kept_fault is None or reply.cost:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{threading.get_ident()}")
-            partial.write_text(json.dumps(reply._asdict()), encoding="utf-8")
+            partial.write_text(json.dumps(reply._replace(fault=kept_fault)._asdict()), encoding="utf-8")
             partial.replace(path)
-
-    def _count(self, requests: int = 0, cached: int = 0, damaged: int = 0, reply: Reply | None = None) -> None:
         with self._lock:
-            totals = self.totals
-            totals.requests, totals.cached = totals.requests + requests, totals.cached + cached
-            totals.damaged += damaged
-            if reply is not None:
-                self.spent += reply.cost
-                totals.tokens, totals.cost = totals.tokens + reply.read + reply.written, totals.cost + reply.cost
-                if reply.fault is not None:
-                    totals.faults, totals.last_fault = totals.faults + 1, reply.fault
+            self.spent += reply.cost
+            self.totals.requests += reply is not OVER
+            self.totals.tokens += reply.read + reply.written
+            self.totals.cost += reply.cost
+            if reply.fault is not None:
+                self.totals.faults, self.totals.last_fault = self.totals.faults + 1, reply.fault
 
     def take_totals(self) -> Totals:
-        """What has been counted since the last call."""
+        """The counts since the last call."""
         with self._lock:
             taken, self.totals = self.totals, Totals()
         return taken
 
 
 def _otherwise(names: Names, answer: Answer) -> Names | None:
-    """How a server may take a request that it has refused; None where no other way is known, or none is needed.
+    """Names under which a server may accept a request that it has refused; None: it has not, or there are no others.
 
-    Newer models take no `max_tokens` but `max_completion_tokens`, and some neither temperature nor top_p.
+    Newer models take `max_completion_tokens` in the place of `max_tokens`, and some neither temperature nor top_p.
     """
     said = answer.fault or ""
     if answer.status not in (400, 422):

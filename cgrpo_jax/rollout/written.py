@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 from cgrpo_jax.data.rows import worked_solution
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.errors import CriticError
 from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Kind, Name, Problem, Request
-from cgrpo_jax.rollout.collect import Attempts, Chosen, Criticise, Critiques, Posed, Scorer
-from cgrpo_jax.rollout.critics import TEMPLATES, Brief, inverted, offline, templated, verdict_of
-from cgrpo_jax.rollout.own_critic import OwnCritic
-from cgrpo_jax.rollout.refining import fitted
+from cgrpo_jax.rollout.collect import Attempts, Chosen, Criticise, Critiques, Posed, Scorer, fitted
+from cgrpo_jax.rollout.critics import TEMPLATES, Brief, OwnCritic, inverted, offline, templated, verdict_of
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.rollout.stories import Sample, Work
 from cgrpo_jax.text.tokenizer import Tokenizer
@@ -42,32 +41,32 @@ class SampledCritic:
         ids = fitted(self.tokenizer, messages, [solution], cfg.max_prompt_tokens)
         return None if ids is None else Request(name, ids, cfg.critique_tokens or None, self.model)
 
-    def critique(self, completion: Completion, correct: bool, before: Critique) -> Critique:
-        """See `Brief.judged`."""
-        text, written = self.tokenizer.decode(completion.ids), len(completion.ids)
-        return self.brief.judged(text, completion.finished, correct, before, written)
+    def write(
+        self, posed: Posed, attempts: Mapping[int, Attempt], before: Mapping[int, Critique], round_: int
+    ) -> Generator[Sample | Work, Any, dict[int, Critique]]:
+        """The critiques `before`, after one more text for each of these attempts that fits the prompt.
+
+        Args:
+          round_: in the names of the requests, so that each round has its own random numbers.
+        """
+        names = {g: Name(Kind.CRITIQUE, posed.number, g, round_) for g in attempts}
+        asked = [self.request(posed.problem, names[g], attempt.text) for g, attempt in attempts.items()]
+        requests = [request for request in asked if request is not None]
+        completions = yield Sample(requests)
+        critiques = dict(before)
+        for request, completion in zip(requests, completions, strict=True):
+            g, text, tokens = request.name.sample, self.tokenizer.decode(completion.ids), len(completion.ids)
+            critiques[g] = self.brief.judged(text, completion.finished, attempts[g].correct, before[g], tokens)
+        return critiques
 
 
-def by_model(model: SampledCritic) -> Criticise:
-    """A critic that writes a critique anew while it does not count, `refine.critique_tries` times in all."""
-    brief = model.brief
-
-    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
-        problem, number, _ = posed
-        found = {g: Critique(None) for g, _ in chosen}
-        for round_ in range(brief.cfg.critique_tries):
-            asked = []
-            for g, attempt in chosen:
-                if found[g].text is None and brief.asks_about(attempt):
-                    request = model.request(problem, Name(Kind.CRITIQUE, number, g, round_), attempt.text)
-                    asked += [(attempt, request)] if request is not None else []
-            completions = yield Sample([request for _, request in asked])
-            for (attempt, request), completion in zip(asked, completions, strict=True):
-                g = request.name.sample
-                found[g] = model.critique(completion, attempt.correct, found[g])
-        return [brief.or_fallback(found[g], problem, attempt) for g, attempt in chosen]
-
-    return criticise
+def by_model(model: SampledCritic, posed: Posed, chosen: Chosen) -> Critiques:
+    """The critiques of a model that is sampled here, which writes one anew while it does not count."""
+    brief, found = model.brief, {g: Critique(None) for g, _ in chosen}
+    for round_ in range(brief.cfg.critique_tries):
+        wanting = {g: attempt for g, attempt in chosen if found[g].text is None and brief.asks_about(attempt)}
+        found = yield from model.write(posed, wanting, found, round_)
+    return [brief.or_fallback(found[g], posed.problem, attempt) for g, attempt in chosen]
 
 
 def criticised(server: Server, brief: Brief, problem: Problem, attempt: Attempt) -> Critique:
@@ -81,60 +80,43 @@ def criticised(server: Server, brief: Brief, problem: Problem, attempt: Attempt)
     return brief.or_fallback(found, problem, attempt)
 
 
-def by_server(server: Server, brief: Brief) -> Criticise:
-    """A critic that requests all critiques of a problem at once, and waits for them while others are decoded."""
-
-    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
-        futures = [server.threads.submit(criticised, server, brief, posed.problem, attempt) for _, attempt in chosen]
-        critiques = yield Work(lambda: [future.result() for future in futures], "critique", remote=True)
-        return critiques
-
-    return criticise
+def by_server(server: Server, brief: Brief, posed: Posed, chosen: Chosen) -> Critiques:
+    """The critiques of a server. All are requested at once, and waited for while others are decoded."""
+    futures = [server.threads.submit(criticised, server, brief, posed.problem, attempt) for _, attempt in chosen]
+    critiques = yield Work(lambda: [future.result() for future in futures], "critique", remote=True)
+    return critiques
 
 
-def by_function(own: OwnCritic, brief: Brief) -> Criticise:
-    """A critic that calls a function of the user once for all critiques of a problem, while others are decoded."""
-
-    def criticise(posed: Posed, chosen: Chosen) -> Critiques:
-        attempts = [attempt for _, attempt in chosen]
-        texts = yield Work(functools.partial(own.texts, posed.problem, attempts, posed.step), "critique")
-        critiques = []
-        for text, attempt in zip(texts, attempts, strict=True):
-            verdict = verdict_of(text or "", finished=True)
-            agrees = None if verdict is None else verdict == attempt.correct
-            critique = Critique(text, verdict, agrees, tries=1, first_agrees=agrees)
-            critiques.append(brief.or_fallback(critique, posed.problem, attempt))
-        return critiques
-
-    return criticise
+def by_function(own: OwnCritic, brief: Brief, posed: Posed, chosen: Chosen) -> Critiques:
+    """The critiques of a function of the user. It is called once for all of them, while others are decoded."""
+    attempts = [attempt for _, attempt in chosen]
+    texts = yield Work(functools.partial(own.texts, posed.problem, attempts, posed.step), "critique")
+    critiques = []
+    for text, attempt in zip(texts, attempts, strict=True):
+        verdict = verdict_of(text or "", finished=True)
+        agrees = None if verdict is None else verdict == attempt.correct
+        critique = Critique(text, verdict, agrees, tries=1, first_agrees=agrees)
+        critiques.append(brief.or_fallback(critique, posed.problem, attempt))
+    return critiques
 
 
-def self_evaluation(model: SampledCritic, rule: Scorer) -> Scorer:
-    """A scorer whose rewards are the policy's own verdicts on responses and refinements (self-evaluation).
+def self_evaluation(
+    model: SampledCritic, rule: Scorer, posed: Posed, kind: Kind, completions: Sequence[Completion]
+) -> Attempts:
+    """Attempts whose rewards are the policy's own verdicts, of responses and of refinements.
 
     The verdicts of the rule are used only to measure agreement. An attempt whose critique has no verdict counts as
     wrong, and is not refined.
     """
-
-    def scorer(posed: Posed, kind: Kind, completions: Sequence[Completion]) -> Attempts:
-        attempts = yield from rule(posed, kind, completions)
-        round_ = 0 if kind == Kind.RESPONSE else 1
-        asked = [
-            model.request(posed.problem, Name(Kind.CRITIQUE, posed.number, g, round_), attempt.text)
-            for g, attempt in enumerate(attempts)
-        ]
-        texts = iter((yield Sample([request for request in asked if request is not None])))
-        judged = []
-        for attempt, request in zip(attempts, asked, strict=True):
-            critique = Critique(None)
-            if request is not None:
-                critique = model.critique(next(texts), attempt.correct, critique)
-            right, status = critique.verdict is True, "no_verdict" if critique.verdict is None else "ok"
-            scored = dataclasses.replace(attempt, reward=float(right), correct=right, status=status)
-            judged.append(dataclasses.replace(scored, evaluation=critique))
-        return judged
-
-    return scorer
+    attempts = yield from rule(posed, kind, completions)
+    before = {g: Critique(None) for g in range(len(attempts))}
+    found = yield from model.write(posed, dict(enumerate(attempts)), before, 0 if kind == Kind.RESPONSE else 1)
+    judged = []
+    for attempt, critique in zip(attempts, found.values(), strict=True):
+        right, status = critique.verdict is True, "no_verdict" if critique.verdict is None else "ok"
+        scored = dataclasses.replace(attempt, reward=float(right), correct=right, status=status)
+        judged.append(dataclasses.replace(scored, evaluation=critique))
+    return judged
 
 
 def evaluated(posed: Posed, chosen: Chosen) -> Critiques:
@@ -143,14 +125,10 @@ def evaluated(posed: Posed, chosen: Chosen) -> Critiques:
     return [attempt.evaluation or Critique(None) for _, attempt in chosen]
 
 
-def turned_round(criticise: Criticise) -> Criticise:
+def turned_round(criticise: Criticise, posed: Posed, chosen: Chosen) -> Critiques:
     """The control of the paper's appendix C: each critique has the opposite verdict, or no text where it has none."""
-
-    def opposite(posed: Posed, chosen: Chosen) -> Critiques:
-        critiques = yield from criticise(posed, chosen)
-        return [one._replace(text=inverted(one.text)) if one.text is not None else one for one in critiques]
-
-    return opposite
+    critiques = yield from criticise(posed, chosen)
+    return [one._replace(text=inverted(one.text)) if one.text is not None else one for one in critiques]
 
 
 def critic_and_scorer(
@@ -171,20 +149,20 @@ def critic_and_scorer(
     critic, policy, scorer = brief.critic, SampledCritic(brief, tokenizer), rule
     criticise: Criticise
     if server is not None:
-        criticise = by_server(server, brief)
+        criticise = functools.partial(by_server, server, brief)
     elif own is not None:
-        criticise = by_function(own, brief)
+        criticise = functools.partial(by_function, own, brief)
     elif critic.name in TEMPLATES:
-        criticise = templated(TEMPLATES[critic.name])
+        criticise = functools.partial(templated, TEMPLATES[critic.name])
     elif critic.by == "column":
         criticise = offline
     elif critic.scores:
-        criticise, scorer = evaluated, self_evaluation(policy, rule)
+        criticise, scorer = evaluated, functools.partial(self_evaluation, policy, rule)
     elif critic.by == "second" and second is not None:
-        criticise = by_model(SampledCritic(brief, second, LOCAL))
+        criticise = functools.partial(by_model, SampledCritic(brief, second, LOCAL))
     else:
-        criticise = by_model(policy)
-    return (turned_round(criticise) if brief.cfg.inverted else criticise), scorer
+        criticise = functools.partial(by_model, policy)
+    return (functools.partial(turned_round, criticise) if brief.cfg.inverted else criticise), scorer
 
 
 def _excerpt(text: str) -> str:

@@ -20,7 +20,7 @@ from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Problem
-from cgrpo_jax.rollout.own_critic import OwnCritic
+from cgrpo_jax.rollout.critics import OwnCritic
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.checks import check, holds_out

@@ -16,7 +16,7 @@ from cgrpo_jax.grading.functions import WRONG, FunctionError, Functions, Item, d
 from cgrpo_jax.process.calling import FAULTS, function_of, one_line
 from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Completion, Message, Problem
-from cgrpo_jax.rollout.own_critic import OwnCritic
+from cgrpo_jax.rollout.critics import OwnCritic
 from cgrpo_jax.text.prompts import Texts
 from cgrpo_jax.text.tokenizer import Tokenizer
 

@@ -249,7 +249,7 @@ class Engine:
         room, before, length = self.setup.room, self._cut(ids), len(ids) - 1
         return before, room.prefill_size(length - before), room.prefill_size(length)
 
-    def _counts(self, sizes: tuple[int, int, int]) -> Ids:
+    def _counts(self, sizes: tuple[int, int, int]) -> tuple[int, ...]:
         """How many times `least_rows` prompts of these sizes may be prefilled together, each beside its prefix."""
         before, _, whole = sizes
         return self.setup.room.counts(before + whole, self.setup.least_rows)

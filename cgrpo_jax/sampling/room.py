@@ -145,20 +145,16 @@ def row_devices(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def token_bytes(model: ModelConfig, mesh: Mesh, dtype: DTypeLike) -> int:
-    """Bytes of a token's keys and values on each of the devices among which its heads are divided."""
-    heads = model.kv_heads // mesh.shape["tensor"] if model.kv_heads % mesh.shape["tensor"] == 0 else model.kv_heads
-    return 2 * model.layers * heads * model.head_dim * jnp.dtype(dtype).itemsize
-
-
 def room_for(model: ModelConfig, mesh: Mesh, cfg: SamplerMemory, slots: int, prompt: int, dtype: DTypeLike) -> Room:
     """The rows with rings for `slots` tokens that fit the memory beside prefilled prompts; or the rows that are fixed.
 
     Args:
       prompt: tokens of the longest prompt. Memory for one of them on each device is always set aside.
     """
-    fixed, sharing = fixed_sizes(cfg), row_devices(mesh)
-    tokens = int(cfg.kv_cache_mb * 2**20 / token_bytes(model, mesh, dtype) * sharing)  # that all devices hold
+    fixed, sharing, parts = fixed_sizes(cfg), row_devices(mesh), mesh.shape["tensor"]
+    heads = model.kv_heads // parts if model.kv_heads % parts == 0 else model.kv_heads  # on each device
+    token_bytes = 2 * model.layers * heads * model.head_dim * jnp.dtype(dtype).itemsize
+    tokens = int(cfg.kv_cache_mb * 2**20 / token_bytes * sharing)  # that all devices hold
     longest = (fixed.prefills[-1] if fixed else prefill_size(prompt)) * sharing  # one prompt on each device
     if fixed:
         left = tokens - sum(ring.slots * ring.rows for ring in fixed.rings)
