@@ -167,7 +167,7 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     state = init_state(run.learner, run.mesh, run.policy.weights())
     update = make_update(run.learner, run.mesh, state.params)
     cfg, tokenizer = run.cfg, run.policy.tokenizer
-    rule = by_rule(functools.partial(rewards.score, verifier=verifier), tokenizer)
+    rule = functools.partial(by_rule, functools.partial(rewards.score, verifier=verifier), tokenizer)
     criticise, scorer = critic_and_scorer(Brief(cfg.refine), tokenizer, rule)
     method = Method(cfg.train.samples, scorer, criticise, tokenizer, cfg.refine, cfg.seed)
     longest = max(len(tokenizer.encode_chat(problem.messages)) for problem in sums(64, 0))

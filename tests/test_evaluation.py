@@ -14,7 +14,7 @@ from cgrpo_jax.errors import DataError
 from cgrpo_jax.evaluation import store
 from cgrpo_jax.evaluation.exam import accuracies
 from cgrpo_jax.evaluation.intervals import wilson
-from cgrpo_jax.evaluation.store import files_digest, nonfinite_tokens, problem_digest, weights_digest
+from cgrpo_jax.evaluation.store import contents, files_digest, nonfinite_tokens, problem_digest
 from cgrpo_jax.records import Attempt, Completion, Problem
 from cgrpo_jax.text.prompts import question_messages
 
@@ -63,14 +63,14 @@ def test_weights_are_all_safetensors_and_their_index(tmp_path):
         ("b.safetensors", b"2"),
         ("model.safetensors.index.json", b"{}"),
     ]
-    seen = {weights_digest(tmp_path)}
+    seen = {contents(tmp_path, ())["weights"]}
     for name, content in changes:
         (tmp_path / name).write_bytes(content)
-        seen.add(weights_digest(tmp_path))
+        seen.add(contents(tmp_path, ())["weights"])
     assert len(seen) == 5
-    before = weights_digest(tmp_path)
+    before = contents(tmp_path, ())["weights"]
     (tmp_path / "config.json").write_text("{}")
-    assert weights_digest(tmp_path) == before
+    assert contents(tmp_path, ())["weights"] == before
     both = files_digest(tmp_path, ["config.json", "a.safetensors", "missing"])
     assert both == files_digest(tmp_path, ["a.safetensors", "config.json"]) != files_digest(tmp_path, ["config.json"])
 

@@ -81,7 +81,7 @@ def groups_from(engine, problems, method, spare=(), step=0):
 
 def method_of(tokenizer, cfg, samples, critic=None, scorer=None):
     brief = Brief(cfg, CRITICS[cfg.critique].shown or "none")
-    own_critic, own_scorer = critic_and_scorer(brief, tokenizer, by_rule(score, tokenizer))
+    own_critic, own_scorer = critic_and_scorer(brief, tokenizer, functools.partial(by_rule, score, tokenizer))
     return Method(samples, scorer or own_scorer, critic or own_critic, tokenizer, cfg, seed=0)
 
 
@@ -173,7 +173,7 @@ def test_what_counts_as_correct_decides_trigger_and_selection(tokenizer, at, ref
             return [Graded(None, Verdict(values[job.text[-2]], False, "ok")) for job in jobs]
 
     cfg = RewardConfig(correct_at=at, partial=True)
-    rule = by_rule(functools.partial(rewards.score, verifier=Fractions(), cfg=cfg), tokenizer)
+    rule = functools.partial(by_rule, functools.partial(rewards.score, verifier=Fractions(), cfg=cfg), tokenizer)
     group, _ = collect(tokenizer, lambda kind, g: f"\\boxed{{{1 if g == 1 else 2}}}", scorer=rule)
     assert [a.reward for a in group.responses] == [0.2, 0.6, 0.2] and len(group.refinements) == refinements
     assert all(
@@ -323,7 +323,9 @@ def test_nothing_is_graded_on_the_thread_that_decodes(tokenizer):
         decoded.append(threading.current_thread())
         return completion(tokenizer, WRONG)
 
-    method = method_of(tokenizer, RefineConfig(trigger="always"), 3, scorer=by_rule(beside, tokenizer))
+    method = method_of(
+        tokenizer, RefineConfig(trigger="always"), 3, scorer=functools.partial(by_rule, beside, tokenizer)
+    )
     groups_from(Table(answer, []), [PROBLEM, PROBLEM], method)
     assert len(graded) == 4 and set(decoded) == {threading.current_thread()}
     assert threading.current_thread() not in graded
@@ -418,7 +420,7 @@ def test_work_that_raises_ends_the_run(tokenizer):
         raise ValueError("no grader")
 
     with pytest.raises(ValueError, match="no grader"):
-        collect(tokenizer, lambda kind, g: WRONG, scorer=by_rule(broken, tokenizer))
+        collect(tokenizer, lambda kind, g: WRONG, scorer=functools.partial(by_rule, broken, tokenizer))
 
 
 def test_a_verdict_may_come_from_the_policy_itself(tokenizer):

@@ -69,7 +69,7 @@ def run():
 def decoded(run, critic, idle):
     """Events, groups and counts of one rollout of the quickstart model; `idle` is also given the counts by then."""
     refine = RefineConfig(trigger="always", critique="api", max_prompt_tokens=256)
-    scorer = by_rule(wrong, run.policy.tokenizer)
+    scorer = functools.partial(by_rule, wrong, run.policy.tokenizer)
     method = Method(SAMPLES, scorer, only_first(critic), run.policy.tokenizer, refine, seed=0)
     problems = [arithmetic.problem(0, "train", index) for index in range(PROBLEMS)]
     setup = dataclasses.replace(run.policy.sampler, room=Room(ROWS, 4096), chunk=8)

@@ -52,10 +52,7 @@ def pass_at_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     """Probability that k of a problem's G samples, drawn without replacement, hold a correct one: `[X, P]`.
 
     1 - C(G-c, k) / C(G, k) with c correct samples (Chen et al. 2021, arXiv 2107.03374, equation 1): the unbiased
-    estimate of pass@k. The quotient is computed as the product of (G-k-j) / (G-j) over j < c, all of them in [0, 1].
-
-    Args:
-      ks: each from 1 to G.
+    estimate of pass@k, for 1 <= k <= G. The quotient is the product of (G-k-j) / (G-j) over j < c, all in [0, 1].
     """
     samples = correct_PG.shape[1]
     j_G = np.arange(samples)
@@ -68,9 +65,6 @@ def first_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     """1.0 where one of the first k samples of a problem is correct, else 0.0: `[X, P]`.
 
     The paper counts pass@k so (arXiv 2506.03106, section 5). It is unbiased too, but varies more than `pass_at_k`.
-
-    Args:
-      ks: each from 1 to G.
     """
     any_PG = np.logical_or.accumulate(correct_PG.astype(bool), axis=1)
     return any_PG[:, np.array(ks) - 1].T.astype(float)

@@ -33,20 +33,15 @@ def files_digest(folder: pathlib.Path, names: Iterable[str]) -> str:
     return whole.hexdigest()
 
 
-def weights_digest(folder: pathlib.Path) -> str:
-    """Digest of the safetensors files of a Hugging Face folder and of their index.
-
-    It is of the bytes on disk, so that stored answers can be matched to a model without loading it. The same weights in
-    other shards have another digest.
-    """
-    shards = [path.name for path in folder.glob("*.safetensors")]
-    return files_digest(folder, [*shards, "model.safetensors.index.json"])
-
-
 def contents(folder: pathlib.Path, side_files: Iterable[str]) -> dict[str, str]:
-    """Digests of a Hugging Face folder: one of its weights, one of configuration, tokenizer and chat templates."""
-    templates = [path.name for path in folder.glob("*.jinja")]
-    return {"weights": weights_digest(folder), "files": files_digest(folder, [*side_files, *templates])}
+    """Digests of a Hugging Face folder: one of its weights, one of configuration, tokenizer and chat templates.
+
+    They are of the bytes on disk, so that stored answers can be matched to a model without loading it. The same weights
+    in other shards have another digest.
+    """
+    shards, templates = ([path.name for path in folder.glob(pattern)] for pattern in ("*.safetensors", "*.jinja"))
+    weights = files_digest(folder, [*shards, "model.safetensors.index.json"])
+    return {"weights": weights, "files": files_digest(folder, [*side_files, *templates])}
 
 
 def problem_digest(problem: Problem) -> str:

@@ -180,45 +180,43 @@ def differences(runs: Mapping[str, Results]) -> Table:
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.4):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot, whose backend is the notebook's
 
     columns = min(ACROSS, count)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows + 0.6), squeeze=False)
+    figure = Figure(figsize=(width * columns, height * rows + 0.6))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for spare in axes.flat[count:]:
         spare.set_visible(False)
     return figure, list(axes.flat[:count])
 
 
-def _told_apart(runs: Mapping[str, Results]) -> tuple[Mapping[str, Results], str]:
-    """The runs under the names that a plot gives them, and what its axis says of how their answers were drawn.
+def _told_apart(runs: Mapping[str, Results]) -> tuple[list[str], list[tuple[str, Results, str, str]], str]:
+    """All tasks; each run with its label, colour and marker; and what an axis says of how the answers were drawn.
 
-    Where that differs between the runs, it stands behind the name of each and not on the axis.
+    Where that differs between the runs, it is in their labels and not on the axis.
     """
+    tasks = list(dict.fromkeys(task for results in runs.values() for task in results["tasks"]))
     said = {drawn_of(results) for results in runs.values()}
-    if len(said) == 1:
-        return runs, f"\n{said.pop()}"
-    return {f"{name} ({drawn_of(results)})": results for name, results in runs.items()}, ""
+    labels = [name if len(said) == 1 else f"{name} ({drawn_of(results)})" for name, results in runs.items()]
+    styled = [(*pair, *MARKERS[i % len(MARKERS)]) for i, pair in enumerate(zip(labels, runs.values(), strict=True))]
+    return tasks, styled, f"\n{said.pop()}" if len(said) == 1 else ""
 
 
 def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
     """A panel for each task, with a curve and its interval for each run."""
-    tasks = list(dict.fromkeys(task for results in runs.values() for task in results["tasks"]))
-    runs, beside = _told_apart(runs)
+    tasks, styled, beside = _told_apart(runs)
     figure, axes = _panels(len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
         ticks: set[int] = set()
-        for (name, results), (colour, marker) in zip(runs.items(), MARKERS * len(runs), strict=False):
+        for label, results, colour, marker in styled:
             if (of := results["tasks"].get(task)) is None:
                 continue
             ks = sorted(map(int, of["pass@k"]))
             ticks |= set(ks)
             keys = ("pass@k", "pass@k/low", "pass@k/high")
             mean, low, high = ([100 * of[key][str(k)] for k in ks] for key in keys)
-            axis.plot(ks, mean, color=colour, marker=marker, markersize=4, label=name)
+            axis.plot(ks, mean, color=colour, marker=marker, markersize=4, label=label)
             axis.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set(title=task, xscale="log", xlabel="k", ylabel=f"pass@k (%){beside}", ylim=PERCENT)
         axis.set_xscale("log", base=2)
@@ -229,16 +227,15 @@ def plot_pass_at_k(runs: Mapping[str, Results], path: pathlib.Path) -> None:
 
 def plot_pass_at_1(runs: Mapping[str, Results], path: pathlib.Path) -> None:
     """One panel with pass@1 and its interval for each task and run."""
-    tasks = list(dict.fromkeys(task for results in runs.values() for task in results["tasks"]))
-    runs, beside = _told_apart(runs)
+    tasks, styled, beside = _told_apart(runs)
     figure, (axis,) = _panels(1, width=2.5 + 0.9 * len(tasks))
-    for index, ((name, results), (colour, marker)) in enumerate(zip(runs.items(), MARKERS * len(runs), strict=False)):
+    for index, (label, results, colour, marker) in enumerate(styled):
         own = [task for task in tasks if task in results["tasks"]]
         place = [tasks.index(task) + 0.6 * ((index + 0.5) / len(runs) - 0.5) for task in own]
         keys = ("pass@1", "pass@1/low", "pass@1/high")
         mean, low, high = (np.array([100 * results["tasks"][task][key] for task in own]) for key in keys)
         error = np.abs(np.stack([mean - low, high - mean]))
-        axis.errorbar(place, mean, error, fmt=marker, color=colour, capsize=3, label=name)
+        axis.errorbar(place, mean, error, fmt=marker, color=colour, capsize=3, label=label)
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axis.set(ylabel=f"pass@1 (%){beside}", xlim=(-0.5, len(tasks) - 0.5), ylim=PERCENT)
     axis.grid(axis="y", alpha=0.3)
@@ -246,8 +243,6 @@ def plot_pass_at_1(runs: Mapping[str, Results], path: pathlib.Path) -> None:
 
 
 def _finish(figure, axes, runs: int, path: pathlib.Path) -> None:
-    import matplotlib.pyplot as plt
-
     if runs > 1:
         lines: dict[str, Any] = {}  # by run; a run need not be in every panel
         for axis in axes:
@@ -256,7 +251,6 @@ def _finish(figure, axes, runs: int, path: pathlib.Path) -> None:
         figure.legend(list(lines.values()), list(lines), loc="upper center", ncols=min(runs, 3), frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.93 if runs > 1 else 1))
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def write(workdir: pathlib.Path) -> None:

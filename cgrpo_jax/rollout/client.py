@@ -9,7 +9,7 @@ import asyncio
 import json
 import threading
 import urllib.parse
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, NamedTuple
 
 import httpx2
@@ -91,8 +91,11 @@ class Client:
         self._thread.join()
         self._loop.close()
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, work: Awaitable[Any]) -> Any:
+        async def waited() -> Any:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(waited(), self._loop).result()
 
     def send(self, asked: Mapping[str, Any]) -> Answer:
         """Blocks, for at most `api.seconds` per try. Whatever the server does is told in the answer, never raised."""

@@ -59,15 +59,13 @@ class Method:
     local: Tokenizer | None = None  # that of the second model, where it writes the refinements
 
 
-def by_rule(score: Score, tokenizer: Tokenizer) -> Scorer:
-    """A scorer that grades in a thread, while others are decoded."""
-
-    def scorer(posed: Posed, kind: Kind, completions: Sequence[Completion]) -> Attempts:
-        items = [(posed.problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
-        attempts = yield Work(functools.partial(score, items, step=posed.step), "score")
-        return attempts
-
-    return scorer
+def by_rule(
+    score: Score, tokenizer: Tokenizer, posed: Posed, kind: Kind, completions: Sequence[Completion]
+) -> Attempts:
+    """Attempts that are scored in a thread, while others are decoded."""
+    items = [(posed.problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
+    attempts = yield Work(functools.partial(score, items, step=posed.step), "score")
+    return attempts
 
 
 def story(posed: Iterator[Posed], method: Method) -> Story:
@@ -207,20 +205,6 @@ def refinement_prompt(
     return fitted(tokenizer, messages, [text for text, _ in attempts], budget)
 
 
-def fitted(
-    tokenizer: Tokenizer, messages: Callable[..., Sequence[Message]], texts: Sequence[str], budget: int
-) -> list[int] | None:
-    """Ids of the prompt with these solutions, of `budget` ids at most.
-
-    If it is too long, the middle of the longest solutions is replaced by a mark, and as much is kept of their beginning
-    as of their end. Nothing else is cut. None where that is not enough, or where the chat template rewrites a text.
-    """
-    try:
-        return _fit_solutions(tokenizer, messages, texts, budget)
-    except PromptError:
-        return None
-
-
 def _level(lengths: Sequence[int], room: int) -> int:
     """The largest number to which all lengths may be cut so that their sum is at most `room`."""
     level = 0
@@ -232,31 +216,38 @@ def _level(lengths: Sequence[int], room: int) -> int:
     return level
 
 
-def _fit_solutions(
+def fitted(
     tokenizer: Tokenizer, messages: Callable[..., Sequence[Message]], texts: Sequence[str], budget: int
 ) -> list[int] | None:
+    """Ids of the prompt with these solutions, of `budget` ids at most.
+
+    If it is too long, the middle of the longest solutions is replaced by a mark, and as much is kept of their beginning
+    as of their end. Nothing else is cut. None where that is not enough, or where the chat template rewrites a text.
+    """
+
     def encode(solutions: Sequence[str]) -> list[int]:
         return tokenizer.encode_chat(messages(*solutions))
 
-    ids = encode(texts)
-    if len(ids) <= budget:
-        return ids
-    ids_of = [tokenizer.encode_text(text) for text in texts]
-    bare = encode([CUT] * len(texts))
-    keep = _level([len(own) for own in ids_of], budget - len(bare))
-
-    def cut(text: str, own: list[int]) -> str:
-        if len(own) <= keep:
+    def cut(text: str, ids: list[int], keep: int) -> str:
+        if len(ids) <= keep:
             return text
-        return tokenizer.decode(own[: keep - keep // 2]) + CUT + tokenizer.decode(own[len(own) - keep // 2 :])
+        return tokenizer.decode(ids[: keep - keep // 2]) + CUT + tokenizer.decode(ids[len(ids) - keep // 2 :])
 
-    while keep > 0:
-        ids = encode([cut(text, own) for text, own in zip(texts, ids_of, strict=True)])
+    try:
+        ids = encode(texts)
         if len(ids) <= budget:
             return ids
-        over = len(ids) - budget  # a cut can change how the text beside it is tokenized
-        keep -= -(-over // sum(len(own) > keep for own in ids_of))
-    return bare if len(bare) <= budget else None
+        ids_of, bare = [tokenizer.encode_text(text) for text in texts], encode([CUT] * len(texts))
+        keep = _level([len(own) for own in ids_of], budget - len(bare))
+        while keep > 0:
+            ids = encode([cut(text, own, keep) for text, own in zip(texts, ids_of, strict=True)])
+            if len(ids) <= budget:
+                return ids
+            over = len(ids) - budget  # a cut can change how the text beside it is tokenized
+            keep -= -(-over // sum(len(own) > keep for own in ids_of))
+        return bare if len(bare) <= budget else None
+    except PromptError:
+        return None
 
 
 def as_sampled(tokenizer: Tokenizer, text: str, most: int | None, ended: bool = True) -> Completion:

@@ -112,7 +112,7 @@ def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[D
             introduce(brief, loaded[0], cfg.data.source, server, progress.log)
         score = functools.partial(rewards.score, verifier=verifier, cfg=cfg.reward, own=own)
         second = run.second.tokenizer if run.second else None
-        rule = by_rule(score, run.policy.tokenizer)
+        rule = functools.partial(by_rule, score, run.policy.tokenizer)
         criticise, scorer = critic_and_scorer(brief, run.policy.tokenizer, rule, server, second, own_critic)
         method = Method(
             samples=cfg.train.samples,

@@ -23,10 +23,7 @@ def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
 
 
 def row_keys(key: jax.Array, name_B4: jax.Array) -> jax.Array:
-    """Random keys `[B]` of rows named (kind, problem, sample, round), from the key of their step.
-
-    Kind, problem and sample are folded into it in turn, then the round where that is not 0.
-    """
+    """Random keys `[B]` of rows named (kind, problem, sample, round), from that of the step; round 0 adds nothing."""
 
     def row_key(name_4: jax.Array) -> jax.Array:
         first = functools.reduce(jax.random.fold_in, name_4[:3], key)
@@ -37,10 +34,9 @@ def row_keys(key: jax.Array, name_B4: jax.Array) -> jax.Array:
 
 
 def keep_top(scaled_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Mask `[B, V]` of the entries that top-k, then top-p, keep, with all ties at the threshold.
+    """Mask `[B, V]` of the entries that top-k, then top-p, keep, with all ties at the threshold. Sorts nothing.
 
-    Nothing is sorted: each threshold is found by bisection over int32 numbers that are in the order of the float32
-    logits, for which 32 passes are exact.
+    Each threshold is found by bisection over int32 numbers in the order of the float32 logits: 32 passes are exact.
     """
     bits_BV = jax.lax.bitcast_convert_type(scaled_BV.astype(jnp.float32), jnp.int32)
     order_BV = bits_BV ^ ((bits_BV >> 31) & jnp.int32(0x7FFFFFFF))

@@ -207,9 +207,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Gives free rows to waiting requests, prompt by prompt; a prompt that is not there yet is prefilled first."""
-        entering: dict[Ids, list[tuple[Pool, int, Row]]] = {}
-        for pool, r, row in self._placed():
-            entering.setdefault(tuple(row.request.prompt_ids), []).append((pool, r, row))
+        entering = self._placed()
         for ids in [ids for ids in entering if ids in self.prompts]:
             self._enter(ids, entering.pop(ids))
         for part in self._parts(list(entering)):
@@ -217,9 +215,9 @@ class Engine:
             for ids in part:
                 self._enter(ids, entering[ids])
 
-    def _placed(self) -> list[tuple[Pool, int, Row]]:
-        """Takes each request from the queue that finds a free row, in order, with a row of the smallest ring for it."""
-        free, placed = [pool.free for pool in self.pools], []
+    def _placed(self) -> dict[Ids, list[tuple[Pool, int, Row]]]:
+        """Takes from the queue, in order, the requests that find a free row, each in its smallest ring; by prompt."""
+        free, placed = [pool.free for pool in self.pools], collections.defaultdict(list)
         left: collections.deque[Row] = collections.deque()
         while self.queue and any(free):
             row = self.queue.popleft()
@@ -227,7 +225,7 @@ class Engine:
             if where is None:
                 left.append(row)
             else:
-                placed.append((self.pools[where], free[where].pop(0), row))
+                placed[tuple(row.request.prompt_ids)].append((self.pools[where], free[where].pop(0), row))
         self.queue.extendleft(reversed(left))
         return placed
 
@@ -270,7 +268,7 @@ class Engine:
         tokens_QT = np.zeros((count * least, rest), np.int32)
         for q, ids in enumerate(part):
             tokens_QT[q, : len(ids) - 1 - before] = ids[before:-1]
-        static: dict[str, Any] = {"cfg": setup.model, "dtype": setup.dtype, "mesh": setup.mesh, "attend": setup.attend}
+        static = setup.shared | {"attend": setup.attend}
         if before:
             prefixes += prefixes[:1] * (len(tokens_QT) - len(part))
             static |= {"before": before, "whole": whole}

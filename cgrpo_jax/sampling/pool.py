@@ -67,10 +67,14 @@ class EngineSetup:
         return row_devices(self.mesh)
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """The static arguments that several programs have."""
+        return {"cfg": self.model, "dtype": self.dtype, "mesh": self.mesh}
+
+    @property
     def of_slots(self) -> dict[str, Any]:
-        """The arguments of `programs.empty_slots` but for the sizes."""
-        apart = self.unrolled and not self.stacked_cache
-        return {"cfg": self.model, "dtype": self.dtype, "mesh": self.mesh, "unrolled": apart}
+        """The static arguments of `programs.empty_slots` but for the sizes."""
+        return self.shared | {"unrolled": self.unrolled and not self.stacked_cache}
 
 
 def setup_for(
@@ -109,14 +113,9 @@ class Row:
         """Tokens of its prompt but for the last, which decoding feeds."""
         return len(self.request.prompt_ids) - 1
 
-    def left(self, length: int) -> int:
-        """Tokens still to draw at most, given the tokens in its ring."""
-        return self.limit - (int(length) - self.prefilled)
-
-    def completion(self, count: int | None, finished: bool) -> Completion:
-        """The completion with its first `count` tokens; None: with all."""
-        ids, logp, kept = (np.concatenate(parts)[:count] for parts in (self.ids, self.logp, self.kept))
-        return Completion(ids, logp, kept, finished)
+    @property
+    def drawn(self) -> int:
+        return sum(map(len, self.ids))
 
 
 class Pool:
@@ -126,14 +125,11 @@ class Pool:
         self.setup, self.fixed = setup, fixed
         self.rows: list[Row | None] = []
         self.slots: programs.Slots | None = None
-        self.length = np.zeros(0, np.int64)  # tokens in each row's ring, as `Slots.length_R`
         if fixed:
             self._make(fixed.rows, fixed.slots)
 
     def _make(self, rows: int, slots: int) -> None:
-        setup = self.setup
-        self.slots = programs.empty_slots(rows=rows, slots=slots, **setup.of_slots)
-        self.rows, self.length = [None] * rows, np.zeros(rows, np.int64)
+        self.slots, self.rows = programs.empty_slots(rows=rows, slots=slots, **self.setup.of_slots), [None] * rows
 
     @property
     def live(self) -> list[int]:
@@ -160,11 +156,10 @@ class Pool:
         """Grows or shrinks rows and slots to what the next chunk needs."""
         if self.fixed:
             return
-        live, chunk = self.live, self.setup.chunk
+        live = self.live
         rows = self._rows_wanted(len(live), len(queue))
-        entering = [(row.prefilled, row.limit) for row in queue[: rows - len(live)]]
-        under_way = [(int(self.length[r]), row.left(self.length[r])) for r, row in enumerate(self.rows) if row]
-        needed = ring_size(max(length + min(left, chunk) for length, left in entering + under_way))
+        used = [row for row in self.rows if row is not None] + [*queue[: rows - len(live)]]
+        needed = ring_size(max(row.prefilled + min(row.limit, row.drawn + self.setup.chunk) for row in used))
         if self.slots is None:
             self._make(rows, needed)
             return
@@ -176,7 +171,6 @@ class Pool:
         source[: len(live)] = live
         self.slots = programs.resize(self.slots, source, slots_to=needed, mesh=self.setup.mesh)
         self.rows = [self.rows[r] if r >= 0 else None for r in source]
-        self.length = np.where(source >= 0, self.length[source], 0)
 
     def enter(self, placed: Sequence[tuple[int, Row]], prompt: programs.KVCache, key: jax.Array) -> None:
         """Puts a prefilled prompt into rows, each with a request that has this prompt."""
@@ -184,35 +178,26 @@ class Pool:
         row_R, limit_R, name_R4 = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros((R, 4), np.int32)
         for i, (r, row) in enumerate(placed):
             row_R[i], limit_R[i], name_R4[i] = r, row.limit, row.request.name[:4]
-            self.rows[r], self.length[r] = row, len(ids) - 1
+            self.rows[r] = row
         entry = programs.Entry(np.int32(len(placed)), row_R, limit_R, name_R4)
         assert self.slots is not None
         args = (self.slots, prompt, np.int32(len(ids) - 1), np.int32(ids[-1]), entry, key)
         self.slots = programs.enter(*args, mesh=self.setup.mesh)
 
     def decode(self, weights: Params, sampling: SamplingConfig, others_wait: bool) -> programs.Chunk:
-        """Starts to decode a chunk, which ends early once enough rows have ended. The result stays on the devices.
+        """Starts to decode a chunk, and leaves the result on the devices.
 
-        Args:
-          others_wait: for a row that comes free.
+        It ends early once enough rows have ended: for others that wait for a row, or for the pool to shrink.
         """
         setup = self.setup
         if others_wait:
             leave_at = max(1, len(self.rows) // 16)
-        else:  # when so few are left that the pool can shrink
+        else:
             fewer = [0] if self.fixed else [0, *row_sizes(len(self.rows), setup.least_rows)][:-1]
             leave_at = len(self.live) - fewer[-1]
-        self.slots, out = programs.decode(
-            weights,
-            self.slots,
-            programs.eos_set(setup.eos_ids),
-            np.int32(max(1, leave_at)),
-            cfg=setup.model,
-            sampling=drawing_of(sampling),
-            dtype=setup.dtype,
-            mesh=setup.mesh,
-            chunk=setup.chunk,
-        )
+        args = (weights, self.slots, programs.eos_set(setup.eos_ids), np.int32(max(1, leave_at)))
+        static = setup.shared | {"sampling": drawing_of(sampling), "chunk": setup.chunk}
+        self.slots, out = programs.decode(*args, **static)
         return out
 
     def book(self, out: programs.Chunk, stats: Stats) -> Done:
@@ -227,23 +212,20 @@ class Pool:
             row.ids.append(chunk.token_RC[r, :made])
             row.logp.append(chunk.logp_RC[r, :made])
             row.kept.append(chunk.kept_RC[r, :made])
-            self.length[r] += made
-            count = self._stopped(row, made, over)
+            count = None  # the tokens that a row keeps that has written a stop text
+            if self.setup.stop is not None:
+                drawn = np.concatenate(row.ids).tolist()
+                count = self.setup.stop(drawn, len(drawn) if over else made)  # at its end all of it is searched
             if count is not None:
-                made -= sum(map(len, row.ids)) - count  # those after a stop text are dropped
+                made -= row.drawn - count  # those after a stop text are dropped
             stats.tokens += made
             stats.nonfinite += int(np.count_nonzero(~np.isfinite(chunk.logp_RC[r, : max(made, 0)])))
             if over or count is not None:
-                done.append((row.request, row.completion(count, bool(chunk.finished_R[r]) or count is not None)))
+                ids, logp, kept = (np.concatenate(parts)[:count] for parts in (row.ids, row.logp, row.kept))
+                finished = bool(chunk.finished_R[r]) or count is not None
+                done.append((row.request, Completion(ids, logp, kept, finished)))
                 self.rows[r] = None
         if self.slots is not None and any(chunk.active_R[r] and row is None for r, row in enumerate(self.rows)):
             going_on_R = np.array([row is not None for row in self.rows])
             self.slots = programs.halt(self.slots, going_on_R, mesh=self.setup.mesh)
         return done
-
-    def _stopped(self, row: Row, new: int, over: bool) -> int | None:
-        """How many tokens a row keeps if it has written a stop text, else None. At its end all of it is searched."""
-        if self.setup.stop is None:
-            return None
-        ids = np.concatenate(row.ids).tolist()
-        return self.setup.stop(ids, len(ids) if over else new)

@@ -216,9 +216,8 @@ def enter(
 
     return _place(
         mesh,
-        Slots(
+        slots._replace(
             cache=cache,
-            time=slots.time,
             token_R=entered(slots.token_R, last),
             length_R=entered(slots.length_R, length),
             count_R=entered(slots.count_R, 0),
@@ -231,10 +230,9 @@ def enter(
 
 @functools.partial(jax.jit, static_argnames=("slots_to", "mesh"))
 def resize(slots: Slots, row_of_R: jax.Array, *, slots_to: int, mesh: Mesh) -> Slots:
-    """Copies the rows into slots of another size. No row may hold more tokens than the new ring has slots.
+    """Copies rows into slots of another size: `row_of_R` is the old row of each new one, -1 for none.
 
-    Args:
-      row_of_R: for each new row the old one that it continues; -1: none.
+    No row may hold more tokens than the new ring has slots.
     """
     S = slots.ring
     age = (

@@ -1,12 +1,11 @@
 """What fits an engine's memory, and the few sizes to which lengths and counts are rounded up.
 
-Every size is a program to compile. By default rows, slots and prefills grow with what is asked for, as far as the
-memory goes. A configuration may fix the sizes instead (`Fixed`); then the programs are few and known before step 1,
-which is worth it where compiling takes long.
+Each size is a program to compile. By default rows, slots and prefills grow with the requests, as far as the memory
+goes. A configuration may fix the sizes instead (`Fixed`), so that programs are few and known before step 1.
 
-The beginning of a prompt may be prefilled on its own. The refinement prompts of a problem begin alike: their common
-beginning is prefilled once, and each of them goes on after its keys and values. A long prompt is prefilled in chunks.
-Which prompts share a prefix follows from which requests are made together, never from which of them finds a row first.
+The refinement prompts of a problem begin alike: their common prefix is prefilled once. A long prompt is prefilled in
+chunks. Which prompts share a prefix follows from which requests are made together, never from which of them finds a
+row first.
 """
 
 from __future__ import annotations
@@ -65,10 +64,7 @@ def grown_rows(wanted: int, least: int, most: int) -> int:
 
 
 def split_count(count: int, sizes: tuple[int, ...]) -> list[int]:
-    """Few of the sizes, which are given from the largest to the smallest, whose sum is at least `count`.
-
-    The sum is larger only where the smallest size does not divide what is left.
-    """
+    """Few of the sizes (largest first) whose sum is `count`, or more where the smallest does not divide the rest."""
     parts = []
     while count > 0:
         parts.append(next((size for size in sizes if size <= count), sizes[-1]))
