@@ -37,11 +37,7 @@ def wilson(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def average_copies(values_P: np.ndarray, content_P: Sequence[str]) -> np.ndarray:
-    """Mean over the rows of each distinct problem, in order of first appearance: `[P, ...]` -> `[Z, ...]`.
-
-    Args:
-      content_P: digests of the problems, equal for copies.
-    """
+    """Mean over the copies of each problem (equal digests), in order of appearance: `[P, ...]` -> `[Z, ...]`."""
     rows: dict[str, list[int]] = {}
     for p, content in enumerate(content_P):
         rows.setdefault(content, []).append(p)
@@ -115,14 +111,14 @@ def cluster_problems(answers_PG: Sequence[Sequence[str | None]], same: Same, mos
     return np.array([[number[a] for a in row] for number, row in zip(number_P, answers_PG, strict=True)], np.int32)
 
 
-def of_alike(value: float, count: int, least: float = 0.0, most: float = 1.0) -> tuple[float, float]:
-    """95 % interval of a mean where `count` problems all have the same value, which lies in [least, most].
+def of_alike(value: float, count: int, least: float = 0.0) -> tuple[float, float]:
+    """95 % interval of a mean where `count` problems all have the same value, which lies in [least, 1].
 
     Among other problems some may still differ. Their share is at most the upper end of Wilson's interval for 0 of
     `count`, and each of them is taken to lie as far off as the range permits.
     """
     share = wilson(0.0, count)[1]
-    return value - share * (value - least), value + share * (most - value)
+    return value - share * (value - least), value + share * (1.0 - value)
 
 
 def _resampled_means(values_P: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
@@ -136,7 +132,7 @@ def _resampled_means(values_P: np.ndarray, rng: np.random.Generator, draws: int)
 
 
 def bootstrap(
-    values_OP: Sequence[np.ndarray], seed: int, draws: int = 10_000, least: float = 0.0, most: float = 1.0
+    values_OP: Sequence[np.ndarray], seed: int, draws: int = 10_000, least: float = 0.0
 ) -> tuple[float, float]:
     """95 % percentile interval (Efron 1979) of the plain mean over tasks of the mean over the problems of each.
 
@@ -145,12 +141,12 @@ def bootstrap(
     intervals of the tasks are combined by `of_mean`.
 
     Args:
-      least, most: the range of a value.
+      least: the smallest possible value; the largest is 1.
     """
     alike = [bool(np.ptp(values_P) == 0) for values_P in values_OP]
     if any(alike):
         each = [
-            of_alike(float(values_P[0]), len(values_P), least, most) if same else bootstrap([values_P], seed, draws)
+            of_alike(float(values_P[0]), len(values_P), least) if same else bootstrap([values_P], seed, draws)
             for values_P, same in zip(values_OP, alike, strict=True)
         ]
         return of_mean([float(values_P.mean()) for values_P in values_OP], *zip(*each, strict=True))

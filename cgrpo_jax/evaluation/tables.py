@@ -79,12 +79,6 @@ def _count(of: Results) -> str:
     return f"{of['problems']} in {of['rows']} rows x {of['samples']}"
 
 
-def _sampling(of: Results) -> str:
-    """A sentence on the time of the whole evaluation; its tasks share one queue, so they have no time each."""
-    speed = "" if of["tokens_per_s"] is None else f", {of['tokens_per_s']:.0f} tokens/s"
-    return f"Sampling, with loading and compiling: {of['seconds']:.0f} s, {of['tokens']} tokens{speed}."
-
-
 class Table(NamedTuple):
     """A table and the notes below it."""
 
@@ -118,7 +112,10 @@ def table(results: Results) -> Table:
         "distinct problems, copies averaged first. Intervals: Wilson over distinct problems; of the mean, from those "
         "of the tasks. No verdict: answers whose grading ended at a limit; they count as wrong."
     )
-    return Table(columns, rows, [meaning, _sampling(results["sampling"]), *results["notes"]])
+    of = results["sampling"]  # of the whole evaluation: its tasks share one queue, so they have no time each
+    speed = "" if of["tokens_per_s"] is None else f", {of['tokens_per_s']:.0f} tokens/s"
+    time = f"Sampling, with loading and compiling: {of['seconds']:.0f} s, {of['tokens']} tokens{speed}."
+    return Table(columns, rows, [meaning, time, *results["notes"]])
 
 
 def drawn_of(results: Results) -> str:

@@ -64,8 +64,7 @@ def by_rule(
 ) -> Attempts:
     """Attempts that are scored in a thread, while others are decoded."""
     items = [(posed.problem, completion, tokenizer.decode(completion.ids)) for completion in completions]
-    attempts = yield Work(functools.partial(score, items, step=posed.step), "score")
-    return attempts
+    return (yield Work(functools.partial(score, items, step=posed.step), "score"))
 
 
 def story(posed: Iterator[Posed], method: Method) -> Story:
@@ -170,8 +169,7 @@ def stories_of(
       spare: problems that replace those whose rewards are all alike, one by one, taken as far as they are needed.
         The step has more groups then, of which as many are trained on as there are `problems`.
     """
-    numbered = enumerate(itertools.chain(problems, spare))
-    posed = (Posed(problem, number, step) for number, problem in numbered)
+    posed = (Posed(problem, number, step) for number, problem in enumerate(itertools.chain(problems, spare)))
     return Stories([story(posed, method) for _ in problems], phase, threads)
 
 

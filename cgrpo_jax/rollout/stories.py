@@ -140,7 +140,7 @@ class Stories:
 
     def __init__(self, stories: Sequence[Story], phase: Phase = contextlib.nullcontext, threads: int = 2):
         self.stories, self.phase = list(stories), phase
-        self.begun = False
+        self.unbegun = list(range(len(self.stories)))
         self.asked: list[Request] = []  # since `due` last returned
         self.story_of: dict[Name, int] = {}  # the story of each request that has not ended
         self.arrived: dict[int, dict[Name, Completion | None]] = {}  # what a story waits for; None: not there yet
@@ -170,10 +170,8 @@ class Stories:
         Args:
           idle: nothing is being decoded, so it waits until there is something to sample, or nothing is left.
         """
-        if not self.begun:
-            self.begun = True
-            for story in range(len(self.stories)):
-                self._advance(story, None)
+        while self.unbegun:
+            self._advance(self.unbegun.pop(0), None)
         if not idle:
             self._wait_for_late()
         self._deliver([job for job in self.jobs if job.due(self.chunk)])

@@ -83,8 +83,7 @@ def criticised(server: Server, brief: Brief, problem: Problem, attempt: Attempt)
 def by_server(server: Server, brief: Brief, posed: Posed, chosen: Chosen) -> Critiques:
     """The critiques of a server. All are requested at once, and waited for while others are decoded."""
     futures = [server.threads.submit(criticised, server, brief, posed.problem, attempt) for _, attempt in chosen]
-    critiques = yield Work(lambda: [future.result() for future in futures], "critique", remote=True)
-    return critiques
+    return (yield Work(lambda: [future.result() for future in futures], "critique", remote=True))
 
 
 def by_function(own: OwnCritic, brief: Brief, posed: Posed, chosen: Chosen) -> Critiques:

@@ -139,18 +139,13 @@ class Engine:
             self.shared |= {ids: n for ids, n in shared_prefixes(requests).items() if ids not in self.waiting}
         for request in requests:
             limit = self.sampling.max_new_tokens if request.limit is None else request.limit
-            room = most - len(request.prompt_ids)
+            length = len(request.prompt_ids)
             who = f"{request.name.kind.name.lower()} of problem {request.name.problem}"
-            row = Row(request, min(limit, room))
-            if room < 1 or not request.prompt_ids:
-                raise RequestError(
-                    f"{who}: a prompt of {len(request.prompt_ids)} tokens leaves no room in the model's {most} "
-                    "positions"
-                )
+            row = Row(request, min(limit, most - length))
+            if not 0 < length < most:
+                raise RequestError(f"{who}: a prompt of {length} tokens leaves no room in the model's {most} positions")
             if not any(pool.holds(row) for pool in self.pools):
-                raise RequestError(
-                    f"{who}: no ring of sampler.rings holds {len(request.prompt_ids)} tokens and {row.limit} new ones"
-                )
+                raise RequestError(f"{who}: no ring of sampler.rings holds {length} tokens and {row.limit} new ones")
             if request.name in self.under_way:
                 raise RequestError(f"{who}: {tuple(map(int, request.name))} is asked for while it is under way")
             self.under_way.add(request.name)
