@@ -16,7 +16,6 @@ from cgrpo_jax.evaluation.store import Answers, nonfinite_tokens, problem_digest
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.records import Attempt, Completion, Kind, Name, Problem, Request
-from cgrpo_jax.rollout.collect import Score
 from cgrpo_jax.rollout.stories import Sample, Stories, Story
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.places import writing
@@ -75,8 +74,8 @@ class Exam:
             self.answers.add(request, completion, self.tokenizer.decode(completion.ids))
         self.answered()
 
-    def graded(self, score: Score) -> list[list[list[Attempt]]]:
-        """The scored answers to each problem of each task, once all of them are known."""
+    def graded(self, score: Callable[..., list[Attempt]]) -> list[list[list[Attempt]]]:
+        """The answers to each problem of each task, once all are known: `score` is given (problem, answer, text)."""
         answers = [(self.tasks[name.task][name.problem], self.known[name]) for name in self.names]
         attempts = iter(score([(problem, answer, self.tokenizer.decode(answer.ids)) for problem, answer in answers]))
         return [[list(itertools.islice(attempts, self.samples)) for _ in task] for task in self.tasks]
