@@ -25,7 +25,7 @@ from cgrpo_jax.model.decoder import Params, unstack
 from cgrpo_jax.records import Done, Name, Request
 from cgrpo_jax.sampling import programs
 from cgrpo_jax.sampling.draw import step_key
-from cgrpo_jax.sampling.pool import EngineSetup, Pool, Row, Stats
+from cgrpo_jax.sampling.pool import Draft, EngineSetup, Pool, Stats
 from cgrpo_jax.sampling.room import Ids, cut, shared_prefixes, split_count
 
 
@@ -112,7 +112,7 @@ class Engine:
         self.setup, self.weights, self.sampling = setup, weights, sampling
         self.key = step_key(np.uint32(setup.seed), np.int32(step))
         self.stats = Stats()
-        self.queue: collections.deque[Row] = collections.deque()
+        self.queue: collections.deque[Draft] = collections.deque()
         self.under_way: set[Name] = set()
         # Of a prompt, or of a prefix of prompts (`_prefix`): who still waits for its keys and values; these, once they
         # are computed; and the length of the prefix that it shares with its siblings (`shared_prefixes`).
@@ -141,15 +141,15 @@ class Engine:
             limit = self.sampling.max_new_tokens if request.limit is None else request.limit
             length = len(request.prompt_ids)
             who = f"{request.name.kind.name.lower()} of problem {request.name.problem}"
-            row = Row(request, min(limit, most - length))
+            draft = Draft(request, min(limit, most - length))
             if not 0 < length < most:
                 raise RequestError(f"{who}: a prompt of {length} tokens leaves no room in the model's {most} positions")
-            if not any(pool.holds(row) for pool in self.pools):
-                raise RequestError(f"{who}: no ring of sampler.rings holds {length} tokens and {row.limit} new ones")
+            if not any(pool.holds(draft) for pool in self.pools):
+                raise RequestError(f"{who}: no ring of sampler.rings holds {length} tokens and {draft.limit} new ones")
             if request.name in self.under_way:
                 raise RequestError(f"{who}: {tuple(map(int, request.name))} is asked for while it is under way")
             self.under_way.add(request.name)
-            self.queue.append(row)
+            self.queue.append(draft)
             self._wait_for(tuple(request.prompt_ids))
 
     def _wait_for(self, ids: Ids) -> None:
@@ -210,17 +210,17 @@ class Engine:
             for ids in part:
                 self._enter(ids, entering[ids])
 
-    def _placed(self) -> dict[Ids, list[tuple[Pool, int, Row]]]:
+    def _placed(self) -> dict[Ids, list[tuple[Pool, int, Draft]]]:
         """Takes from the queue, in order, the requests that find a free row, each in its smallest ring; by prompt."""
         free, placed = [pool.free for pool in self.pools], collections.defaultdict(list)
-        left: collections.deque[Row] = collections.deque()
+        left: collections.deque[Draft] = collections.deque()
         while self.queue and any(free):
-            row = self.queue.popleft()
-            where = next((i for i, pool in enumerate(self.pools) if free[i] and pool.holds(row)), None)
+            draft = self.queue.popleft()
+            where = next((i for i, pool in enumerate(self.pools) if free[i] and pool.holds(draft)), None)
             if where is None:
-                left.append(row)
+                left.append(draft)
             else:
-                placed[tuple(row.request.prompt_ids)].append((self.pools[where], free[where].pop(0), row))
+                placed[tuple(draft.request.prompt_ids)].append((self.pools[where], free[where].pop(0), draft))
         self.queue.extendleft(reversed(left))
         return placed
 
@@ -280,9 +280,9 @@ class Engine:
                 return
             del held[ids], self.prompts[ids]
 
-    def _enter(self, ids: Ids, placed: Sequence[tuple[Pool, int, Row]]) -> None:
+    def _enter(self, ids: Ids, placed: Sequence[tuple[Pool, int, Draft]]) -> None:
         """Puts a prefilled prompt into rows, and drops it where nobody else waits for it."""
         for pool in self.pools:
-            if own := [(r, row) for of, r, row in placed if of is pool]:
+            if own := [(r, draft) for of, r, draft in placed if of is pool]:
                 pool.enter(own, self.prompts[ids], self.key)
         self._let_go(ids, len(placed))

@@ -99,8 +99,8 @@ def drawing_of(sampling: SamplingConfig) -> SamplingConfig:
 
 
 @dataclasses.dataclass
-class Row:
-    """A request, queued or decoded, with the tokens of each chunk so far."""
+class Draft:
+    """A request that is queued or in a row, and the tokens that have been drawn for it, chunk by chunk."""
 
     request: Request
     limit: int  # tokens to draw at most
@@ -123,7 +123,7 @@ class Pool:
 
     def __init__(self, setup: EngineSetup, fixed: Ring | None):
         self.setup, self.fixed = setup, fixed
-        self.rows: list[Row | None] = []
+        self.rows: list[Draft | None] = []
         self.slots: programs.Slots | None = None
         if fixed:
             self._make(fixed.rows, fixed.slots)
@@ -134,16 +134,16 @@ class Pool:
     @property
     def live(self) -> list[int]:
         """The rows that have a request."""
-        return [r for r, row in enumerate(self.rows) if row is not None]
+        return [r for r, draft in enumerate(self.rows) if draft is not None]
 
     @property
     def free(self) -> list[int]:
-        return [r for r, row in enumerate(self.rows) if row is None]
+        return [r for r, draft in enumerate(self.rows) if draft is None]
 
-    def holds(self, row: Row) -> bool:
+    def holds(self, draft: Draft) -> bool:
         """Whether the rings of this pool are large enough for a request."""
         sizes = self.setup.room.fixed
-        return self.fixed is None or sizes is None or sizes.fits(self.fixed, row.prefilled, row.limit)
+        return self.fixed is None or sizes is None or sizes.fits(self.fixed, draft.prefilled, draft.limit)
 
     def _rows_wanted(self, live: int, queued: int) -> int:
         least, now = self.setup.least_rows, len(self.rows)
@@ -152,14 +152,14 @@ class Pool:
             return grown_rows(wanted, least, self.setup.room.rows)
         return next(size for size in row_sizes(now, least) if size >= wanted)
 
-    def fit(self, queue: Sequence[Row]) -> None:
+    def fit(self, queue: Sequence[Draft]) -> None:
         """Grows or shrinks rows and slots to what the next chunk needs."""
         if self.fixed:
             return
         live = self.live
         rows = self._rows_wanted(len(live), len(queue))
-        used = [row for row in self.rows if row is not None] + [*queue[: rows - len(live)]]
-        needed = ring_size(max(row.prefilled + min(row.limit, row.drawn + self.setup.chunk) for row in used))
+        used = [draft for draft in self.rows if draft is not None] + [*queue[: rows - len(live)]]
+        needed = ring_size(max(draft.prefilled + min(draft.limit, draft.drawn + self.setup.chunk) for draft in used))
         if self.slots is None:
             self._make(rows, needed)
             return
@@ -172,13 +172,13 @@ class Pool:
         self.slots = programs.resize(self.slots, source, slots_to=needed, mesh=self.setup.mesh)
         self.rows = [self.rows[r] if r >= 0 else None for r in source]
 
-    def enter(self, placed: Sequence[tuple[int, Row]], prompt: programs.KVCache, key: jax.Array) -> None:
+    def enter(self, placed: Sequence[tuple[int, Draft]], prompt: programs.KVCache, key: jax.Array) -> None:
         """Puts a prefilled prompt into rows, each with a request that has this prompt."""
         R, ids = len(self.rows), placed[0][1].request.prompt_ids
         row_R, limit_R, name_R4 = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros((R, 4), np.int32)
-        for i, (r, row) in enumerate(placed):
-            row_R[i], limit_R[i], name_R4[i] = r, row.limit, row.request.name[:4]
-            self.rows[r] = row
+        for i, (r, draft) in enumerate(placed):
+            row_R[i], limit_R[i], name_R4[i] = r, draft.limit, draft.request.name[:4]
+            self.rows[r] = draft
         entry = programs.Entry(np.int32(len(placed)), row_R, limit_R, name_R4)
         assert self.slots is not None
         args = (self.slots, prompt, np.int32(len(ids) - 1), np.int32(ids[-1]), entry, key)
@@ -205,27 +205,27 @@ class Pool:
         chunk = jax.device_get(out)
         stats.row_steps += int(chunk.steps) * len(self.rows)
         done = []
-        for r, row in enumerate(self.rows):
-            if row is None:
+        for r, draft in enumerate(self.rows):
+            if draft is None:
                 continue
             made, over = int(chunk.made_R[r]), not chunk.active_R[r]
-            row.ids.append(chunk.token_RC[r, :made])
-            row.logp.append(chunk.logp_RC[r, :made])
-            row.kept.append(chunk.kept_RC[r, :made])
+            draft.ids.append(chunk.token_RC[r, :made])
+            draft.logp.append(chunk.logp_RC[r, :made])
+            draft.kept.append(chunk.kept_RC[r, :made])
             count = None  # the tokens that a row keeps that has written a stop text
             if self.setup.stop is not None:
-                drawn = np.concatenate(row.ids).tolist()
+                drawn = np.concatenate(draft.ids).tolist()
                 count = self.setup.stop(drawn, len(drawn) if over else made)  # at its end all of it is searched
             if count is not None:
-                made -= row.drawn - count  # those after a stop text are dropped
+                made -= draft.drawn - count  # those after a stop text are dropped
             stats.tokens += made
             stats.nonfinite += int(np.count_nonzero(~np.isfinite(chunk.logp_RC[r, : max(made, 0)])))
             if over or count is not None:
-                ids, logp, kept = (np.concatenate(parts)[:count] for parts in (row.ids, row.logp, row.kept))
+                ids, logp, kept = (np.concatenate(parts)[:count] for parts in (draft.ids, draft.logp, draft.kept))
                 finished = bool(chunk.finished_R[r]) or count is not None
-                done.append((row.request, Completion(ids, logp, kept, finished)))
+                done.append((draft.request, Completion(ids, logp, kept, finished)))
                 self.rows[r] = None
-        if self.slots is not None and any(chunk.active_R[r] and row is None for r, row in enumerate(self.rows)):
-            going_on_R = np.array([row is not None for row in self.rows])
+        if self.slots is not None and any(chunk.active_R[r] and draft is None for r, draft in enumerate(self.rows)):
+            going_on_R = np.array([draft is not None for draft in self.rows])
             self.slots = programs.halt(self.slots, going_on_R, mesh=self.setup.mesh)
         return done
