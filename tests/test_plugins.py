@@ -7,7 +7,6 @@ import pathlib
 import subprocess
 import sys
 import traceback
-import types
 
 import jax
 import pytest
@@ -415,7 +414,7 @@ def test_rows_need_no_answer_where_nobody_is_shown_one(tmp_path):
 
 def test_what_a_critic_concludes_is_compared_with_the_rule(tmp_path, tokenizer):
     texts = ["Conclusion: correct", "Conclusion: correct", "Look again."]
-    critic = OwnCritic(types.SimpleNamespace(call=lambda *_: texts), RefineConfig(critique="function"), print)
+    critic = OwnCritic(lambda *_: texts, RefineConfig(critique="function"), print)
     posed = Posed(problems_of(tmp_path, [TEXT]).get(0), 0, 0)
     attempts = [Attempt(completion(tokenizer, "a"), "a", 0.0, right, None, "ok") for right in (True, False, True)]
     story = by_function(critic, Brief(RefineConfig(critique="function")), posed, list(enumerate(attempts)))

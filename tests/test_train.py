@@ -153,7 +153,7 @@ def ask_critics(folder):
     empty = Completion(np.zeros(0, np.int32), *[np.zeros(0, np.float32)] * 2, True)
     with UserProcess() as process:
         process.load("math:sqrt")
-        fails = OwnCritic(process, dataclasses.replace(refine, critique_fn="math:sqrt"), print)
+        fails = OwnCritic(process.call, dataclasses.replace(refine, critique_fn="math:sqrt"), print)
         assert fails.texts(problem, [dataclasses.replace(attempt, completion=empty)], 0) == [None]
         open_rewards(small(**{"reward.fn": "math:sqrt"}), process, print).grade([(problem, empty, "")])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cgrpo_jax.config.critics import CRITICS, Critic
 from cgrpo_jax.config.options import RefineConfig
@@ -17,7 +18,6 @@ from cgrpo_jax.data.arithmetic import worked_critique
 from cgrpo_jax.data.rows import RowError, text_of, worked_solution
 from cgrpo_jax.grading.functions import FunctionError, Item, arguments, listed
 from cgrpo_jax.process.calling import Complaints, Fault, one_line, shown
-from cgrpo_jax.process.user import UserProcess
 from cgrpo_jax.records import Attempt, Critique, Message, Problem
 from cgrpo_jax.rollout.collect import Chosen, Critiques, Posed
 from cgrpo_jax.text import prompts
@@ -177,18 +177,18 @@ class OwnCritic:
     call fails, the fallback is used for its critiques.
 
     Args:
-      process: the process that has loaded the function.
+      call: calls a function that was loaded before: (path, arguments, seconds) -> what it returns.
     """
 
-    def __init__(self, process: UserProcess, cfg: RefineConfig, log: Callable[[str], None]):
-        self.process, self.cfg, self.complaints = process, cfg, Complaints(log)
+    def __init__(self, call: Callable[..., Any], cfg: RefineConfig, log: Callable[[str], None]):
+        self.call, self.cfg, self.complaints = call, cfg, Complaints(log)
 
     def _called(self, problem: Problem, attempts: Sequence[Attempt], step: int = 0) -> list[str | None]:
         """Raises Fault, and TypeError or ValueError where the function returns no list of texts."""
         items: list[Item] = [(problem, attempt.completion, attempt.text) for attempt in attempts]
         rewards = {"rewards": [a.reward for a in attempts], "correct": [a.correct for a in attempts]}
         given = arguments(items, step) | rewards
-        found = self.process.call(self.cfg.critique_fn, given, self.cfg.critique_seconds)
+        found = self.call(self.cfg.critique_fn, given, self.cfg.critique_seconds)
         texts = listed(found, len(attempts), "critiques")
         for text in texts:
             if text is not None and not isinstance(text, str):

@@ -93,7 +93,7 @@ def open_critic(cfg: Config, process: UserProcess, log: Callable[[str], None]) -
     if critic_of(cfg).by != "function" or not samples_refinements(cfg):
         return None
     _loaded("refine.critique_fn", cfg.refine.critique_fn, process)
-    return OwnCritic(process, cfg.refine, log)
+    return OwnCritic(process.call, cfg.refine, log)
 
 
 def try_on_rows(
