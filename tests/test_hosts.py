@@ -10,8 +10,8 @@ from test_train import small
 from cgrpo_jax import training
 from cgrpo_jax.records import Kind
 from cgrpo_jax.rollout import critics
+from cgrpo_jax.run import beginning, opening
 from cgrpo_jax.run import leader as of_leader
-from cgrpo_jax.run import opening
 from cgrpo_jax.sampling.engine import Engine
 from cgrpo_jax.text import tokenizer
 from cgrpo_jax.training import train
@@ -99,7 +99,7 @@ def test_a_follower_does_what_its_leader_did(tmp_path, monkeypatch):
         for owner, name in [
             (opening, "load_problems"), (of_leader, "Verifier"), (of_leader.rewards, "score"), (training, "open_desk"),
             (critics, "indicative_gt"), (tokenizer.Tokenizer, "encode_chat"), (tokenizer.Tokenizer, "decode"),
-            (metrics.Writer, "scalars"), (of_leader, "exclusive"), (of_leader, "segments_of"),
+            (metrics.Writer, "scalars"), (beginning, "exclusive"), (of_leader, "segments_of"),
             (progress.Progress, "__init__"),  # the only clock of a run
         ]:  # fmt: skip
             patched.setattr(owner, name, forbidden)
