@@ -12,7 +12,7 @@ from conftest import QUICKSTART
 from test_train import small
 
 from cgrpo_jax.errors import ConfigError
-from cgrpo_jax.run import leader
+from cgrpo_jax.run import step_log
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import tracking
 from cgrpo_jax.workdir.metrics import Writer
@@ -104,7 +104,7 @@ def test_others_are_not_told_where_things_lie(tmp_path, monkeypatch):
 
     folder = shutil.copytree(QUICKSTART, tmp_path / "secret_place/model")
     changes = {"model.path": str(folder), "api.base_url": "http://inner.host/v1", "train.tracker": "wandb"}
-    monkeypatch.setattr(leader, "open_tracker", opened)
+    monkeypatch.setattr(step_log, "open_tracker", opened)
     for method in ("sft", "rl"):
         with jax.numpy_rank_promotion("allow"), pytest.raises(InterruptedError):
             train(small(**changes, method=method), tmp_path / method)
