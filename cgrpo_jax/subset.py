@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from cgrpo_jax.config.options import DataConfig
-from cgrpo_jax.data.rows import TRACE, RowError, parse_row, solution_text
+from cgrpo_jax.data.cells import TRACE, RowError, solution_text
+from cgrpo_jax.data.rows import parse_row
 from cgrpo_jax.data.sources import open_rows
 from cgrpo_jax.errors import ConfigError, DataError, UserError
 from cgrpo_jax.text.prompts import question_messages

@@ -9,7 +9,7 @@ from test_train import lines, small
 
 from cgrpo_jax.config import METHODS
 from cgrpo_jax.config.options import DataConfig
-from cgrpo_jax.data.targets import load_targets
+from cgrpo_jax.data.sources import load_targets
 from cgrpo_jax.errors import ConfigError, DataError
 from cgrpo_jax.generating import generate, kept_rows
 from cgrpo_jax.records import Attempt, Completion, Critique, Group, Problem

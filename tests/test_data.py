@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cgrpo_jax.config.options import DataConfig, VerifierConfig
-from cgrpo_jax.data import rows, sources
+from cgrpo_jax.data import cells, rows, sources
 from cgrpo_jax.data.arithmetic import problem as arithmetic_problem
-from cgrpo_jax.data.rows import text_of
+from cgrpo_jax.data.cells import text_of
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.errors import DataError, PromptError
 from cgrpo_jax.grading.verifier import Reading, Verifier
@@ -77,13 +77,13 @@ def test_of_several_columns_the_more_usual_name_counts():
         problem = rows.parse_row(
             {"question": "q", "ground_truth": "1"} | worked, DataConfig(answer_column="ground_truth")
         )
-        found = rows.worked_solution(problem.problem)
+        found = cells.worked_solution(problem.problem)
         assert (found.column, found.text) == (column, worked.pop(column))
 
 
 def test_of_a_chat_the_last_turn_of_the_assistant_is_the_solution():
     turns = [("user", "q"), ("assistant", "draft"), ("user", "again"), ("assistant", "final"), ("user", "thanks")]
-    assert rows.solution_text([{"role": role, "content": text} for role, text in turns], "target") == "final"
+    assert cells.solution_text([{"role": role, "content": text} for role, text in turns], "target") == "final"
 
 
 @pytest.mark.parametrize(("row", "question", "gold"), SCHEMAS)
@@ -263,8 +263,8 @@ def test_a_file_that_is_replaced_as_soon_as_it_is_read(tmp_path, monkeypatch):
     """The verdict on its old golds is not kept for the new ones."""
     path, open_rows = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1"}]), sources.open_rows
 
-    def replacing(cfg):
-        rows = open_rows(cfg)
+    def replacing(cfg, log):
+        rows = open_rows(cfg, log)
         write_jsonl(path, [{"question": "q", "answer": "bad"}])
         return rows
 

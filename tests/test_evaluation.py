@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cgrpo_jax.config.options import DataConfig
-from cgrpo_jax.data.choice_rows import choice_problem
+from cgrpo_jax.data.rows import choice_problem
 from cgrpo_jax.data.tasks import load_task
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.evaluation import store

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from math_verify import parse, verify
 
 from cgrpo_jax.config.options import DataConfig, VerifierConfig
-from cgrpo_jax.data.choice_rows import choice_problem
-from cgrpo_jax.data.rows import parse_row
-from cgrpo_jax.data.theoremqa_rows import theoremqa_problem
+from cgrpo_jax.data.rows import choice_problem, parse_row, theoremqa_row
 from cgrpo_jax.grading import choices, theoremqa
 from cgrpo_jax.grading.normalise import clean, number
 from cgrpo_jax.grading.verifier import Verifier
@@ -161,7 +159,7 @@ def test_every_gold_option_and_theorem_equals_itself(shared_data):
         assert choices.chosen(problem.answer, shown) == problem.answer
         assert choices.chosen(f"({problem.answer}) {row['choices'][row['answer']]}", shown) == problem.answer
     for row in rows(shared_data / "benchmarks/theoremqa.jsonl"):
-        problem = theoremqa_problem(row)
+        problem = theoremqa_row(row).problem
         gold = row["answer"]
         assert theoremqa.judge(row["answer_type"], gold, problem.answer) is True, row
 

@@ -11,7 +11,7 @@ from test_train import small
 
 from cgrpo_jax.config import METHODS
 from cgrpo_jax.config.options import DataConfig, ObjectiveConfig, RefineConfig
-from cgrpo_jax.data.rows import trace_of
+from cgrpo_jax.data.cells import trace_of
 from cgrpo_jax.data.sources import load_problems
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.learning import credit

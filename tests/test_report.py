@@ -17,8 +17,7 @@ from cgrpo_jax import api, report
 from cgrpo_jax.learning.credit import group_advantages
 from cgrpo_jax.report_page import gather, page, rollouts
 from cgrpo_jax.sharing import card as model_card
-from cgrpo_jax.text.pieces import Pieces
-from cgrpo_jax.text.tokenizer import Tokenizer
+from cgrpo_jax.text.tokenizer import Pieces, Tokenizer
 from cgrpo_jax.workdir import shades
 
 LEVELS = {letter: level for level, letter in enumerate(shades.LETTERS)}

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from cgrpo_jax.config.options import DataConfig, VerifierConfig
-from cgrpo_jax.data.rows import parse_row
-from cgrpo_jax.data.theoremqa_rows import theoremqa_problem
+from cgrpo_jax.data.rows import parse_row, theoremqa_row
 from cgrpo_jax.grading import answers, choices, equivalence, release, rewards
 from cgrpo_jax.grading.verifier import Reading, Verifier
 from cgrpo_jax.records import Completion, Problem
@@ -117,8 +116,8 @@ def test_no_hundredth_of_a_gold_of_gsm8k_is_right(verifier, shared_data):
 
 def test_theoremqa_reads_a_percentage_that_is_asked_for(verifier):
     row = {"question": "What percentage of the light comes out?", "answer": "54.8", "answer_type": "float"}
-    asked = theoremqa_problem(row)
-    told = theoremqa_problem(row | {"question": "How many are 20 percent?"})
+    asked = theoremqa_row(row).problem
+    told = theoremqa_row(row | {"question": "How many are 20 percent?"}).problem
     items = [(one, f"\\boxed{{{a}}}") for one in (asked, told) for a in ("54.8\\%", "54.8", "0.548", "5480\\%")]
     assert scored(verifier, *items) == [True, True, False, False, False, True, False, True]
 

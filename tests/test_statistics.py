@@ -330,14 +330,14 @@ def test_mean_over_tasks_is_plain_and_of_what_all_tasks_have():
 
 
 def test_an_entry_has_the_accuracy_of_each_source_and_its_time_outs():
-    from cgrpo_jax.data.tasks import Named
+    from cgrpo_jax.data.tasks import NamedProblem
     from cgrpo_jax.evaluation.exam import accuracies, task_entry
     from cgrpo_jax.evaluation.tables import table
     from cgrpo_jax.records import Attempt, Completion, Problem
 
     ended = Completion(np.zeros(3, np.int32), np.zeros(3, np.float32), np.ones(3, np.float32), True)
     asked = [("aime", True, "ok"), ("aime", False, "timeout"), ("amc", False, "ok"), ("amc", False, "died")]
-    task = [Named(str(i), Problem(f"{i}?", "1", (), tag=source)) for i, (source, _, _) in enumerate(asked)]
+    task = [NamedProblem(str(i), Problem(f"{i}?", "1", (), tag=source)) for i, (source, _, _) in enumerate(asked)]
     attempts = [[Attempt(ended, "1", float(right), right, "1", status)] for _, right, status in asked]
     got = task_entry(task, attempts, None, 0)
     in_training = accuracies([named.problem for named in task], attempts, "eval")

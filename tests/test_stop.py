@@ -22,9 +22,8 @@ from cgrpo_jax.run import build, startup
 from cgrpo_jax.run.answers import settings_of
 from cgrpo_jax.sampling.pool import EngineSetup, Pool
 from cgrpo_jax.sampling.room import Fixed, Ring, Room
-from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.stop import Stopping, before, going_on
-from cgrpo_jax.text.tokenizer import Tokenizer
+from cgrpo_jax.text.tokenizer import Pieces, Tokenizer
 from cgrpo_jax.training import train
 
 CFG = tiny_config("qwen3")

@@ -10,9 +10,8 @@ import pytest
 from test_data import Parsable
 
 from cgrpo_jax.config.options import DataConfig, VerifierConfig
-from cgrpo_jax.data.choice_rows import choice_problem, order
+from cgrpo_jax.data.rows import choice_problem, order, parse_target_row
 from cgrpo_jax.data.sources import load_problems
-from cgrpo_jax.data.targets import parse_target_row
 from cgrpo_jax.data.tasks import TASKS, load_task, parse_names
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.grading import rewards

@@ -14,7 +14,8 @@ from typing import Any
 
 from cgrpo_jax import grading
 from cgrpo_jax.config.options import DataConfig
-from cgrpo_jax.data.rows import Parsed, RowError
+from cgrpo_jax.data.cells import RowError
+from cgrpo_jax.data.rows import Parsed
 from cgrpo_jax.errors import DataError, PromptError
 from cgrpo_jax.grading.golds import hopeless
 from cgrpo_jax.grading.verifier import Reading
@@ -30,8 +31,7 @@ Parsable = Callable[[Sequence[str]], list[Reading]]
 Parse = Callable[[Mapping[str, Any], int], Parsed]  # (row, its number) -> problem
 Fault = Callable[[Problem], str | None]  # what is wrong with a problem, if anything
 Log = Callable[[str], None]
-Good = list[tuple[int, Parsed]]
-Bad = list[tuple[int, str]]
+Numbered = tuple[int, Mapping[str, Any] | RowError]  # a row, or what is wrong with it, and its number from 1
 
 
 def _reader() -> list[str]:
@@ -83,22 +83,22 @@ def _parsed(row: Mapping[str, Any] | RowError, number: int, parse: Parse) -> Par
     return parsed
 
 
-def sift(
-    rows: Iterable[tuple[int, Mapping[str, Any] | RowError]],
-    parse: Parse,
-    fault: Fault,
-    parsable: Parsable | None,
-    log: Log,
-) -> tuple[Good, Bad]:
-    """The rows that can be used, and what is wrong with each other one.
+def checked_rows(
+    rows: Iterable[Numbered], parse: Parse, fault: Fault, parsable: Parsable | None, cfg: DataConfig, log: Log
+) -> list[tuple[int, Parsed]]:
+    """The rows that can be used, with their numbers; each other one is an error or is left out, and named.
 
     Args:
       parsable: which golds of the mathematical grader can be read; None: this is not asked.
+      cfg: the source, and what is done with bad rows.
       log: is told now and then how far a long check is.
+
+    Raises:
+      DataError: bad rows (each with source, row and column) and `on_bad_row` is "error", or no usable row.
     """
-    parsed: Good = []
-    good: Good = []
-    bad: Bad = []
+    parsed: list[tuple[int, Parsed]] = []
+    good: list[tuple[int, Parsed]] = []
+    bad: list[tuple[int, str]] = []
     for number, row in rows:
         try:
             parsed.append((number, _parsed(row, number, parse)))
@@ -121,7 +121,8 @@ def sift(
             bad.append((number, str(RowError(made.question_column, message))))
         else:
             good.append((number, made))
-    return good, bad
+    _report(bad, len(good), cfg, log)
+    return good
 
 
 def _listed(bad: Sequence[tuple[int, str]], source: str) -> list[str]:
@@ -138,8 +139,8 @@ def _listed(bad: Sequence[tuple[int, str]], source: str) -> list[str]:
     return [line for _, line in sorted(lines)]
 
 
-def report_bad_rows(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, log: Log) -> None:
-    """Refuses, or names, the rows that are left out."""
+def _report(bad: Sequence[tuple[int, str]], kept: int, cfg: DataConfig, log: Log) -> None:
+    """Names the bad rows, in an error or in the log."""
     lines = _listed(bad, cfg.source)
     if bad and cfg.on_bad_row == "error":
         total = f"bad rows: {len(bad)} of {len(bad) + kept} in {cfg.source}"

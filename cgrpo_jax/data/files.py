@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from cgrpo_jax.data.rows import RowError, plain
+from cgrpo_jax.data.cells import RowError, plain
 from cgrpo_jax.workdir.places import expanded
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")

@@ -1,37 +1,53 @@
-"""One row of any supported schema becomes a problem, or an error that names its column."""
+"""Rows become problems: a question with an answer, a question with options, a text to imitate, TheoremQA.
+
+Options stand in the order of the data; those of GPQA, whose first one is always right, in a seeded order.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import decimal
+import hashlib
+import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cgrpo_jax.config.options import DataConfig
+from cgrpo_jax.data.cells import (
+    LISTS,
+    TRACE,
+    RowError,
+    is_chat,
+    messages_of,
+    named_column,
+    other_columns,
+    required,
+    solution_text,
+    text_of,
+)
 from cgrpo_jax.grading.answers import boxed
+from cgrpo_jax.grading.choices import LETTERS
 from cgrpo_jax.grading.functions import GRADER
+from cgrpo_jax.grading.theoremqa import TYPES
 from cgrpo_jax.process.calling import FAULTS, one_line
 from cgrpo_jax.records import Message, Problem
-from cgrpo_jax.text.prompts import INSTRUCTION, Task, question_messages
+from cgrpo_jax.text.prompts import INSTRUCTION, TaskPrompt, question_messages
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "target", "solution")
-TRACE = "target"  # the column of a stronger model's solutions
-SOLUTION_COLUMNS = ("solution", TRACE, "answer")  # of a worked solution, in the order in which they are looked for
-NAMED = 12  # columns in a message
-ROLES = ("system", "user", "assistant")
-LISTS = (list, tuple, np.ndarray)
-
-
-class RowError(ValueError):
-    """One bad cell."""
-
-    def __init__(self, column: str, message: str):
-        super().__init__(f"column {column!r}: {message}")
+GPQA_OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+THEOREMQA_COLUMNS = ("question", "answer", "answer_type")
+OPTION_COLUMNS = ("options", "choices")
+RIGHT_COLUMNS = ("answerKey", "answer_index", "answer_idx", "answer", "label", "ground_truth", "final_answer", "target")
+# Options that keep their place when the others are shuffled.
+_LAST = re.compile(
+    r"\b(?:the|these|those) (?:above|preceding|previous|others?|options|choices|answers)\b(?!-)", re.IGNORECASE
+)
+_BY_LETTER = re.compile(
+    r"\b(?:both|neither|either|only|options?|choices?|answers?|statements?) \(?[A-J]\)?(?![\w'])"
+    r"|\(?\b[A-J]\)?,? (?:and|or|nor|&) \(?[A-J]\b|\([A-J]\)"
+)
 
 
 class Parsed(NamedTuple):
@@ -40,108 +56,6 @@ class Parsed(NamedTuple):
     problem: Problem
     question_column: str
     answer_column: str
-
-
-def _missing(row: Mapping[str, Any], column: str) -> RowError:
-    """Names the columns that are there."""
-    names = [str(name) for name, value in row.items() if value is not None]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return RowError(column, f"missing; there: {', '.join(names[:NAMED]) or 'none'}{more}")
-
-
-def required(row: Mapping[str, Any], column: str) -> Any:
-    if row.get(column) is None:
-        raise _missing(row, column)
-    return row[column]
-
-
-def plain(value: np.generic) -> Any:
-    """A scalar of numpy as Python has it; of a short float the shortest decimal, 0.1 and not 0.10000000149."""
-    short = isinstance(value, np.floating) and value.dtype.itemsize < 8
-    return float(str(value)) if short else value.item()
-
-
-def text_of(value: Any, column: str) -> str:
-    """Text, or a number as text, also as the one element of a list.
-
-    It is neither empty nor NaN nor infinite (so a table may write a missing number), nor is it half a character.
-    """
-    if isinstance(value, LISTS) and len(value) == 1:
-        value = value[0]
-    value = plain(value) if isinstance(value, np.generic) else value
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise RowError(column, f"text or a number is needed, not {type(value).__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RowError(column, f"{value} is no number")
-    if not str(value).strip():
-        raise RowError(column, "empty")
-    return _whole_characters(str(value), column)
-
-
-def _whole_characters(text: str, column: str) -> str:
-    """The text itself. Raises RowError where it has no form in UTF-8, which every tokenizer needs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        what = f"byte {code - 0xDC00:#04x} is no UTF-8" if 0xDC80 <= code <= 0xDCFF else "half a surrogate pair"
-        raise RowError(column, f"{what} (character {error.start + 1})") from None
-    return text
-
-
-def _json_like(value: Any) -> Any:
-    """A cell in the types of JSON; dates and decimals as text. Raises TypeError for what has no such form."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_like(part) for key, part in value.items()}
-    if isinstance(value, LISTS):
-        return [_json_like(part) for part in value]
-    if isinstance(value, np.generic):
-        return _json_like(plain(value))
-    if isinstance(value, (datetime.date, datetime.time, decimal.Decimal)):
-        return str(value)
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def other_columns(row: Mapping[str, Any], used: Collection[str]) -> dict[str, Any]:
-    """The row's columns that made neither question nor answer; without those that JSON cannot hold, as images."""
-    columns = {}
-    for name, value in row.items():
-        if name not in used:
-            try:
-                columns[name] = _json_like(value)
-            except TypeError:
-                continue
-            except RecursionError:
-                raise RowError(name, "too many lists within lists") from None
-    return columns
-
-
-def messages_of(value: Any, column: str) -> tuple[Message, ...]:
-    turns = list(value)
-    for turn in turns:
-        if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
-            raise RowError(column, f"a chat turn needs a 'role' of {', '.join(ROLES)}")
-        if not isinstance(turn.get("content"), str):
-            raise RowError(column, "a chat turn needs text as its 'content'")
-        _whole_characters(turn["content"], column)
-    if not turns or turns[-1]["role"] != "user":
-        raise RowError(column, "the last chat turn must be the user's")
-    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
-
-
-def named_column(row: Mapping[str, Any], named: str, usual: Sequence[str]) -> str:
-    """The column of that name, else the first of the usual names; those may be spelt `Question` or `ANSWER`, too."""
-    for column in (named,) if named else usual:
-        if row.get(column) is not None:
-            return column
-    if not named:
-        spelt = {str(name).lower(): name for name, value in row.items() if value is not None}
-        for column in usual:
-            if column in spelt:
-                return spelt[column]
-    raise _missing(row, named or "/".join(usual))
 
 
 def column_mends(row: Mapping[str, Any], cfg: DataConfig) -> list[str]:
@@ -159,11 +73,6 @@ def column_mends(row: Mapping[str, Any], cfg: DataConfig) -> list[str]:
     return mends
 
 
-def is_chat(value: Any) -> bool:
-    """Whether a cell holds turns. A list of one text is that text."""
-    return isinstance(value, LISTS) and not (len(value) == 1 and isinstance(value[0], str))
-
-
 def _gold(text: str) -> str:
     """A worked solution keeps the answer in a box; GSM8K keeps it behind ####, which is a heading elsewhere."""
     if "\\boxed" in text:
@@ -171,41 +80,6 @@ def _gold(text: str) -> str:
     elif "####" in text:
         text = text.rsplit("####", 1)[1]
     return text.strip()
-
-
-def trace_of(problem: Problem) -> str:
-    """The stronger model's solution that the data hold. Raises RowError."""
-    return solution_text(problem.columns.get(TRACE), TRACE)
-
-
-class Worked(NamedTuple):
-    """A worked solution of the data, and the column that it stands in."""
-
-    column: str
-    text: str
-
-
-def worked_solution(problem: Problem) -> Worked | None:
-    """What a critic may be shown as the solution; None where the data hold none, or the bare answer."""
-    spelt = {name.lower(): name for name in problem.columns}
-    for column in [spelt[name] for name in SOLUTION_COLUMNS if name in spelt]:
-        try:
-            text = solution_text(problem.columns[column], column)
-        except RowError:
-            continue
-        if text.strip() != problem.answer:
-            return Worked(column, text)
-    return None
-
-
-def solution_text(value: Any, column: str) -> str:
-    """A text that may be learnt: text, or the assistant's turn of a chat. Raises RowError."""
-    if isinstance(value, LISTS) and is_chat(value):
-        turns = [turn for turn in value if isinstance(turn, Mapping) and turn.get("role", "assistant") == "assistant"]
-        value = turns[-1].get("content") if turns else None
-    if value is None:
-        raise RowError(column, "no solution in it (what is the answer's column cannot be this one: data.answer_column)")
-    return text_of(value, column)
 
 
 def _answer(row: Mapping[str, Any], cfg: DataConfig) -> tuple[Any, str]:
@@ -230,7 +104,7 @@ def _others(row: Mapping[str, Any], question_columns: Collection[str], answer_co
     return columns
 
 
-def asked_by(problem: Problem, task: Task) -> Problem:
+def asked_by(problem: Problem, task: TaskPrompt) -> Problem:
     """The problem under another task prompt than the paper's; a row's own chat turns stay. Raises RowError."""
     if task is question_messages or problem.messages != question_messages(problem.question):
         return problem
@@ -245,31 +119,21 @@ def scored_by_functions(problem: Problem, row: Mapping[str, Any], chat: bool = F
     return dataclasses.replace(problem, grader=GRADER, row=other_columns(row, ()), chat=chat)
 
 
-def _own_gold(row: Mapping[str, Any], cfg: DataConfig) -> tuple[str, str]:
-    """The gold answer and its column; both "" where the row has none, or none that is text."""
-    try:
-        answer, column = _answer(row, cfg)
-        return _gold(text_of(answer, column)), column
-    except RowError:
-        return "", ""
-
-
-def parse_own_row(
-    row: Mapping[str, Any],
-    cfg: DataConfig,
-    answerless: bool,
-    parse: Callable[[Mapping[str, Any], DataConfig], Parsed],
-) -> Parsed:
-    """As `parse`, of a problem that `reward.fn` scores.
+def parse_own_row(row: Mapping[str, Any], cfg: DataConfig, answerless: bool) -> Parsed:
+    """As `parse_row`, for a problem that `reward.fn` scores. Raises RowError.
 
     Args:
-      answerless: a row needs no answer, for nobody is shown one.
+      answerless: a row needs no answer, because nobody is shown one; an answer that is no text counts as none.
     """
-    if not answerless:
-        parsed = parse(row, cfg)
-    else:
-        gold, column = _own_gold(row, cfg)
+    if answerless:
+        try:
+            answer, column = _answer(row, cfg)
+            gold = _gold(text_of(answer, column))
+        except RowError:
+            gold, column = "", ""
         parsed = _asked(row, cfg, gold, column)
+    else:
+        parsed = parse_row(row, cfg)
     return parsed._replace(problem=scored_by_functions(parsed.problem, row, is_chat(row.get("prompt"))))
 
 
@@ -277,8 +141,11 @@ def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     """One row of any supported schema. Raises RowError naming the column.
 
     The authors' schema has `prompt` (chat turns), `reward_model.ground_truth` and sometimes `reward_model.question`;
-    without the latter the bare question is the last user turn less the task instruction.
+    without the latter the bare question is the last user turn less the task instruction. Where a column of its own
+    holds options, the question is asked with them and the answer is a letter.
     """
+    if options := options_of(row):
+        return _asked_with_options(row, cfg, options)
     answer, answer_column = _answer(row, cfg)
     gold = _gold(text_of(answer, answer_column))
     if not gold:
@@ -286,19 +153,204 @@ def parse_row(row: Mapping[str, Any], cfg: DataConfig) -> Parsed:
     return _asked(row, cfg, gold, answer_column)
 
 
+def _question(row: Mapping[str, Any], cfg: DataConfig) -> tuple[str, str, tuple[Message, ...] | None]:
+    """The column that asks, its text (of chat turns the last one's), and the chat turns, if it holds any."""
+    column = "prompt" if is_chat(row.get("prompt")) else named_column(row, cfg.question_column, QUESTION_COLUMNS)
+    if not is_chat(row[column]):
+        return column, text_of(row[column], column), None
+    messages = messages_of(row[column], column)
+    return column, messages[-1]["content"], messages
+
+
 def _asked(row: Mapping[str, Any], cfg: DataConfig, gold: str, answer_column: str) -> Parsed:
-    """The problem of a row whose gold answer is known."""
-    grader = "math" if cfg.grader == "auto" else cfg.grader
+    """The problem of a row without options whose gold answer is known."""
     column = named_column(row, cfg.question_column, QUESTION_COLUMNS)
-    turns_column = "prompt" if is_chat(row.get("prompt")) else column
-    others = _others(row, {column, turns_column}, answer_column, gold)
-    if not is_chat(row[turns_column]):
-        question = text_of(row[column], column)
-        problem = Problem(question, gold, question_messages(question), grader, columns=others)
-        return Parsed(problem, column, answer_column)
-    messages = messages_of(row[turns_column], turns_column)
-    reward_model = row.get("reward_model")
-    own = reward_model.get("question") if isinstance(reward_model, Mapping) else None
-    own = own or (row[column] if isinstance(row[column], str) else None)
-    question = text_of(own or messages[-1]["content"].removesuffix(INSTRUCTION).strip(), "question")
-    return Parsed(Problem(question, gold, messages, grader, columns=others), turns_column, answer_column)
+    asked, question, messages = _question(row, cfg)
+    others = _others(row, {column, asked}, answer_column, gold)
+    if messages:
+        reward_model = row.get("reward_model")
+        own = reward_model.get("question") if isinstance(reward_model, Mapping) else None
+        own = own or (row[column] if isinstance(row[column], str) else None)
+        question = text_of(own or question.removesuffix(INSTRUCTION).strip(), "question")
+    grader = "math" if cfg.grader == "auto" else cfg.grader
+    problem = Problem(question, gold, messages or question_messages(question), grader, columns=others)
+    return Parsed(problem, asked, answer_column)
+
+
+def parse_target_row(row: Mapping[str, Any], cfg: DataConfig, task: TaskPrompt = question_messages) -> Parsed:
+    """A row to imitate: chat turns (`prompt`) or a question, and the text to learn, `answer`, in the column `target`.
+
+    `data.answer_column` names another column for the text. Raises RowError naming the column.
+    """
+    column = cfg.answer_column or TRACE
+    target = solution_text(required(row, column), column)
+    asked, question, messages = _question(row, cfg)
+    if not messages and (options := options_of(row)):
+        question = question_text(question, options.texts)
+    return Parsed(Problem(question, target, messages or tuple(task(question)), grader="none"), asked, column)
+
+
+def order(options: Sequence[str], seed: str) -> list[int]:
+    """A permutation of options that depends on the seed string alone: sorted by SHA-256 of seed and index.
+
+    "All of the above" stays last, and options that name others by their letters stay all where they are.
+    """
+
+    def digest(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}\0{index}".encode("utf-8", "replace")).digest()
+
+    if any(_BY_LETTER.search(option) for option in options):
+        return list(range(len(options)))
+    last = [i for i, option in enumerate(options) if _LAST.search(option)]
+    return sorted(set(range(len(options))) - set(last), key=digest) + last
+
+
+def question_text(question: str, options: Sequence[str]) -> str:
+    """The question with its options, each on its own line behind its letter."""
+    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question.rstrip(), *lines, "Answer with the letter of the right option."])
+
+
+def choice_problem(
+    question: str, options: Sequence[str], right: int, seed: str | None = None, columns: Mapping[str, Any] | None = None
+) -> Problem:
+    """A problem from options and the index of the right one; the order follows from the seed, if there is one.
+
+    Raises:
+      ValueError: fewer than 2 or more than 26 options, or no such option.
+    """
+    if not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(f"{len(options)} options; 2 to {len(LETTERS)} are possible")
+    if not 0 <= right < len(options):
+        raise ValueError(f"the right option is number {right} of {len(options)}")
+    shown = list(range(len(options))) if seed is None else order(options, seed)
+    text = question_text(question, [options[i] for i in shown])
+    return Problem(
+        question=text,
+        answer=LETTERS[shown.index(right)],
+        messages=question_messages(text),
+        grader="choice",
+        entry={"options": [options[i] for i in shown], "order": shown},
+        columns=columns or {},
+    )
+
+
+def choice_row(row: Mapping[str, Any], number: int) -> Parsed:
+    """A row of MMLU or MMLU-Pro: a list of options and the index of the right one. The order stays."""
+    options, right = named_column(row, "", OPTION_COLUMNS), named_column(row, "", RIGHT_COLUMNS)
+    cells, index = row[options], row[right]
+    if not isinstance(cells, LISTS) or not 2 <= len(cells) <= len(LETTERS):
+        raise RowError(options, f"{str(cells)[:60]!r} is no list of 2 to {len(LETTERS)} options")
+    texts = [text_of(cell, options) for cell in cells]
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(texts):
+        raise RowError(right, f"{index!r} is no index of the {len(texts)} options")
+    question, others = text_of(required(row, "question"), "question"), other_columns(row, ("question", options, right))
+    return Parsed(choice_problem(question, texts, index, columns=others), "question", right)
+
+
+def gpqa_row(row: Mapping[str, Any], number: int) -> Parsed:
+    """A row of GPQA: each option in a column of its own, the right one in the first."""
+    texts = [text_of(required(row, column), column).strip() for column in GPQA_OPTIONS]
+    question = text_of(required(row, "Question"), "Question").strip()
+    others = other_columns(row, ("Question", *GPQA_OPTIONS))
+    return Parsed(choice_problem(question, texts, 0, str(number), others), "Question", GPQA_OPTIONS[0])
+
+
+class Options(NamedTuple):
+    """Options that stand in a column of their own."""
+
+    column: str
+    texts: list[str]
+    labels: list[str]
+    numbers: bool  # they are numbers and no texts
+
+
+def options_of(row: Mapping[str, Any]) -> Options | None:
+    """Those of a row: a list, as MMLU has it; {"text": [...], "label": [...]}, as ARC; {"A": ..., "B": ...}.
+
+    None for a row without any. Raises RowError.
+    """
+    for column in OPTION_COLUMNS:
+        cell, labels = row.get(column), list(LETTERS)
+        if isinstance(cell, Mapping) and isinstance(cell.get("text"), LISTS):
+            labels = [text_of(label, column) for label in cell.get("label") or LETTERS]
+            cell = cell["text"]
+        elif isinstance(cell, Mapping):
+            filled = {str(label): text for label, text in cell.items() if text is not None}
+            labels, cell = list(filled), list(filled.values())
+        if isinstance(cell, LISTS) and len(cell) > 1:
+            if len(cell) > len(LETTERS) or len(labels) < len(cell):
+                raise RowError(column, f"{len(cell)} options; 2 to {len(LETTERS)} are possible, each with its label")
+            numbers = not any(isinstance(part, str) for part in cell)
+            return Options(column, [text_of(part, column) for part in cell], labels[: len(cell)], numbers)
+    return None
+
+
+def _right(answer: Any, column: str, options: Options) -> int:
+    """The index of the right option, from its label, its number from 0, or its text. Raises RowError."""
+    named = text_of(answer, column).strip()
+    as_number = isinstance(answer, int) and not options.numbers and named not in options.labels
+    if as_number and 0 <= answer < len(options.texts):
+        return answer
+    for known, said in ((options.labels, named.strip("(). ")), (options.texts, named)):
+        places = [i for i, one in enumerate(known) if one.strip().casefold() == said.casefold()]
+        if len(places) == 1:
+            return places[0]
+    count = len(options.texts)
+    raise RowError(column, f"{named[:60]!r} names none of the {count} options in {options.column!r}")
+
+
+def _asked_with_options(row: Mapping[str, Any], cfg: DataConfig, options: Options) -> Parsed:
+    """The problem of a row whose options stand in a column of their own. Chat turns are asked as they are."""
+    column = named_column(row, cfg.answer_column, RIGHT_COLUMNS)
+    right = _right(row[column], column, options)
+    asked, question, messages = _question(row, cfg)
+    others = other_columns(row, (asked, options.column, column))
+    problem = choice_problem(question, options.texts, right, columns=others)
+    if messages:
+        problem = dataclasses.replace(problem, question=question, messages=messages)
+    grader = problem.grader if cfg.grader == "auto" else cfg.grader
+    return Parsed(dataclasses.replace(problem, grader=grader), asked, column)
+
+
+def theoremqa_row(row: Mapping[str, Any], number: int = 0) -> Parsed:
+    """A row of TheoremQA, from the hub (whose columns are capitalised) or a local file: the gold by its type.
+
+    Raises:
+      RowError: a missing cell, an unknown type, or an answer that is not of its type.
+    """
+    row = {name.lower(): value for name, value in row.items()}
+    question, answer, kind = (required(row, column) for column in THEOREMQA_COLUMNS)
+    question = text_of(question, "question")
+    if kind not in TYPES:
+        raise RowError("answer_type", f"{kind!r} is none of {', '.join(TYPES)}")
+    answer = _typed(answer, kind)
+    gold = answer if isinstance(answer, str) else json.dumps(answer)
+    if kind == "bool":
+        question += "\nAnswer \\boxed{True} or \\boxed{False}."
+    entry = {"answer_type": kind, "answer": answer}
+    others = other_columns(row, THEOREMQA_COLUMNS)
+    problem = Problem(question, gold, question_messages(question), "theoremqa", entry=entry, columns=others)
+    return Parsed(problem, "question", "answer")
+
+
+def _typed(answer: Any, kind: str) -> Any:
+    """The answer by its type; the hub spells each as text."""
+    typed = answer
+    if isinstance(answer, str) and kind != "option":
+        try:
+            typed = {"True": True, "False": False}.get(answer) if kind == "bool" else json.loads(answer)
+        except json.JSONDecodeError:
+            typed = None
+    if not _is_of_type(typed, kind):
+        raise RowError("answer", f"{answer!r} is no {kind}")
+    return typed
+
+
+def _is_of_type(answer: Any, kind: str) -> bool:
+    if kind.startswith("list of "):
+        return isinstance(answer, list) and all(_is_of_type(part, kind.removeprefix("list of ")) for part in answer)
+    if kind in ("bool", "option"):
+        return isinstance(answer, bool if kind == "bool" else str)
+    whole = isinstance(answer, int) and not isinstance(answer, bool)
+    return whole or (kind == "float" and isinstance(answer, float) and math.isfinite(answer))

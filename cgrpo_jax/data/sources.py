@@ -9,30 +9,29 @@ import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cgrpo_jax.config.options import GYM, DataConfig, generated
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.data.checking import Fault, Parsable, prompt_fault, report_bad_rows, sift
-from cgrpo_jax.data.choice_rows import parse_any_row
+from cgrpo_jax.data.cells import TRACE, trace_of
+from cgrpo_jax.data.checking import Fault, Log, Numbered, Parsable, checked_rows, prompt_fault
 from cgrpo_jax.data.files import FILE_SUFFIXES, file_rows, local_file, with_shortest
 from cgrpo_jax.data.rows import (
-    TRACE,
     Parsed,
-    RowError,
     asked_by,
     column_mends,
     parse_own_row,
+    parse_row,
+    parse_target_row,
     scored_by_functions,
-    trace_of,
 )
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
 from cgrpo_jax.records import Problem
-from cgrpo_jax.text.prompts import Task, question_messages
+from cgrpo_jax.text.prompts import TaskPrompt, question_messages
 from cgrpo_jax.workdir.places import expanded
 
 LARGE = 8_000_000  # bytes: reading such a file is said
@@ -63,9 +62,7 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def hold_out(
-    whole: Problems, asked: Problems, source: str, seed: int, log: Callable[[str], None]
-) -> tuple[Problems, Problems]:
+def hold_out(whole: Problems, asked: Problems, source: str, seed: int, log: Log) -> tuple[Problems, Problems]:
     """Splits the rows of a file that has no split: what is trained on and what is evaluated, no question in both.
 
     A tenth of the distinct questions, `MOST_HELD_OUT` at most, by a hash of seed and question: the same ones in any
@@ -131,7 +128,7 @@ def _generator(cfg: DataConfig, seed: int) -> Callable[[int], Problem]:
     return get
 
 
-def _generated(cfg: DataConfig, seed: int, fault: Fault, log: Callable[[str], None], task: Task, own: bool) -> Problems:
+def _generated(cfg: DataConfig, seed: int, fault: Fault, log: Log, task: TaskPrompt, own: bool) -> Problems:
     """A generated task. Its first problems are checked now; later ones as they come, by the same rule."""
     drawn = _generator(cfg, seed)
 
@@ -162,20 +159,19 @@ def _generated(cfg: DataConfig, seed: int, fault: Fault, log: Callable[[str], No
     return Problems(get, None)
 
 
-def say_large(source: str, log: Callable[[str], None]) -> None:
-    """Names a file that takes a while to be read."""
-    path = local_file(source)
-    if path and path.is_file() and path.stat().st_size > LARGE:
-        log(f"reading {path}, {path.stat().st_size / 1e6:.0f} MB")
+def open_rows(cfg: DataConfig, log: Log | None = None) -> list[Numbered]:
+    """Numbered rows of a file or hub set. Raises DataError where there is none or it cannot be read.
 
-
-def open_rows(cfg: DataConfig) -> list[tuple[int, Mapping[str, Any] | RowError]]:
-    """Numbered rows of a file or hub set. Raises DataError where there is none or it cannot be read."""
+    Args:
+      log: is told of a file that takes a while to be read, if it is given.
+    """
     path = local_file(cfg.source)
     if path and not path.exists():
         raise DataError(f"{path}: no such file")
     if not path and (not cfg.source or expanded(cfg.source).exists()):
         raise DataError(f"data.source = {cfg.source!r}: give a {', '.join(FILE_SUFFIXES)} file, a hub id or a task")
+    if log and path and path.stat().st_size > LARGE:
+        log(f"reading {path}, {path.stat().st_size / 1e6:.0f} MB")
     try:
         return list(file_rows(path)) if path else list(_hub_rows(cfg))
     except (OSError, ValueError, ImportError, csv.Error) as error:
@@ -198,14 +194,19 @@ def mends(cfg: DataConfig, option: str) -> list[str]:
     return []
 
 
+def _listed(rows: Sequence[tuple[int, Parsed]]) -> Problems:
+    kept = [parsed.problem for _, parsed in rows]
+    return Problems(kept.__getitem__, len(kept))
+
+
 def load_problems(
     cfg: DataConfig,
     seed: int,
     parsable: Parsable,
     prompt_tokens: Callable[[Problem], int],
-    log: Callable[[str], None] = print,
+    log: Log = print,
     traced: bool = False,
-    task: Task = question_messages,
+    task: TaskPrompt = question_messages,
     own: bool = False,
     answerless: bool = False,
 ) -> Problems:
@@ -228,18 +229,45 @@ def load_problems(
         if traced and TRACE not in problems.get(0).columns:
             raise untraced
         return problems
-    say_large(cfg.source, log)
-    rows = open_rows(cfg)
+    rows = open_rows(cfg, log)
     if traced and not any(isinstance(row, Mapping) and row.get(TRACE) is not None for _, row in rows):
         raise untraced
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        parsed = parse_own_row(row, cfg, answerless, parse_any_row) if own else parse_any_row(row, cfg)
+        parsed = parse_own_row(row, cfg, answerless) if own else parse_row(row, cfg)
         if traced:
             trace_of(parsed.problem)
         return parsed._replace(problem=asked_by(parsed.problem, task))
 
-    good, bad = sift(rows, parse, fault, parsable, log)
-    report_bad_rows(bad, len(good), cfg, log)
-    kept = [parsed.problem for _, parsed in good]
-    return Problems(kept.__getitem__, len(kept))
+    return _listed(checked_rows(rows, parse, fault, parsable, cfg, log))
+
+
+def load_targets(
+    cfg: DataConfig,
+    most: int,
+    prompt_tokens: Callable[[Problem], int],
+    target_tokens: Callable[[Problem], int],
+    log: Log = print,
+    task: TaskPrompt = question_messages,
+) -> Problems:
+    """Opens a source of rows to imitate and checks all of it; the text to learn is the `answer` of each.
+
+    Args:
+      most: tokens of a text, with its end.
+      task: the task prompt of a bare question.
+      prompt_tokens, target_tokens: lengths; raise PromptError for text that cannot be encoded safely.
+
+    Raises:
+      DataError: no such source, or bad rows (each with file, row and column) and `on_bad_row` is "error".
+    """
+
+    def fault(problem: Problem) -> str | None:
+        length = target_tokens(problem)
+        over = f"its text to learn has {length} tokens with its end, sampling.max_new_tokens is {most}"
+        wrong = prompt_fault(problem, prompt_tokens=prompt_tokens, most=cfg.max_prompt_tokens)
+        return wrong or (over if length > most else None)
+
+    def parse(row: Mapping[str, Any], number: int) -> Parsed:
+        return parse_target_row(row, cfg, task)
+
+    return _listed(checked_rows(open_rows(cfg, log), parse, fault, None, cfg, log))

@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cgrpo_jax.config.options import DataConfig
-from cgrpo_jax.data import sources
-from cgrpo_jax.data.checking import Fault, Parsable, Parse, report_bad_rows, sift
-from cgrpo_jax.data.choice_rows import choices, gpqa, parse_any_row
+from cgrpo_jax.data.cells import RowError
+from cgrpo_jax.data.checking import Fault, Log, Numbered, Parsable, Parse, checked_rows
 from cgrpo_jax.data.files import local_file
-from cgrpo_jax.data.rows import Parsed, RowError, asked_by
-from cgrpo_jax.data.theoremqa_rows import theoremqa
+from cgrpo_jax.data.rows import Parsed, asked_by, choice_row, gpqa_row, parse_row, theoremqa_row
+from cgrpo_jax.data.sources import open_rows
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.process.calling import FAULTS, function_of, one_line
 from cgrpo_jax.records import Problem
-from cgrpo_jax.text.prompts import Task as TaskPrompt
-from cgrpo_jax.text.prompts import question_messages
+from cgrpo_jax.text.prompts import TaskPrompt, question_messages
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:function
 
@@ -48,20 +46,17 @@ TASKS: dict[str, Task] = {
     "amc23": Task("math-ai/amc23", question="question", answer="answer", tag="amc"),
     "aime24": Task("HuggingFaceH4/aime_2024", "train", question="problem", answer="answer", tag="aime"),
     "aime25": Task("math-ai/aime25", question="problem", answer="answer"),
-    "theoremqa": Task("TIGER-Lab/TheoremQA", parse=theoremqa),
-    "gpqa_diamond": Task("Idavidrein/gpqa:gpqa_diamond", "train", parse=gpqa),
-    "mmlu_pro": Task("TIGER-Lab/MMLU-Pro", parse=choices("question", "options", "answer_index")),
-    "mmlu_stem": Task("TIGER-Lab/MMLU-STEM", parse=choices("question", "choices", "answer")),
+    "theoremqa": Task("TIGER-Lab/TheoremQA", parse=theoremqa_row),
+    "gpqa_diamond": Task("Idavidrein/gpqa:gpqa_diamond", "train", parse=gpqa_row),
+    "mmlu_pro": Task("TIGER-Lab/MMLU-Pro", parse=choice_row),
+    "mmlu_stem": Task("TIGER-Lab/MMLU-STEM", parse=choice_row),
     "gsm8k": Task("openai/gsm8k:main", question="question", answer="answer"),
     "validation": Task(),  # the authors' 2,019 rows
     "validation500": Task(sample=500),
 }
 
 
-Rows = Sequence[tuple[int, Mapping[str, Any] | RowError]]
-
-
-class Named(NamedTuple):
+class NamedProblem(NamedTuple):
     """A problem with the name it has in its task: the number of its row."""
 
     id: str
@@ -108,10 +103,10 @@ def load_task(
     limit: int,
     cfg: DataConfig,
     fault: Fault,
-    log: Callable[[str], None],
+    log: Log,
     parsable: Parsable | None = None,
     task_prompt: TaskPrompt = question_messages,
-) -> list[Named]:
+) -> list[NamedProblem]:
     """The first `limit` problems of a task (0: all).
 
     Args:
@@ -136,24 +131,22 @@ def load_task(
         grader=cfg.grader,
         max_prompt_tokens=cfg.max_prompt_tokens,
     )
-    sources.say_large(source.source, log)
     own = local and FUNCTION.fullmatch(where) and local_file(where) is None
-    opened = _own_rows(name, where) if own else sources.open_rows(source)
+    opened = _own_rows(name, where) if own else open_rows(source, log)
     rows, sources_of = _of_task(name, where, opened), _sources(opened)
     if task.sample and task.sample < len(rows):
         chosen = np.random.default_rng(0).choice(len(rows), task.sample, replace=False)
         rows = [rows[i] for i in sorted(chosen)]
 
     def parse(row: Mapping[str, Any], number: int) -> Parsed:
-        parsed = task.parse(row, number) if task.parse else parse_any_row(_joined(row), _columns(row, source))
+        parsed = task.parse(row, number) if task.parse else parse_row(_joined(row), _columns(row, source))
         problem = asked_by(graded_by(parsed.problem, source.grader), task_prompt)
         if len(sources_of) > 1 and not task.source:  # each source has its accuracy
             problem = dataclasses.replace(problem, tag=_source(row))
         return parsed._replace(problem=problem)
 
-    good, bad = sift(itertools.islice(rows, limit or None), parse, fault, parsable, log)
-    report_bad_rows(bad, len(good), source, log)
-    return [Named(str(number), parsed.problem) for number, parsed in good]
+    good = checked_rows(itertools.islice(rows, limit or None), parse, fault, parsable, source, log)
+    return [NamedProblem(str(number), parsed.problem) for number, parsed in good]
 
 
 def graded_by(problem: Problem, grader: str) -> Problem:
@@ -172,11 +165,11 @@ def _source(row: Mapping[str, Any] | RowError) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _sources(rows: Rows) -> list[str]:
+def _sources(rows: Sequence[Numbered]) -> list[str]:
     return sorted({_source(row) for _, row in rows} - {""})
 
 
-def _of_task(name: str, where: str, rows: Rows) -> Rows:
+def _of_task(name: str, where: str, rows: Sequence[Numbered]) -> Sequence[Numbered]:
     """Of a file that holds several tasks, the rows of this one. Raises DataError where it has none of them."""
     task, found = TASKS.get(name, Task()), _sources(rows)
     if not task.source or len(found) < 2:  # any file of its own, or a file of one set

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cgrpo_jax.data.tasks import Named
+from cgrpo_jax.data.tasks import NamedProblem
 from cgrpo_jax.evaluation.intervals import average_copies, cluster_problems, summarise, wilson
 from cgrpo_jax.evaluation.store import Answers, nonfinite_tokens, problem_digest
 from cgrpo_jax.grading import rewards
@@ -108,7 +108,7 @@ def accuracies(problems: Sequence[Problem], attempts_PG: Sequence[Sequence[Attem
     return values
 
 
-def write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]]) -> None:
+def write_grades(path: pathlib.Path, task: Sequence[NamedProblem], attempts_PG: Sequence[Sequence[Attempt]]) -> None:
     """Writes a line for each answer to a task: the answer that was found in its text, and the verdict."""
     with writing(path), path.open("w", encoding="utf-8") as file:
         for named, row in zip(task, attempts_PG, strict=True):
@@ -123,7 +123,7 @@ def write_grades(path: pathlib.Path, task: Sequence[Named], attempts_PG: Sequenc
 
 
 def task_entry(
-    task: Sequence[Named], attempts_PG: Sequence[Sequence[Attempt]], verifier: Verifier, seed: int
+    task: Sequence[NamedProblem], attempts_PG: Sequence[Sequence[Attempt]], verifier: Verifier, seed: int
 ) -> dict[str, Any]:
     """A task's entry of `results.json`. For maj@G, answers that the verifier finds equivalent are one answer."""
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cgrpo_jax.data.choice_rows import question_text
+from cgrpo_jax.data.rows import question_text
 from cgrpo_jax.errors import CheckpointError, DataError
 from cgrpo_jax.grading.choices import LETTERS
 from cgrpo_jax.records import Completion, Kind, Name, Problem, Request

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cgrpo_jax.config.options import RefineConfig
-from cgrpo_jax.data.rows import trace_of
+from cgrpo_jax.data.cells import trace_of
 from cgrpo_jax.errors import PromptError
 from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Group, Kind, Message, Name, Problem, Request
 from cgrpo_jax.rollout.stories import Phase, Sample, Stories, Story, Work

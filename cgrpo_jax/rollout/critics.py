@@ -15,7 +15,7 @@ from typing import Any
 from cgrpo_jax.config.critics import CRITICS, Critic
 from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data.arithmetic import worked_critique
-from cgrpo_jax.data.rows import RowError, text_of, worked_solution
+from cgrpo_jax.data.cells import RowError, text_of, worked_solution
 from cgrpo_jax.grading.functions import FunctionError, Item, arguments, listed
 from cgrpo_jax.process.calling import Complaints, Fault, one_line, shown
 from cgrpo_jax.records import Attempt, Critique, Message, Problem

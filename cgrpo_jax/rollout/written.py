@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from cgrpo_jax.data.rows import worked_solution
+from cgrpo_jax.data.cells import worked_solution
 from cgrpo_jax.data.sources import Problems
 from cgrpo_jax.errors import CriticError
 from cgrpo_jax.records import LOCAL, POLICY, Attempt, Completion, Critique, Kind, Name, Problem, Request

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cgrpo_jax.data.checking import prompt_fault
-from cgrpo_jax.data.tasks import Named, load_task, parse_names
+from cgrpo_jax.data.tasks import NamedProblem, load_task, parse_names
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.store import contents
@@ -21,7 +21,7 @@ from cgrpo_jax.records import Problem, Request
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.room import room_for
-from cgrpo_jax.text.prompts import Task, question_messages
+from cgrpo_jax.text.prompts import TaskPrompt, question_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 
 
@@ -31,13 +31,13 @@ def _contents_of(run: Run) -> dict[str, str]:
     return contents(run.policy.folder, SIDE_FILES) | drawn
 
 
-def _prompt_digest(tokenizer: Tokenizer, task: Task) -> str:
+def _prompt_digest(tokenizer: Tokenizer, task: TaskPrompt) -> str:
     """SHA-256 of the text around a question: system prompt, instruction and chat template, as the model reads them."""
     text = tokenizer.hf.decode(tokenizer.encode_chat(task("?")))
     return hashlib.sha256(str(text).encode()).hexdigest()
 
 
-def settings_of(run: Run, task: Task = question_messages) -> dict[str, Any]:
+def settings_of(run: Run, task: TaskPrompt = question_messages) -> dict[str, Any]:
     """What decides the responses: stored ones may be used again only where this agrees.
 
     The model is known by its content, not by its path: what lies there can be replaced.
@@ -82,7 +82,9 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
         raise ConfigError(f"{folder} holds responses of other settings: {', '.join(told)}; take another workdir")
 
 
-def load_tasks(run: Run, verifier: Verifier, log: Callable[[str], None], task: Task) -> dict[str, list[Named]]:
+def load_tasks(
+    run: Run, verifier: Verifier, log: Callable[[str], None], task: TaskPrompt
+) -> dict[str, list[NamedProblem]]:
     cfg = run.cfg
 
     def prompt_tokens(problem: Problem) -> int:

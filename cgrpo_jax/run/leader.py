@@ -26,7 +26,7 @@ from cgrpo_jax.rollout.written import critic_and_scorer, introduce
 from cgrpo_jax.run.build import Run, terms
 from cgrpo_jax.run.opening import open_all
 from cgrpo_jax.run.step_log import StepLog
-from cgrpo_jax.text.pieces import Pieces
+from cgrpo_jax.text.tokenizer import Pieces
 from cgrpo_jax.workdir.progress import Progress
 
 

@@ -12,8 +12,7 @@ from cgrpo_jax.config import Config, shows_truth
 from cgrpo_jax.config.options import DataConfig, VerifierConfig, generated
 from cgrpo_jax.data.checking import prompt_fault
 from cgrpo_jax.data.files import local_file
-from cgrpo_jax.data.sources import Problems, hold_out, load_problems, mends
-from cgrpo_jax.data.targets import load_targets
+from cgrpo_jax.data.sources import Problems, hold_out, load_problems, load_targets, mends
 from cgrpo_jax.data.tasks import load_task, parse_names
 from cgrpo_jax.errors import CheckpointError, ConfigError, DataError, MeshError, PromptError
 from cgrpo_jax.grading.functions import Functions
@@ -26,7 +25,7 @@ from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.checks import check, holds_out
 from cgrpo_jax.run.folders import model_folder
 from cgrpo_jax.run.plugins import open_critic, open_rewards, open_texts, try_on_rows
-from cgrpo_jax.text.prompts import Task, Texts, question_messages
+from cgrpo_jax.text.prompts import TaskPrompt, Texts, question_messages
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.tracking import check_tracker
 
@@ -91,7 +90,7 @@ class Data:
       tokenizer: None: it is not to be had, and no prompt has a length.
     """
 
-    def __init__(self, cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log, task: Task):
+    def __init__(self, cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log, task: TaskPrompt):
         self.cfg, self.tokenizer, self.log, self.task, self.longest = cfg, tokenizer, log, task, 1
         self.parsable = verifier.readable
         self.load = functools.partial(
@@ -163,7 +162,7 @@ class Data:
 
 
 def load_data(
-    cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log, task: Task = question_messages
+    cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, log: Log, task: TaskPrompt = question_messages
 ) -> Loaded:
     """The training stream, what is evaluated, and the tokens of the longest prompt of training that was looked at."""
     data, together = Data(cfg, tokenizer, verifier, log, task), Together()
@@ -210,7 +209,9 @@ def open_all(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, proce
     return Opened(texts, own, critic, loaded)
 
 
-def _whatever_is_good(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, task: Task) -> Problems | None:
+def _whatever_is_good(
+    cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, task: TaskPrompt
+) -> Problems | None:
     """The rows of training that are good, to try functions on, where others are not."""
     lenient = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, on_bad_row="drop"))
     with contextlib.suppress(*REFUSALS):

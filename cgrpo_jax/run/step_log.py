@@ -15,8 +15,8 @@ from cgrpo_jax.learning import credit
 from cgrpo_jax.records import Group
 from cgrpo_jax.rollout.served import Server
 from cgrpo_jax.sampling.pool import Stats
-from cgrpo_jax.text.pieces import Pieces
 from cgrpo_jax.text.stop import going_on
+from cgrpo_jax.text.tokenizer import Pieces
 from cgrpo_jax.workdir.metrics import Writer, group_metrics, update_metrics
 from cgrpo_jax.workdir.progress import Progress
 from cgrpo_jax.workdir.tracking import open_tracker

@@ -82,7 +82,7 @@ def release_critique_messages(
     return ({"role": "system", "content": RELEASE_CRITIC}, {"role": "user", "content": "\n\n".join(parts)})
 
 
-Task = Callable[[str], Sequence[Message]]
+TaskPrompt = Callable[[str], Sequence[Message]]
 CriticPrompt = Callable[[str, str, str | None, bool], Sequence[Message]]
 RefinementPrompt = Callable[[str, Sequence[tuple[str, str]]], Sequence[Message]]
 
@@ -90,7 +90,7 @@ RefinementPrompt = Callable[[str, Sequence[tuple[str, str]]], Sequence[Message]]
 class Texts(NamedTuple):
     """Who writes the prompts, see `options.TextsConfig`; the paper's by default."""
 
-    task: Task = question_messages
+    task: TaskPrompt = question_messages
     critique: CriticPrompt = critique_messages
     refinement: RefinementPrompt = refinement_messages
 

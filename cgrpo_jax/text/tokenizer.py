@@ -21,6 +21,7 @@ from cgrpo_jax.text.stop import Stopping, before
 
 # Private-use characters stand in for the contents while the template's own text is found out.
 PLACEHOLDER = "\ue000{}\ue001"
+BROKEN = "\ufffd"  # stands for bytes that are no whole character
 DATE = "26 Jul 2024"  # what Llama 3's templates themselves fall back to
 # Others stand in for what a template may take for a mark and cut a text at (`</think>`, `[/INST]`).
 HIDDEN = str.maketrans({"<": "\ue002", "[": "\ue003"})
@@ -308,3 +309,46 @@ class Tokenizer:
             if _squeezed(contents[number]) not in _squeezed(rendered):
                 raise PromptError(f"the chat template leaves out a part of the {messages[number]['role']}'s text")
         return rendered, None, own
+
+
+class Pieces:
+    """How many characters of a text each of its tokens wrote. What an id writes alone is decoded once and kept."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.before = tokenizer.encode_text("a")  # decoded alone, some tokenizers drop a token's leading space
+        self.own: dict[int, str] = {}
+
+    def _write(self, ids: Iterable[int]) -> str:
+        decode = self.tokenizer.hf.decode
+        return cast(str, decode([*self.before, *ids], skip_special_tokens=True))[1:]
+
+    def widths(self, ids: Sequence[int], text: str) -> list[int] | None:
+        """Number of characters `[T]` of each token of a `text` that `Tokenizer.decode` made of `ids`.
+
+        They add up to the length of the text. Where tokens share a character, all characters that they write together
+        count for the first of them. Tokens of a stop text count 0. None: the tokens one by one do not spell the text.
+        """
+        kept = list(ids)
+        ended = len(kept) > 0 and kept[-1] in self.tokenizer.eos_ids
+        if ended:
+            kept.pop()
+        for token in set(kept) - self.own.keys():
+            self.own[token] = self._write([token])
+        pieces = [self.own[token] for token in kept]
+        first = 0
+        while first < len(pieces):
+            behind = first
+            while behind < len(pieces) and BROKEN in pieces[behind]:
+                behind += 1
+            if behind > first:
+                pieces[first:behind] = [self._write(kept[first:behind]), *[""] * (behind - first - 1)]
+            first = behind + 1
+        if pieces and pieces[0].startswith(" ") and not text.startswith(" "):
+            pieces[0] = pieces[0][1:]
+        whole = "".join(pieces)
+        if before(whole, self.tokenizer.stops) != text:
+            return None
+        ends = [0, *itertools.accumulate(map(len, pieces))]
+        within = [min(end, len(text)) for end in ends]
+        return [*(after - first for first, after in itertools.pairwise(within)), *[0] * ended]
