@@ -28,7 +28,6 @@ from cgrpo_jax.errors import CheckpointError, HubError, UserError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import config_from_hf
-from cgrpo_jax.model.trees import joined
 from cgrpo_jax.run.build import whole_mesh
 from cgrpo_jax.run.folders import model_folder
 from cgrpo_jax.run.models import check_frozen, initial_weights
@@ -85,7 +84,7 @@ def _with_frozen(params: Params, meta: Mapping[str, Any], side: pathlib.Path, me
     seed = seed if source["random_init"] else None
     frozen = initial_weights(base, config_from_hf(side), mesh, seed, lambda path: path not in trained)
     check_frozen(source["path"], frozen, meta["frozen"])
-    return joined(params, frozen)
+    return sharding.joined(params, frozen)
 
 
 def convert(

@@ -13,7 +13,7 @@ from cgrpo_jax import report
 from cgrpo_jax.config import Config
 from cgrpo_jax.learning.finite import check_last, check_parameters, nonfinite_counts, nonfinite_steps
 from cgrpo_jax.learning.update import make_logps, make_update, put_bins
-from cgrpo_jax.model.trees import joined
+from cgrpo_jax.model.sharding import joined
 from cgrpo_jax.planner.ahead import compile_ahead, memory_line
 from cgrpo_jax.process import stopping
 from cgrpo_jax.process.hosts import ONE_HOST, Hosts

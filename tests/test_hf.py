@@ -10,14 +10,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import QUICKSTART, tiny_config
+from plain_forward import forward
 from safetensors.numpy import load_file, save_file
 
 from cgrpo_jax import convert
 from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model import hf, sharding
-from cgrpo_jax.model.decoder import forward, init_params, logits
+from cgrpo_jax.model.decoder import init_params, logits
+from cgrpo_jax.model.hf import both_rope_forms, both_tokenizer_forms
 from cgrpo_jax.model.hf_config import config_from_hf, config_to_hf
-from cgrpo_jax.model.hf_older import both_rope_forms, both_tokenizer_forms
 
 
 def load(folder, mesh, dtype=None):

@@ -8,11 +8,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_forward
 import pytest
 from conftest import tiny_config
 
 from cgrpo_jax.errors import CheckpointError
-from cgrpo_jax.model import decoder, hf, sharding
+from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.attention import (
     KVCache,
     after_prompt,
@@ -27,7 +28,7 @@ from cgrpo_jax.model.decoder import init_params, logits, run_layers, scanned_in_
 from cgrpo_jax.model.hf_config import config_from_hf, config_to_hf
 from cgrpo_jax.model.rope import rope_frequencies
 
-forward = jax.jit(decoder.forward, static_argnums=0, static_argnames=("dtype", "remat"))
+forward = jax.jit(plain_forward.forward, static_argnums=0, static_argnames=("dtype", "remat"))
 
 
 @functools.partial(jax.jit, static_argnums=0)

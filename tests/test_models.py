@@ -14,8 +14,7 @@ from test_train import lines, small, weights, without_times
 from cgrpo_jax import convert
 from cgrpo_jax.errors import CheckpointError, ConfigError
 from cgrpo_jax.model import hf
-from cgrpo_jax.model.sharding import path_of
-from cgrpo_jax.model.trees import joined, split
+from cgrpo_jax.model.sharding import joined, path_of, split
 from cgrpo_jax.planner.memory import residents
 from cgrpo_jax.planner.programs import largest, programs
 from cgrpo_jax.run import build

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import QUICKSTART, engine_of, tiny_config
+from plain_forward import forward
 from safetensors.numpy import load_file, save_file
 from test_train import small
 
 from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.learning.logprobs import Pass, token_logps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
-from cgrpo_jax.model.decoder import forward, init_params, logits
+from cgrpo_jax.model.decoder import init_params, logits
 from cgrpo_jax.planner.programs import sampler_programs
 from cgrpo_jax.records import Kind, Name, Request, Segment
 from cgrpo_jax.rollout.stories import sample_all

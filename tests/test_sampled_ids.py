@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from plain_forward import forward
 
 from cgrpo_jax.config.options import ObjectiveConfig, OptimizerConfig
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, make_logps, make_update, put_bins
-from cgrpo_jax.model.decoder import forward, init_params, logits
+from cgrpo_jax.model.decoder import init_params, logits
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
 from cgrpo_jax.workdir.metrics import Writer, group_metrics
 

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import engine_of, tiny_config
+from plain_forward import forward
 
 from cgrpo_jax.config.options import ObjectiveConfig, OptimizerConfig, SamplerMemory, SamplingConfig
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, make_logps, put_bins
 from cgrpo_jax.model.attention import KVCache
-from cgrpo_jax.model.decoder import forward, init_params, logits
+from cgrpo_jax.model.decoder import init_params, logits
 from cgrpo_jax.records import Kind, Name, Request, Segment
 from cgrpo_jax.rollout.stories import Due, run_stories, sample_all
 from cgrpo_jax.sampling import programs

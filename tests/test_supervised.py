@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from plain_forward import forward
 from test_train import small, without_times
 
 from cgrpo_jax.data import arithmetic
 from cgrpo_jax.errors import TrainingError
 from cgrpo_jax.learning import credit
-from cgrpo_jax.model.decoder import forward, logits
+from cgrpo_jax.model.decoder import logits
 from cgrpo_jax.run import build
 from cgrpo_jax.training import train
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from plain_forward import forward
 
 from cgrpo_jax.config.options import ObjectiveConfig, OptimizerConfig
 from cgrpo_jax.errors import TrainingError
@@ -15,8 +16,8 @@ from cgrpo_jax.learning.finite import nonfinite_steps
 from cgrpo_jax.learning.packing import Terms, bin_size, pack
 from cgrpo_jax.learning.update import Learner, make_logps, make_optimizer, make_update, put_bins
 from cgrpo_jax.model import sharding
-from cgrpo_jax.model.decoder import forward, init_params, logits
-from cgrpo_jax.model.trees import joined
+from cgrpo_jax.model.decoder import init_params, logits
+from cgrpo_jax.model.sharding import joined
 from cgrpo_jax.records import Segment
 
 MODEL = tiny_config("qwen3")

@@ -15,11 +15,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from plain_forward import forward
 
 import cgrpo_jax
 from cgrpo_jax.config.options import MeshConfig
 from cgrpo_jax.model import hf, sharding
-from cgrpo_jax.model.decoder import forward, logits
+from cgrpo_jax.model.decoder import logits
 from cgrpo_jax.model.hf_config import config_from_hf
 
 FOLDER = pathlib.Path(cgrpo_jax.__file__).parent / "quickstart"

@@ -22,7 +22,6 @@ from cgrpo_jax.model import parts, sharding
 from cgrpo_jax.model.attention import attend
 from cgrpo_jax.model.decoder import Attend, ModelConfig, Params
 from cgrpo_jax.model.parts import MANUAL, Parts
-from cgrpo_jax.model.trees import joined
 
 
 class TrainState(NamedTuple):
@@ -172,7 +171,7 @@ def bin_loss(
     Args:
       trained, frozen: the device's parts of the parameters, two trees without a common leaf.
     """
-    logp_BT, entropy_BT = token_logps(static, joined(trained, frozen), one)
+    logp_BT, entropy_BT = token_logps(static, sharding.joined(trained, frozen), one)
     loss, sums = token_loss(logp_BT, entropy_BT, _tokens(one), objective)
     return loss, sums | {"loss": jax.lax.stop_gradient(loss)}
 
@@ -207,7 +206,8 @@ def _update(
     state: TrainState, frozen: Params, bins: Bins, cfg: Learner, mesh: Mesh
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     divided, divided_frozen = parts.divided_axes(mesh, state.params), parts.divided_axes(mesh, frozen)
-    static, trained = _pass(cfg, Parts(joined(divided, divided_frozen))), Parts(divided, parts.shared_axes(mesh))
+    static = _pass(cfg, Parts(sharding.joined(divided, divided_frozen)))
+    trained = Parts(divided, parts.shared_axes(mesh))
     own = functools.partial(_gradients, static=static, objective=cfg.objective, trained=trained)
     inputs = (parts.part_specs(divided), parts.part_specs(divided_frozen), _row_specs(bins))
     outputs = (parts.part_specs(divided), P())

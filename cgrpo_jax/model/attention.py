@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from cgrpo_jax.model.ring_kernel import attend_divided
+from cgrpo_jax.model.ring_kernel import MASKED, attend_divided
 
-MASKED = -1e30
 EVERYBODY, NOBODY = -2, -1  # segments of keys: seen by each query of the row, seen by none
 FEW_QUERIES = 8  # see `attention_logits`
 SAVED = "attention"  # the name of an attention's output for rematerialisation
@@ -154,25 +153,21 @@ def write_ring_of_layer(slot: jax.Array) -> Extend:
     return extend
 
 
-def _keys_times(q_BKYH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
-    return jnp.einsum("BKYH,BKSH->BKYS", q_BKYH, k_BKSH, preferred_element_type=out_dtype)
-
-
 def attention_logits(q_BKYH: jax.Array, k_BKSH: jax.Array, out_dtype: DTypeLike) -> jax.Array:
-    """q k^T `[B, K, Q, S]`.
+    """q k^T `[B, K, Y, S]`.
 
     With few queries the keys stand on the left on the CPU, for the reason given in `decoder.product`.
     """
-    if q_BKYH.shape[2] > FEW_QUERIES:
-        return _keys_times(q_BKYH, k_BKSH, out_dtype)
+
+    def straight(q_BKYH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+        return jnp.einsum("BKYH,BKSH->BKYS", q_BKYH, k_BKSH, preferred_element_type=out_dtype)
 
     def keys_left(q_BKYH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
         logits_BKSY = jnp.einsum("BKSH,BKYH->BKSY", k_BKSH, q_BKYH, preferred_element_type=out_dtype)
         return jax.lax.optimization_barrier(logits_BKSY).swapaxes(2, 3)
 
-    def straight(q_BKYH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
-        return _keys_times(q_BKYH, k_BKSH, out_dtype)
-
+    if q_BKYH.shape[2] > FEW_QUERIES:
+        return straight(q_BKYH, k_BKSH)
     return jax.lax.platform_dependent(q_BKYH, k_BKSH, cpu=keys_left, default=straight)
 
 

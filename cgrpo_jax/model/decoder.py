@@ -206,11 +206,8 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
 
 def unstack(tree: Any) -> tuple[Any, ...]:
     """A stacked tree (layers of the parameters, or a cache) as a tuple with one tree a layer."""
-
-    def layer(index: int) -> Any:
-        return jax.tree.map(operator.itemgetter(index), tree)
-
-    return tuple(layer(index) for index in range(jax.tree.leaves(tree)[0].shape[0]))
+    count = jax.tree.leaves(tree)[0].shape[0]
+    return tuple(jax.tree.map(operator.itemgetter(index), tree) for index in range(count))
 
 
 # One layer: (x, its parameters, what it left before) -> (x, what it leaves). A loop runs all of them.
@@ -240,13 +237,10 @@ def looped(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.
 
     def step(x_BTD: jax.Array, of: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         index, own_past = of
-        return layer(x_BTD, jax.lax.switch(index, [functools.partial(_itself, params) for params in layers]), own_past)
+        own = jax.lax.switch(index, [functools.partial(jax.tree.map, lambda x: x, params) for params in layers])
+        return layer(x_BTD, own, own_past)
 
     return jax.lax.scan(step, x_BTD, (jnp.arange(len(layers), dtype=jnp.int32), past))
-
-
-def _itself(tree: Any) -> Any:
-    return tree
 
 
 def unrolled_in_place(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
@@ -306,21 +300,6 @@ def run_layers(
     x_BTD, left = loop(layer, x_BTD, params["layers"], past)
     norm = nn.RMSNorm(cfg.norm_eps, dtype=dtype)
     return cast(jax.Array, norm.apply({"params": params["norm"]}, x_BTD)), left
-
-
-def forward(
-    cfg: ModelConfig,
-    params: Params,
-    tokens_BT: jax.Array,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    remat: str = "none",
-) -> jax.Array:
-    """Final hidden states `[B, T, D]` of whole rows that begin at position 0; right padding needs no mark."""
-    B, T = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-    seen = among_themselves(jnp.zeros_like(positions_BT), positions_BT)
-    return run_layers(cfg, params, tokens_BT, positions_BT, seen, dtype=dtype, remat=remat)[0]
 
 
 def logits(cfg: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Hugging Face folders in and out: safetensors <-> parameters.
 
-The mapping is one table. Every parameter matches exactly one row, every tensor of the folder is used exactly once, and
+The mapping is one table. Every parameter has a row, every tensor of the folder is used exactly once, and
 shapes are compared before anything is read. Only safetensors: no pickle, no code from a checkpoint.
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,30 +23,28 @@ from safetensors.numpy import save_file
 from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import read_json, write_json
-from cgrpo_jax.model.hf_older import both_rope_forms, both_tokenizer_forms
-from cgrpo_jax.model.sharding import path_of
-from cgrpo_jax.model.trees import Which, every_leaf, part_of
+from cgrpo_jax.model.sharding import Which, every_leaf, part_of, path_of
 
-# (path of ours, Hugging Face name). Shapes agree: linear weights are [out, in] here as there.
-TENSORS = (
-    ("embed/embedding", "model.embed_tokens.weight"),
-    ("norm/scale", "model.norm.weight"),
-    ("head/kernel", "lm_head.weight"),
-    ("layers/attn_norm/scale", "model.layers.{}.input_layernorm.weight"),
-    ("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight"),
-    ("layers/attn/q/kernel", "model.layers.{}.self_attn.q_proj.weight"),
-    ("layers/attn/k/kernel", "model.layers.{}.self_attn.k_proj.weight"),
-    ("layers/attn/v/kernel", "model.layers.{}.self_attn.v_proj.weight"),
-    ("layers/attn/o/kernel", "model.layers.{}.self_attn.o_proj.weight"),
-    ("layers/attn/q/bias", "model.layers.{}.self_attn.q_proj.bias"),
-    ("layers/attn/k/bias", "model.layers.{}.self_attn.k_proj.bias"),
-    ("layers/attn/v/bias", "model.layers.{}.self_attn.v_proj.bias"),
-    ("layers/attn/q_norm/scale", "model.layers.{}.self_attn.q_norm.weight"),
-    ("layers/attn/k_norm/scale", "model.layers.{}.self_attn.k_norm.weight"),
-    ("layers/mlp/gate/kernel", "model.layers.{}.mlp.gate_proj.weight"),
-    ("layers/mlp/up/kernel", "model.layers.{}.mlp.up_proj.weight"),
-    ("layers/mlp/down/kernel", "model.layers.{}.mlp.down_proj.weight"),
-)
+# Path of ours -> Hugging Face name. Shapes agree: linear weights are [out, in] here as there.
+TENSORS = {
+    "embed/embedding": "model.embed_tokens.weight",
+    "norm/scale": "model.norm.weight",
+    "head/kernel": "lm_head.weight",
+    "layers/attn_norm/scale": "model.layers.{}.input_layernorm.weight",
+    "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
+    "layers/attn/q/kernel": "model.layers.{}.self_attn.q_proj.weight",
+    "layers/attn/k/kernel": "model.layers.{}.self_attn.k_proj.weight",
+    "layers/attn/v/kernel": "model.layers.{}.self_attn.v_proj.weight",
+    "layers/attn/o/kernel": "model.layers.{}.self_attn.o_proj.weight",
+    "layers/attn/q/bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers/attn/k/bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers/attn/v/bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers/attn/q_norm/scale": "model.layers.{}.self_attn.q_norm.weight",
+    "layers/attn/k_norm/scale": "model.layers.{}.self_attn.k_norm.weight",
+    "layers/mlp/gate/kernel": "model.layers.{}.mlp.gate_proj.weight",
+    "layers/mlp/up/kernel": "model.layers.{}.mlp.up_proj.weight",
+    "layers/mlp/down/kernel": "model.layers.{}.mlp.down_proj.weight",
+}
 # Buffers some exporters write; they hold no weights.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 # Everything beside the weights that makes the folder whole: copied as it is.
@@ -55,6 +53,7 @@ SIDE_FILES = (
     "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
 
+GENERIC = "PreTrainedTokenizerFast"  # known to 4 and 5; 5 itself writes TokenizersBackend, which 4 has not
 # What transformers notes of the folders of whoever saved a checkpoint.
 WHERE_IT_LAY = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 
@@ -79,12 +78,10 @@ def sources(cfg: ModelConfig) -> dict[str, Source]:
     table: dict[str, Source] = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(cfg)):
         path = path_of(key_path)
-        matches = [row for row in TENSORS if row[0] == path]
-        if len(matches) != 1:
-            raise CheckpointError(f"parameter {path!r} matches {len(matches)} rows of the mapping, not one")
-        _, name = matches[0]
+        if path not in TENSORS:
+            raise CheckpointError(f"parameter {path!r} has no row in the mapping")
         stacked = path.startswith("layers/")
-        names = tuple(name.format(layer) for layer in range(cfg.layers)) if stacked else (name,)
+        names = tuple(TENSORS[path].format(layer) for layer in range(cfg.layers if stacked else 1))
         shape = leaf.shape[1:] if stacked else leaf.shape
         table[path] = Source(names, stacked, shape)
     return table
@@ -163,14 +160,11 @@ def check_params(cfg: ModelConfig, params: Params) -> None:
 def _reader(files: TensorFiles, source: Source, dtype: DTypeLike) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
     """A callback that reads one device's part of one parameter, and nothing else, from the files."""
 
-    def read_tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return files.read(name, index).astype(dtype, copy=False)
-
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # only asked for where nothing is addressable
         if not source.stacked:
-            return read_tensor(source.names[0], index)
-        return np.stack([read_tensor(name, index[1:]) for name in source.names[index[0]]])
+            return files.read(source.names[0], index).astype(dtype, copy=False)
+        return np.stack([files.read(name, index[1:]).astype(dtype, copy=False) for name in source.names[index[0]]])
 
     return read
 
@@ -244,10 +238,40 @@ def copy_side_files(source: str | os.PathLike, out: pathlib.Path) -> None:
             shutil.copyfile(file, out / name)
 
 
-def _mend_side_files(folder: pathlib.Path) -> None:
-    """Rewrites the side files of an export that 4.56 would not read, or read otherwise, or that name somebody's folder.
+def both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the form of transformers 4 beside `rope_parameters`, which only 5 reads.
 
-    Others stay as they are. Nothing reads where a checkpoint once lay (WHERE_IT_LAY).
+    What is there already stays. The older form alone is read by both.
+    """
+    rope, old = dict(raw.get("rope_parameters") or {}), raw.get("rope_scaling") or {}
+    theta, kind = rope.pop("rope_theta", None), rope.get("rope_type") or rope.get("type") or "default"
+    added: dict[str, Any] = {}
+    if raw.get("rope_theta") is None and (theta := old.get("rope_theta", theta)) is not None:
+        added["rope_theta"] = theta
+    if kind != "default" and not old:
+        added["rope_scaling"] = {"rope_type": kind} | rope
+    return {**raw, **added}
+
+
+def both_tokenizer_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`tokenizer_config.json` under names that both know, with no inputs that a decoder does not take.
+
+    In 4 the generic class makes `token_type_ids` unless it is told not to, and `generate` refuses them.
+    """
+    raw = dict(raw)
+    if raw.get("tokenizer_class") == "TokenizersBackend":
+        raw["tokenizer_class"] = GENERIC
+    if raw.get("tokenizer_class") == GENERIC and not raw.get("model_input_names"):
+        raw["model_input_names"] = ["input_ids", "attention_mask"]
+    if isinstance(raw.get("extra_special_tokens"), list):  # a dict of named ones in 4
+        raw["additional_special_tokens"] = raw.pop("extra_special_tokens")
+    return raw
+
+
+def _mend_side_files(folder: pathlib.Path) -> None:
+    """Rewrites what the oldest `transformers` admitted (4.56) would not read as the newest does, in an export alone.
+
+    What names somebody's folder (WHERE_IT_LAY) goes, too: nothing reads it. Other files stay byte for byte.
     """
     forms: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "config.json": both_rope_forms,

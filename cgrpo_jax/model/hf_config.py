@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"qkv_bias": False, "qk_norm": True},
 }
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ROPES = {"linear": LinearRope, "llama3": Llama3Rope, "yarn": YarnRope}  # by rope_type; fields as there
 DEFAULT_THETA = 10_000.0  # of transformers, where a file names none: Llama 2's
 
 
@@ -113,14 +115,14 @@ def _rope_scaling(path: pathlib.Path, raw: Mapping[str, Any]) -> RopeScaling | N
         )
         return YarnRope(
             factor=factor,
-            original_max_positions=int(number("original_max_position_embeddings", positions)),
+            original_max_position_embeddings=int(number("original_max_position_embeddings", positions)),
             attention_factor=number("attention_factor", computed),
             beta_fast=number("beta_fast", 32),
             beta_slow=number("beta_slow", 1),
             truncate=rope.get("truncate", True),
         )
     if kind != "default":
-        _refuse(path, f"{key}.rope_type", kind, "'default', 'linear', 'llama3', 'yarn'")
+        _refuse(path, f"{key}.rope_type", kind, ", ".join(map(repr, ("default", *ROPES))))
     return None
 
 
@@ -180,7 +182,7 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
     if head_dim % 2:
         _refuse(path, "head_dim", head_dim, "even ones: the rope turns pairs")
     if isinstance(scaling, YarnRope):
-        positions = max(positions, int(scaling.factor * scaling.original_max_positions))
+        positions = max(positions, int(scaling.factor * scaling.original_max_position_embeddings))
     return ModelConfig(
         family=family,
         vocab=size("vocab_size"),
@@ -200,29 +202,9 @@ def config_from_hf(folder: str | os.PathLike) -> ModelConfig:
 
 
 def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any]:
-    match scaling:
-        case None:
-            return {"rope_type": "default"}
-        case LinearRope():
-            return {"rope_type": "linear", "factor": scaling.factor}
-        case Llama3Rope():
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_positions,
-            }
-        case YarnRope():
-            return {
-                "rope_type": "yarn",
-                "factor": scaling.factor,
-                "attention_factor": scaling.attention_factor,
-                "beta_fast": scaling.beta_fast,
-                "beta_slow": scaling.beta_slow,
-                "truncate": scaling.truncate,
-                "original_max_position_embeddings": scaling.original_max_positions,
-            }
+    if scaling is None:
+        return {"rope_type": "default"}
+    return {"rope_type": {record: kind for kind, record in ROPES.items()}[type(scaling)]} | dataclasses.asdict(scaling)
 
 
 def config_to_hf(cfg: ModelConfig, eos_ids: tuple[int, ...], pad_id: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Llama3Rope:
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_positions: int
+    original_max_position_embeddings: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class YarnRope:
     """YaRN (arXiv 2309.00071): what turns often keeps its frequency, what turns seldom is interpolated."""
 
     factor: float
-    original_max_positions: int
+    original_max_position_embeddings: int
     attention_factor: float  # cosine and sine are multiplied with it
     beta_fast: float = 32.0  # turns within the original positions from which on a frequency is kept
     beta_slow: float = 1.0  # turns up to which it is divided by `factor`
@@ -57,9 +57,11 @@ def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all
 def _yarn_ramp(head_dim: int, theta: float, yarn: YarnRope) -> np.ndarray:
     """How much of each frequency is interpolated, `[H/2]` float32 from 0 to 1."""
 
+    positions = yarn.original_max_position_embeddings
+
     def dimension(turns: float) -> float:
         """Which one makes so many turns within the original positions."""
-        return head_dim * math.log(yarn.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return head_dim * math.log(positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = dimension(yarn.beta_fast), dimension(yarn.beta_slow)
     if yarn.truncate:
@@ -85,7 +87,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
             kept = np.float32(1.0) - _yarn_ramp(head_dim, theta, scaling)
             return np.float32(1.0) / (np.float32(scaling.factor) * period) * (np.float32(1.0) - kept) + freq * kept
         case Llama3Rope():
-            turns = scaling.original_max_positions * freq / np.float32(2 * np.pi)  # within the original context
+            turns = scaling.original_max_position_embeddings * freq / np.float32(2 * np.pi)  # within these positions
             smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
             smooth = np.clip(smooth, 0.0, 1.0)
             return (freq * (smooth + (1.0 - smooth) / scaling.factor)).astype(np.float32)

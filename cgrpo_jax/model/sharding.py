@@ -1,9 +1,12 @@
-"""All sharding of the project: the mesh, one strict table from parameter path to axes, host <-> device arrays."""
+"""The mesh, and parameter trees by the paths of their leaves: how each leaf lies on the mesh, which ones are trained.
+
+The parameters of a model are two trees without a common leaf: those that are trained, and those that are frozen.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +18,8 @@ from cgrpo_jax.config.options import MeshConfig
 from cgrpo_jax.errors import MeshError
 
 AXES = ("data", "fsdp", "tensor")
+Tree = dict[str, Any]  # nested dicts of arrays, or of abstract ones
+Which = Callable[[str], bool]  # whether a leaf is in a set of leaves, by its path (`layers/attn/q/kernel`)
 
 # Weights are [out, in]; layers carry a leading [L] axis. Every parameter must match exactly one row. Where a mesh axis
 # does not divide an axis of a parameter, the parameter is replicated along that mesh axis.
@@ -111,3 +116,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def with_shardings(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings of a tree (arrays or abstract ones), for a restore or a compilation."""
     return jax.tree.map(lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own), tree, shardings)
+
+
+def every_leaf(path: str) -> bool:
+    return True
+
+
+def no_leaf(path: str) -> bool:
+    return False
+
+
+def part_of(params: Tree, chosen: Which, within: str = "") -> Tree:
+    """The chosen leaves of a tree of arrays or abstract ones. Nothing is copied; branches without a leaf are left out.
+
+    Args:
+      within: where the tree lies in a larger one, as the beginning of a path.
+    """
+    kept: Tree = {}
+    for name, part in params.items():
+        if not isinstance(part, dict):
+            kept |= {name: part} if chosen(within + name) else {}
+        elif below := part_of(part, chosen, f"{within}{name}/"):
+            kept[name] = below
+    return kept
+
+
+def split(params: Tree, trained: Which) -> tuple[Tree, Tree]:
+    """The trained leaves and the frozen ones; `joined` is the inverse."""
+    return part_of(params, trained), part_of(params, lambda path: not trained(path))
+
+
+def joined(trained: Tree, frozen: Tree) -> Tree:
+    """Two trees without a common leaf as one: all parameters of the model. Nothing is copied."""
+    both = dict(trained)
+    for name, part in frozen.items():
+        both[name] = joined(both[name], part) if name in both else part
+    return both

@@ -17,7 +17,6 @@ from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, abstract_state
 from cgrpo_jax.model import sharding
 from cgrpo_jax.model.splash import attend_by_splash
-from cgrpo_jax.model.trees import no_leaf
 from cgrpo_jax.run.checks import check, check_local
 from cgrpo_jax.run.folders import model_folder, shape_folder, widened
 from cgrpo_jax.run.models import Found, Load, Model, opened, outlined
@@ -99,7 +98,7 @@ def _models(
         return made, None
     of_local = dataclasses.replace(cfg.sampling, temperature=cfg.local.temperature, top_k=0, top_p=cfg.local.top_p)
     load = Load(longest_prompt(cfg), cfg.train.prompts * cfg.train.samples, (of_local,))
-    return made, dataclasses.replace(model("local", second, of_local, load), trained=no_leaf)
+    return made, dataclasses.replace(model("local", second, of_local, load), trained=sharding.no_leaf)
 
 
 def _run(cfg: Config, policy: Found, second: Found | None, devices: Sequence[jax.Device] | None) -> Run:

@@ -20,7 +20,7 @@ from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
 from cgrpo_jax.model.hf_config import config_from_hf
-from cgrpo_jax.model.trees import Which, every_leaf, part_of
+from cgrpo_jax.model.sharding import Which, every_leaf, part_of
 from cgrpo_jax.sampling.engine import Engine, Weights, weights_of
 from cgrpo_jax.sampling.pool import EngineSetup
 from cgrpo_jax.text.tokenizer import Tokenizer

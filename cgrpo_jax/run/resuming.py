@@ -15,7 +15,7 @@ from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.learning.update import TrainState, init_state
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.decoder import Params
-from cgrpo_jax.model.trees import joined, split
+from cgrpo_jax.model.sharding import joined, split
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.checks import holds_out
 from cgrpo_jax.run.models import check_frozen, frozen_digest
