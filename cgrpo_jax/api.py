@@ -21,7 +21,7 @@ from cgrpo_jax.errors import ConfigError, RunError
 from cgrpo_jax.process import stopping
 from cgrpo_jax.report_page.live import Curves
 from cgrpo_jax.workdir.places import expanded, local_folder
-from cgrpo_jax.workdir.tables import RunTables, last_metrics, load_run
+from cgrpo_jax.workdir.reading import RunTables, last_metrics, load_run
 
 __all__ = [
     "Curves", "Graded", "RunError", "RunTables", "evaluate", "export", "generate", "get_config", "grade", "load_run",
@@ -119,12 +119,12 @@ def make_plan(
     Raises: ConfigError, CheckpointError, MeshError.
     """
     cfg = _settled(config, ("rl", "sft"))
-    from cgrpo_jax.planner import chips, making, report
+    from cgrpo_jax.planner import chips, making, printed
     from cgrpo_jax.workdir.progress import Progress
 
     with Progress(0, 1, "program") as progress:
-        plan = making.make(cfg, chips.topology(topology), making.Wanted(tuple(only), largest), progress)
-    return report.as_json(plan) | {"text": report.text(plan)}
+        plan = making.make(cfg, chips.topology(topology), progress, only, largest)
+    return printed.as_json(plan) | {"text": printed.text(plan)}
 
 
 def export(workdir: str | os.PathLike, out: str | os.PathLike, dtype: str = "keep") -> pathlib.Path:

@@ -34,8 +34,7 @@ from cgrpo_jax.run.models import check_frozen, initial_weights
 from cgrpo_jax.sharing import card as model_card
 from cgrpo_jax.sharing import hub
 from cgrpo_jax.sharing.card import Card
-from cgrpo_jax.workdir.checkpoints import restore_params, save_params
-from cgrpo_jax.workdir.metadata import read_meta
+from cgrpo_jax.workdir.checkpoints import read_meta, restore_params, save_params
 from cgrpo_jax.workdir.places import expanded, local_folder
 
 

@@ -25,7 +25,7 @@ from cgrpo_jax.config import flags as command_line
 from cgrpo_jax.config import from_config_dict
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.generating import generate
-from cgrpo_jax.planner.preflight import preflight
+from cgrpo_jax.planner.ahead import preflight
 from cgrpo_jax.run.opening import open_run
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation

@@ -17,7 +17,7 @@ from cgrpo_jax.api import Graded
 from cgrpo_jax.config import files as config_files
 from cgrpo_jax.config import from_config_dict
 from cgrpo_jax.errors import CheckpointError, ConfigError, DataError, HubError, RunError
-from cgrpo_jax.workdir.tables import ROLLOUT_COLUMNS
+from cgrpo_jax.workdir.reading import ROLLOUT_COLUMNS
 
 ROOT = pathlib.Path(__file__).parent.parent
 HEAVY = ("jax", "flax", "transformers", "pandas", "datasets", "torch")

@@ -19,8 +19,7 @@ from cgrpo_jax.planner.memory import residents
 from cgrpo_jax.planner.programs import largest, programs
 from cgrpo_jax.run import build
 from cgrpo_jax.training import train
-from cgrpo_jax.workdir.checkpoints import Checkpointer
-from cgrpo_jax.workdir.metadata import read_meta
+from cgrpo_jax.workdir.checkpoints import Checkpointer, read_meta
 
 SEVERAL = {"train.updates_per_rollout": 2, "objective.kl_coef": 0.1, "eval.every": 1, "eval.problems": 4}
 CHANGES = SEVERAL | {"refine.trigger": "always", "optimizer.learning_rate": 1e-2}

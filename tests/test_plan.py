@@ -18,12 +18,12 @@ from cgrpo_jax.learning.packing import BinSize
 from cgrpo_jax.model import hf
 from cgrpo_jax.model.hf_config import config_from_hf
 from cgrpo_jax.plan import asked_topology
-from cgrpo_jax.planner import chips, making, report
+from cgrpo_jax.planner import chips, making, printed
+from cgrpo_jax.planner.ahead import preflight
 from cgrpo_jax.planner.chips import GIB
 from cgrpo_jax.planner.figures import Figures, Leaf, Seconds, refused, total_bytes
 from cgrpo_jax.planner.memory import DECODING, SAMPLING, Resident, largest_part, occupied, residents
 from cgrpo_jax.planner.most import most, scaled
-from cgrpo_jax.planner.preflight import preflight
 from cgrpo_jax.planner.programs import Program, largest, programs
 from cgrpo_jax.planner.step import ideal_seconds, step
 from cgrpo_jax.run import build
@@ -266,14 +266,13 @@ def test_a_step_is_the_sum_of_its_programs():
 
 
 def local_plan(**changes):
-    wanted = making.Wanted(("update", "decode"), largest=False)
     with Progress(0, 1) as progress:
-        return making.make(small(**changes), chips.topology("local"), wanted, progress)
+        return making.make(small(**changes), chips.topology("local"), progress, ("update", "decode"), most=False)
 
 
 def test_a_plan_of_this_machine():
     plan = local_plan()
-    made, said = report.as_json(plan), report.text(plan)
+    made, said = printed.as_json(plan), printed.text(plan)
     assert made["fits"] is True and made["programs"].keys() == {"update", "decode"}
     for program in made["programs"].values():
         assert program["peak_bytes"] >= program["argument_bytes"] > 0 and program["wire_bytes"] == 0
@@ -284,9 +283,8 @@ def test_a_plan_of_this_machine():
 
 def test_what_a_program_does_not_use_is_not_handed_to_it():
     """Fresh moments need the shapes of the parameters only: these lie beside it, whatever the signature says."""
-    wanted = making.Wanted(("init", "update"), largest=False)
     with Progress(0, 1) as progress:
-        plan = making.make(small(), chips.topology("local"), wanted, progress)
+        plan = making.make(small(), chips.topology("local"), progress, ("init", "update"), most=False)
     init, update = plan.places["init"], plan.places["update"]
     (own,) = [total_bytes(c.leaves) for c in plan.classes if c.name == "parameters"]
     assert sum(init.beside.values()) == own and sum(init.held.values()) == pytest.approx(2 * own, rel=1e-3)
@@ -298,8 +296,7 @@ def test_the_most_rows_beside_a_second_model():
     found = {}
     for who, changes in (("one", {}), ("two", {"refine.critique": "local", "local.path": "package://quickstart"})):
         with Progress(0, 1) as progress:
-            cfg, wanted = small(**changes), making.Wanted(("decode",), largest=True)
-            found[who] = making.make(cfg, chips.topology("local"), wanted, progress)
+            found[who] = making.make(small(**changes), chips.topology("local"), progress, ("decode",))
     one, two = (found[who].places["decode"] for who in ("one", "two"))
     own = {c.name: total_bytes(c.leaves) for c in found["two"].classes if "second model" in c.name}
     assert two.held == one.held and {name: two.beside[name] for name in own} == own
@@ -310,8 +307,8 @@ def test_the_most_rows_beside_a_second_model():
 def test_what_does_not_fit_is_told_with_class_and_knob():
     plan = local_plan(**{"sampler.kv_cache_mb": 64.0, "train.prompts": 64})
     plan.hbm = 20e6
-    lines = [line for line in report.text(plan).splitlines() if line.startswith("does not fit: ")]
-    assert len(lines) == len(plan.unfit) and not report.as_json(plan)["fits"]
+    lines = [line for line in printed.text(plan).splitlines() if line.startswith("does not fit: ")]
+    assert len(lines) == len(plan.unfit) and not printed.as_json(plan)["fits"]
     assert any("rows of the sampler" in line and "sampler.kv_cache_mb" in line for line in lines)
 
 

@@ -18,14 +18,15 @@ from cgrpo_jax.learning.credit import group_advantages
 from cgrpo_jax.report_page import gather, page, rollouts
 from cgrpo_jax.sharing import card as model_card
 from cgrpo_jax.text.tokenizer import Pieces, Tokenizer
-from cgrpo_jax.workdir import shades
+from cgrpo_jax.workdir import reading, shades
+from cgrpo_jax.workdir.changes import flat
 
 LEVELS = {letter: level for level, letter in enumerate(shades.LETTERS)}
 
 
 def found(workdir, room=10**7, characters=10**6):
     """The rollouts of a workdir as the page holds them, and what is said of those left out."""
-    of = rollouts.rollouts_of(workdir, gather.config_of(workdir, print), room, characters, print)
+    of = rollouts.rollouts_of(workdir, flat(reading.config(workdir, print)), room, characters, print)
     return {step["step"]: [json.loads(one) for one in step["groups"]] for step in of["steps"]}, of["said"]
 
 
@@ -167,7 +168,7 @@ def test_long_curves_are_thinned_to_means_and_largest_values(monkeypatch):
 
 @pytest.mark.parametrize("method", ["critique_grpo", "dr_grpo", "grpo", "rltf_sd", "critique_grpo_code"])
 def test_the_method_is_named(method):
-    raw = gather.flat(report_runs.default_config(method).to_dict())
+    raw = flat(report_runs.default_config(method).to_dict())
     assert gather.method_of(raw) == method
     assert gather.method_of(raw | {"method": "sft"}) == "sft"
 

@@ -13,7 +13,7 @@ from test_train import lines, small, without_times
 from cgrpo_jax import api
 from cgrpo_jax.process import stopping
 from cgrpo_jax.run import saving
-from cgrpo_jax.workdir import metadata
+from cgrpo_jax.workdir import checkpoints
 from cgrpo_jax.workdir.progress import Progress
 
 CHANGES = {"train.steps": 3, "checkpoint.every": 9, "eval.every": 2, "eval.problems": 4, "eval.samples": 1}
@@ -26,7 +26,7 @@ def run(workdir, method="rl", **changes):
 
 def ended(workdir):
     """Metrics without times, digests of the arrays, rollouts."""
-    meta = metadata.read_meta(workdir / "checkpoints/3")
+    meta = checkpoints.read_meta(workdir / "checkpoints/3")
     rollouts = [path.read_bytes() for path in sorted((workdir / "rollouts").iterdir())]
     return without_times(lines(workdir / "metrics.jsonl")), meta["digests"], meta["problems_seen"], rollouts
 

@@ -27,10 +27,10 @@ from cgrpo_jax.errors import CheckpointError, ConfigError
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.run import build
 from cgrpo_jax.training import train
-from cgrpo_jax.workdir import changes, checkpoints, digests, metadata
+from cgrpo_jax.workdir import changes, checkpoints, digests
 from cgrpo_jax.workdir.checkpoints import Checkpointer
-from cgrpo_jax.workdir.lock import BusyError, exclusive
 from cgrpo_jax.workdir.metrics import Writer
+from cgrpo_jax.workdir.places import BusyError, exclusive
 
 HERE = pathlib.Path(__file__).parent
 
@@ -176,7 +176,7 @@ def edit_meta(step_folder, change):
     path = step_folder / "meta/metadata"
     meta = json.loads(path.read_text())
     change(meta)
-    path.write_text(json.dumps(metadata.sealed(meta)))
+    path.write_text(json.dumps(checkpoints.sealed(meta)))
 
 
 def test_a_checkpoint_that_is_not_what_was_saved_is_refused(tmp_path):
@@ -444,7 +444,7 @@ def test_a_lost_save_is_said_and_does_not_hide_why_the_run_stopped(tmp_path, mon
 
 # ---- One process a workdir ----
 
-HOLDING = "import sys, time; from cgrpo_jax.workdir.lock import exclusive\nwith exclusive(sys.argv[1]): print(); sys.stdout.flush(); time.sleep(60)"
+HOLDING = "import sys, time; from cgrpo_jax.workdir.places import exclusive\nwith exclusive(sys.argv[1]): print(); sys.stdout.flush(); time.sleep(60)"
 
 
 def test_a_second_process_is_turned_away(tmp_path):
@@ -729,7 +729,7 @@ def test_metadata_is_vouched_for(copied, damage, words, mend):
         shutil.move(copied / "w/checkpoints/2", copied / "away")
         with jax.numpy_rank_promotion("allow"):
             train(of_file(copied, **{"train.steps": 2}), copied / "w")
-        again = metadata.read_meta(copied / "w/checkpoints/2")
+        again = checkpoints.read_meta(copied / "w/checkpoints/2")
         assert again["digests"] == json.loads((copied / "away/meta/metadata").read_text())["digests"]
 
 

@@ -1,13 +1,15 @@
-"""What a compiled program costs one device: XLA's own cycles, kernels of our own, bytes on the wire; loops multiplied.
+"""The cost of a compiled program on one device: cycles, Pallas kernels, bytes on the wire, with loops multiplied out.
 
-XLA's TPU compiler writes `estimated_cycles` beside each fusion, product and copy. They are of computation: neither
-collectives, nor waiting for copies, nor Pallas kernels are in them. No TPU is needed, and nothing here is measured.
+XLA's TPU compiler writes `estimated_cycles` beside each fusion, product and copy. They count computation only: neither
+collectives, nor waiting for copies, nor Pallas kernels. Nothing is measured, so no TPU is needed.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import math
+import operator
 import re
 from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all",
     "collective-broadcast",
 )  # fmt: skip
-_UNCOUNTED = ("copy-start", "copy-done")  # cycles of a copy behind the computation
+_UNCOUNTED = ("copy-start", "copy-done")  # asynchronous copies, whose cycles overlap with computation
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -28,24 +30,24 @@ class Kernel:
     runs: float = 0
     flops: float = 0
     bytes: float = 0
-    declared: bool = True  # flops and bytes are what the kernel says of itself
+    declared: bool = True  # the kernel declares its flops and bytes
 
 
 @dataclasses.dataclass
 class Cost:
-    """Of one device. Loops whose turns data decide are counted once; `again` is what each further turn adds."""
+    """Costs on one device. Loops whose length depends on data count once; `again` is the cost of each further turn."""
 
     cycles: float = 0
     wire: collections.Counter[tuple[str, str, int]] = dataclasses.field(default_factory=collections.Counter)
     times: collections.Counter[tuple[str, str, int]] = dataclasses.field(default_factory=collections.Counter)
-    # Of `wire`, what is started before it is needed: other work may go on meanwhile.
+    # The part of `wire` that is sent asynchronously.
     behind: collections.Counter[tuple[str, str, int]] = dataclasses.field(default_factory=collections.Counter)
     kernels: dict[str, Kernel] = dataclasses.field(default_factory=dict)
     again: Cost | None = None
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes that a device sends, each collective as a ring."""
+        """Bytes that a device sends, with each collective as a ring."""
         return sum(self.wire.values())
 
     def add(self, other: Cost, times: float = 1) -> None:
@@ -64,13 +66,13 @@ class Cost:
             self.repeat(other.again, times)
 
     def repeat(self, turn: Cost, times: float = 1) -> None:
-        """One turn more of a loop is so much more."""
+        """Adds the cost of each further turn of a loop whose length depends on data."""
         self.again = self.again or Cost()
         self.again.add(dataclasses.replace(turn, again=None), times)
 
 
 def cost_of(text: str) -> Cost:
-    """The cost of a program, given its text."""
+    """The cost of a program, from its HLO text."""
     return cost_of_module(parse(text))
 
 
@@ -79,12 +81,12 @@ def cost_of_module(module: Module) -> Cost:
 
 
 def _base(op: str) -> str:
-    """`all-gather` for `all-gather-start`, too."""
+    """The operation without `-start`, as `all-gather` for `all-gather-start`."""
     return op.removesuffix("-start")
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """Devices that take part in one group of a collective, in any of the spellings of replica groups."""
+    """Devices in one group of a collective, from any of the spellings of replica groups."""
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
@@ -98,19 +100,21 @@ def group_size(attributes: str, devices: int) -> int:
 
 
 class _Walk:
+    """Sums costs over the computations of a module."""
+
     def __init__(self, module: Module):
         self.module = module
         self.of_fused: dict[str, list[tuple[str | None, Cost]]] = {}
 
     def computation(self, inside: Computation, state: Sequence[int | None] = ()) -> Cost:
-        """What runs when a computation runs. `state`: see hlo.trip_count."""
+        """The cost of running a computation once. `state`: see hlo.trip_count."""
         total, seen = Cost(), set[str]()
         for made in inside:
             if made.op == "while":
                 self._loop(total, inside, made, state)
             elif made.op == "conditional":
                 branches = [self.computation(self.module.computations[name]) for name in _branches(made)]
-                total.add(max(branches, key=_cycles))
+                total.add(max(branches, key=operator.attrgetter("cycles")))
             elif made.op in ("call", "async-start"):
                 total.add(self.computation(self.module.computations[made.called() or ""]))
             elif _base(made.op) in COLLECTIVES:
@@ -121,12 +125,12 @@ class _Walk:
 
     def _plain(self, total: Cost, inside: Computation, made: Instruction, seen: set[str]) -> None:
         if made.op == "fusion":
-            for channel, cost in self._fused(made.called()):
+            fused = self._fused(made.called())
+            for channel, cost in fused:
                 if channel is None or channel not in seen:  # start, steps and end of one collective are clones
                     started = made.name.startswith("async-collective-start")
                     total.add(dataclasses.replace(cost, behind=cost.wire) if started else cost)
-        if made.op == "fusion":
-            seen.update(channel for channel, _ in self._fused(made.called()) if channel)
+            seen.update(channel for channel, _ in fused if channel)
         if made.op == "custom-call" and 'custom_call_target="tpu_custom_call"' in made.attributes:
             total.kernels.setdefault(_kernel_name(made), Kernel())
             total.add(Cost(kernels={_kernel_name(made): _kernel(inside, made)}))
@@ -161,20 +165,16 @@ class _Walk:
         name, started = _base(made.op), made.op.endswith("-start")
         given = sum(bytes_of(inside.of_name[operand].type) for operand in made.operands if operand in inside.of_name)
         left = bytes_of(made.type)
-        payload = max(given, left - given if started else left)  # a start's type holds both
+        payload = max(given, left - given if started else left)  # the type of a start holds both
         size = 2 if name == "collective-permute" else group_size(made.attributes, self.module.partitions)
         if name == "all-reduce" and inside.name.startswith("all-reduce-scatter"):
-            name = "reduce-scatter"  # this is how the TPU compiler spells one
+            name = "reduce-scatter"  # the TPU compiler writes reduce-scatter this way
         share = (size - 1) / size
         share = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(name, share)
         dtype = next((dtype for dtype, _ in arrays(made.type)), "")
         key = (name, dtype, size)
         wire = collections.Counter({key: payload * share})  # type: ignore[dict-item]
         return Cost(wire=wire, times=collections.Counter({key: 1}), behind=+wire if started else collections.Counter())
-
-
-def _cycles(cost: Cost) -> float:
-    return cost.cycles
 
 
 def _branches(made: Instruction) -> list[str]:
@@ -189,9 +189,9 @@ def _kernel_name(made: Instruction) -> str:
 
 
 def _kernel(inside: Computation, made: Instruction) -> Kernel:
-    """One run: what the kernel declares (`pl.CostEstimate`), else what the shapes of JAX's splash attention tell.
+    """One run of a kernel, as it declares (`pl.CostEstimate`) or from the shapes of JAX's splash attention.
 
-    Splash declares nothing. Its forward kernel makes two products of [T, S] a head, its fused backward kernel five;
+    Splash declares nothing. Its forward kernel computes two [T, S] products per head, its fused backward kernel five;
     half of each is masked (causal), and blocks that are masked as a whole are skipped.
     """
     given = [inside.of_name[name].type for name in made.operands if name in inside.of_name]
@@ -205,15 +205,12 @@ def _kernel(inside: Computation, made: Instruction) -> Kernel:
     wide = [sizes for type_ in given for dtype, sizes in arrays(type_) if dtype in ("bf16", "f32") and len(sizes) > 2]
     if not products or len(wide) < 2:
         return Kernel(1, 0.0, moved, declared=False)
-    heads = 1
-    for size in wide[0][:-2]:
-        heads *= size
-    flops = products * 2 * heads * wide[0][-2] * wide[1][-2] * wide[0][-1] / 2
+    flops = products * 2 * math.prod(wide[0][:-2]) * wide[0][-2] * wide[1][-2] * wide[0][-1] / 2
     return Kernel(1, flops, moved, declared=False)
 
 
 def _splash_products(made: Instruction) -> int:
-    """Products of [T, S] a head of one of splash's kernels; 0: another kernel."""
+    """How many [T, S] products per head a splash kernel computes; 0: no splash kernel."""
     name = made.name
     if not name.startswith("splash_m"):
         return 0
@@ -222,4 +219,4 @@ def _splash_products(made: Instruction) -> int:
     if "_dq" in name:
         return 3
     own = [sizes for _, sizes in arrays(made.type)]
-    return 5 if max(map(len, own)) > 3 else 4  # the fused kernel leaves dq in parts, one for each block of keys
+    return 5 if max(map(len, own)) > 3 else 4  # the fused kernel writes dq in parts, one per block of keys

@@ -1,9 +1,10 @@
-"""One program, compiled for devices that need not be here, and what that tells."""
+"""Compiles a program for devices that need not be here, and reads memory and estimated seconds from the result."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import pathlib
 import re
 import time
@@ -18,19 +19,19 @@ from cgrpo_jax.planner.cost import Cost, cost_of_module
 from cgrpo_jax.planner.hlo import Module, parameters, parse
 from cgrpo_jax.planner.programs import Program, kind_of
 
-LIKELY_FLOPS, LIKELY_BANDWIDTH = 0.6, 0.7  # of the peak: what good kernels reach, by experience of others
+LIKELY_FLOPS, LIKELY_BANDWIDTH = 0.6, 0.7  # of the peak: what good kernels reach elsewhere
 
 
 class Seconds(NamedTuple):
-    """Estimated, on one chip; None: its rates are not known, or the compiler writes no cycles."""
+    """Estimated seconds of a program on one chip. computing=None: the rates of the chip are unknown."""
 
-    computing: float | None = None  # XLA's cycles: products and elementwise work
-    kernels: float = 0.0  # Pallas, at likely rates
+    computing: float | None = None  # XLA's cycles: matrix products and elementwise operations
+    kernels: float = 0.0  # Pallas kernels, at likely rates
     kernels_at_peak: float = 0.0
-    wire: float = 0.0  # as if nothing else went on meanwhile
+    wire: float = 0.0  # collectives, not overlapped with anything
 
     def total(self, at_peak: bool = False, wire: bool = True) -> float:
-        """In a row, nothing hidden behind anything."""
+        """The sum, without overlap."""
         kernels = self.kernels_at_peak if at_peak else self.kernels
         return (self.computing or 0.0) + kernels + (self.wire if wire else 0.0)
 
@@ -48,7 +49,7 @@ def seconds_of(cost: Cost, topology: Topology) -> Seconds:
 
 
 def _kernel_seconds(cost: Cost, chip: Chip, flops: float, bandwidth: float) -> float:
-    """Each kernel is bound by its products or by its bytes."""
+    """Seconds of the kernels, each bound by its flops or by its bytes."""
     return sum(
         max(k.flops / (flops * chip.peak), k.bytes / (bandwidth * chip.bandwidth)) for k in cost.kernels.values()
     )
@@ -56,7 +57,7 @@ def _kernel_seconds(cost: Cost, chip: Chip, flops: float, bandwidth: float) -> f
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one program on one chip. Bytes are solid, seconds estimates."""
+    """What compiling a program tells about one chip. Bytes are exact, seconds are estimates."""
 
     name: str  # of the program, with its sizes
     argument_bytes: float = 0.0
@@ -64,18 +65,18 @@ class Figures:
     temporary_bytes: float = 0.0
     peak_bytes: float = 0.0
     compile_seconds: float = 0.0
-    cost: Cost = dataclasses.field(default_factory=Cost)  # loops whose turns data decide: one turn
+    cost: Cost = dataclasses.field(default_factory=Cost)  # loops whose length depends on data count as one turn
     seconds: Seconds = Seconds()
-    turn: Seconds | None = None  # each further turn of such loops; None: there is none
+    turn: Seconds | None = None  # each further turn of such loops; None: no such loop
     holds: collections.Counter[Leaf] = dataclasses.field(default_factory=collections.Counter)  # arguments and outputs
-    refused: str = ""  # why XLA made no program of it
+    refused: str = ""  # why XLA did not compile it
 
     @property
     def kind(self) -> str:
         return kind_of(self.name)
 
     def over(self, turns: float) -> Seconds:
-        """With so many turns of the loop."""
+        """Seconds when the loops that depend on data take `turns` turns."""
         if self.turn is None:
             return self.seconds
         more = turns - 1
@@ -88,23 +89,20 @@ class Figures:
 
 
 class Leaf(NamedTuple):
-    """An array by what tells it from others, as far as memory goes."""
+    """The key by which arrays are matched: equal leaves take the same memory on a device."""
 
     shape: tuple[int, ...]
     dtype: str
-    own: tuple[int, ...]  # shape of the part on one device
-    bytes: int  # of that part
+    own: tuple[int, ...]  # shape of the shard on one device
+    bytes: int  # of that shard
 
 
 def leaf_of(array: Any, placed: Any = None) -> Leaf:
-    """Of an array or an abstract one; `placed` is its sharding where it does not say so itself."""
+    """The leaf of an array or abstract array; `placed` is its sharding where it carries none."""
     placed = placed or getattr(array, "sharding", None)
     own = tuple(placed.shard_shape(array.shape)) if placed is not None else tuple(array.shape)
-    count = 1
-    for size in own:
-        count *= size
-    key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return Leaf(tuple(array.shape), str(array.dtype), own, count * (8 if key else array.dtype.itemsize))
+    itemsize = 8 if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array.dtype.itemsize
+    return Leaf(tuple(array.shape), str(array.dtype), own, math.prod(own) * itemsize)
 
 
 def leaves_of(tree: Any) -> collections.Counter[Leaf]:
@@ -118,13 +116,13 @@ def total_bytes(leaves: collections.Counter[Leaf]) -> int:
 def compiled(
     program: Program, topology: Topology, hlo: pathlib.Path | None = None
 ) -> tuple[Figures, jax.stages.Compiled | None]:
-    """A program's figures, and what can be called. XLA may refuse to make it: then they say what it would have used.
+    """The figures of a program, and its executable: None where it needs too much memory, see `refused`.
 
     Args:
-      hlo: a folder that its text is written to.
+      hlo: a folder that the text of the program is written to.
 
     Raises:
-      ConfigError: XLA makes no program of it for another reason than memory.
+      ConfigError: XLA refuses the program for another reason than memory.
     """
     began = time.perf_counter()
     lowered = program.lower()
@@ -145,7 +143,7 @@ def compiled(
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=memory.peak_memory_in_bytes or at_least,  # the CPU backend counts none
+        peak_bytes=memory.peak_memory_in_bytes or at_least,  # the CPU backend reports 0
         compile_seconds=taken,
         cost=cost,
         seconds=seconds_of(cost, topology),
@@ -159,23 +157,27 @@ HLO_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": 
 
 
 def _handed(arguments: collections.Counter[Leaf], module: Module) -> collections.Counter[Leaf]:
-    """The arguments that are really passed: jit leaves out what a program does not use."""
+    """The arguments that are passed: jit drops those that a program does not use."""
     passed, kept = collections.Counter(parameters(module)), collections.Counter[Leaf]()
     for leaf, count in arguments.items():
-        found = min(count, passed[HLO_TYPES.get(leaf.dtype, ""), leaf.own])
-        passed[HLO_TYPES.get(leaf.dtype, ""), leaf.own] -= found
-        kept[leaf] = found
+        parameter = HLO_TYPES.get(leaf.dtype, ""), leaf.own
+        kept[leaf] = min(count, passed[parameter])
+        passed[parameter] -= kept[leaf]
     return +kept
 
 
 def refused(program: Program, message: str, taken: float) -> Figures:
-    """Of a program that XLA refuses with a message. Raises ConfigError where it is not for want of memory."""
+    """The figures of a program that does not fit, with the bytes that the message of XLA tells.
+
+    Raises:
+      ConfigError: the message is about something else than memory.
+    """
     line = next((line for line in message.splitlines() if line.strip()), "")[:300]
     if "RESOURCE_EXHAUSTED" not in message:
         raise ConfigError(f"{program.name}: XLA makes no program of it: {line}")
     holds = leaves_of(program.arguments)
     handed = total_bytes(holds)
-    used = float("inf")  # vmem, or a wording that is not known
+    used = float("inf")  # VMEM, or an unknown wording
     if whole := re.search(r"hbm\. Used ([\d.]+)([KMGT]) of", message):
         used = _bytes_of(whole)
     elif temporaries := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", message):

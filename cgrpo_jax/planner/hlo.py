@@ -1,11 +1,12 @@
-"""Reads the text of a compiled program (`compiled.as_text()`): computations of instructions, trip counts of loops.
+"""Parses the HLO text of a compiled program (`compiled.as_text()`), and finds the trip counts of its loops.
 
-No jax: a text kept by `--hlo` can be read anywhere.
+Imports no jax, so that a text kept by `--hlo` can be read anywhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,14 @@ BITS = {
 _ARRAY = re.compile(r"\b([a-z]+[0-9a-z]*)\[([0-9,<=]*)\]")
 _HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\{\s*$")
 _BEGIN = re.compile(r"^\s+(ROOT\s+)?%([\w.\-]+) = ")
-_SAME = ("copy", "bitcast", "convert", "reshape", "opt-barrier", "optimization-barrier")  # of a scalar
+_SAME = (
+    "copy",
+    "bitcast",
+    "convert",
+    "reshape",
+    "opt-barrier",
+    "optimization-barrier",
+)  # keep the value of a scalar
 
 
 class Instruction(NamedTuple):
@@ -57,12 +65,12 @@ class Computation:
 class Module:
     computations: dict[str, Computation]
     entry: str
-    partitions: int  # devices that run it together
-    known: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)  # what `Scalars` found before
+    partitions: int  # devices that run the program together
+    known: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)  # the cache of `Scalars`
 
 
 def parameters(module: Module) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(dtype, dimensions) of what a program is handed on each device; what it does not use is not among it."""
+    """(dtype, dimensions) of each argument of a program on one device, without arguments that jit dropped."""
     for made in module.computations[module.entry]:
         if made.op == "parameter":
             yield from arrays(made.type)
@@ -80,13 +88,7 @@ def arrays(type_: str) -> list[tuple[str, tuple[int, ...]]]:
 
 def bytes_of(type_: str) -> float:
     """Bytes of all arrays in a type, without padding of layouts."""
-    total = 0.0
-    for dtype, sizes in arrays(type_):
-        count = 1
-        for size in sizes:
-            count *= size
-        total += count * BITS[dtype] / 8
-    return total
+    return sum((math.prod(sizes) * BITS[dtype] / 8 for dtype, sizes in arrays(type_)), 0.0)
 
 
 def _closing(text: str, first: int) -> int:
@@ -112,7 +114,7 @@ def _instruction(line: str, begin: re.Match) -> Instruction:
 
 
 def parse(text: str) -> Module:
-    """An instruction may go on over several lines, as those with the metadata of kernels do."""
+    """Parses a module. An instruction may span several lines, as those with the metadata of kernels do."""
     computations, entry = dict[str, Computation](), ""
     current: Computation | None = None
     pieces: list[str] = []
@@ -144,7 +146,7 @@ def parse(text: str) -> Module:
 
 
 class Linear(NamedTuple):
-    """`offset`, plus an item of the loop's state where one is named."""
+    """The value `offset`, or `offset` plus item `item` of the state of the loop."""
 
     item: int | None
     offset: int
@@ -157,7 +159,7 @@ class Comparison(NamedTuple):
 
 
 STATE = "the state of the loop"
-Known = Linear | Comparison | str | None  # what a scalar is; None: not told by the text alone
+Known = Linear | Comparison | str | None  # the value of a scalar; None: unknown
 
 
 def _combined(left: Known, right: Known, sign: int) -> Known:
@@ -170,14 +172,14 @@ def _combined(left: Known, right: Known, sign: int) -> Known:
 
 
 class Scalars:
-    """What scalars of a module are, as far as constants and the state of the loop tell."""
+    """Evaluates scalars of a module symbolically, from constants and the state of a loop."""
 
     def __init__(self, module: Module):
         self.module = module
 
     def value(self, inside: Computation, name: str, arguments: Sequence[Known]) -> Known:
-        """Of an instruction, given what the parameters of its computation are."""
-        key = (inside.name, name, tuple(arguments))  # asked for once, or chains of calls would double with each
+        """The value of an instruction, given the parameters of its computation."""
+        key = (inside.name, name, tuple(arguments))  # cached, or the work would double with each call in a chain
         if key not in self.module.known:
             self.module.known[key] = self._value(inside, name, arguments)
         return self.module.known[key]
@@ -212,7 +214,7 @@ class Scalars:
         return callee, [self.value(inside, operand, arguments) for operand in made.operands] if callee else []
 
     def item(self, inside: Computation, name: str, index: int, arguments: Sequence[Known]) -> Known:
-        """Of the tuple that an instruction makes."""
+        """The value of an item of the tuple that an instruction returns."""
         made = inside.of_name.get(name)
         if made is None:
             return None
@@ -230,10 +232,10 @@ _MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE", "EQ": "
 
 
 def trip_count(module: Module, inside: Computation, loop: Instruction, state: Sequence[int | None] = ()) -> int | None:
-    """How often the body of a `while` runs; None where data decide.
+    """How often the body of a `while` runs; None where that depends on data.
 
     Args:
-      state: of the loop around this one, as far as it is constant.
+      state: of the enclosing loop: its constant items, see `constants`.
     """
     told = loop.attribute(r'known_trip_count"?\s*[:=]\s*\{\s*"?n"?\s*[:=]\s*"?(\d+)')
     if told:
@@ -276,7 +278,7 @@ def _part(module: Module, loop: Instruction, which: str) -> Computation:
 def initial(
     module: Module, inside: Computation, loop: Instruction, index: int, state: Sequence[int | None] = ()
 ) -> int | None:
-    """An item of a loop's state when it begins."""
+    """The value of an item of a loop's state before the first turn; None if unknown."""
     found = Scalars(module).item(inside, loop.operands[0], index, [STATE])
     if not isinstance(found, Linear):
         return None
@@ -289,7 +291,7 @@ def initial(
 def constants(
     module: Module, inside: Computation, loop: Instruction, state: Sequence[int | None] = ()
 ) -> list[int | None]:
-    """The items of a loop's state that are known integers and stay what they are; None for all others."""
+    """The items of a loop's state that are known integers and never change; None for all others."""
     body, scalars = _part(module, loop, "body"), Scalars(module)
     count = len(body.of_name[body.root].operands) if body.of_name[body.root].op == "tuple" else 0
     kept = []

@@ -1,8 +1,9 @@
-"""What lives on a chip while a program runs: its own peak, and the tensors of the run that it is not handed."""
+"""The memory of a chip while a program runs: the peak of the program, and tensors that are not its arguments."""
 
 from __future__ import annotations
 
 import collections
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,23 +15,23 @@ from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.models import Model
 
 ROWS = "rows of the sampler"
-SYNC = "synced"  # the kind that makes the sampler's weights, before it has rows
-LEARNING = ("init", "sums", "nonfinite", "logps", "update")  # kinds that run when no sampler is there
-ALWAYS, SAMPLING, DECODING = range(3)  # when tensors are there: always, with a sampler, with a sampler that has rows
+SYNC = "synced"  # the kind of program that makes the sampler's weights, before there are rows
+LEARNING = ("init", "sums", "nonfinite", "logps", "update")  # kinds that run without a sampler
+ALWAYS, SAMPLING, DECODING = range(3)  # when tensors exist: always, with a sampler, once it has rows
 
 
 class Resident(NamedTuple):
-    """Tensors of one class."""
+    """A class of tensors of the run."""
 
     name: str
     leaves: collections.Counter[Leaf]
-    knob: str  # what makes them smaller
+    knob: str  # the option that makes them smaller
     there: int = ALWAYS
-    of: str = ""  # before the names of the programs of their model: "", or SECOND
+    of: str = ""  # the prefix of the programs of their model: "", or SECOND
 
 
 def residents(run: Run, chosen: Mapping[str, Program]) -> list[Resident]:
-    """All classes of a run, those of training first.
+    """All classes of tensors of a run, those of training first.
 
     Args:
       chosen: kind -> its largest program, of programs.largest.
@@ -42,10 +43,10 @@ def residents(run: Run, chosen: Mapping[str, Program]) -> list[Resident]:
         Resident("optimizer state", leaves_of(state.opt_state), across),
     ]
     if run.cfg.objective.kl_coef > 0:
-        own = leaves_of(state.params)  # what is frozen is the policy's, too
+        own = leaves_of(state.params)  # the frozen parameters are shared with the policy
         found.append(Resident("reference parameters", own, "objective.kl_coef = 0, or " + across))
     found += _of_sampler(run.policy, chosen, params)
-    if run.second is not None:  # its parameters are let go of, but for those that its sampler takes as they are
+    if run.second is not None:  # of its parameters only those that its sampler uses stay
         found += _of_sampler(run.second, chosen, collections.Counter(), SECOND, " of the second model")
     return found
 
@@ -53,11 +54,11 @@ def residents(run: Run, chosen: Mapping[str, Program]) -> list[Resident]:
 def _of_sampler(
     model: Model, chosen: Mapping[str, Program], kept: collections.Counter[Leaf], of: str = "", whose: str = ""
 ) -> Iterator[Resident]:
-    """Weights, rows and waiting prompts of a model's sampler.
+    """Weights, rows and waiting prompts of the sampler of a model.
 
     Args:
-      kept: the model's parameters where they stay: those that need no change are handed on to the sampler, not copied.
-      of, whose: before the names of the model's programs, and behind those of its tensors.
+      kept: parameters of the model that stay in memory; those that the sampler uses unchanged are not counted twice.
+      of, whose: prefix of the model's programs, suffix of its classes.
     """
     if of + "decode" not in chosen:
         return
@@ -75,7 +76,7 @@ def _of_sampler(
 
 
 def _waiting(model: Model, enter: Program) -> collections.Counter[Leaf]:
-    """Prefilled prompts that are in no row yet, as many as the sampler keeps."""
+    """Prefilled prompts that wait for a row, as many as the sampler keeps."""
     prompt = leaves_of(enter.arguments[1])
     tokens = max(leaf.shape[-2] for leaf in jax.tree.leaves(enter.arguments[1]))
     kept = max(1, model.sampler.room.prompt_tokens // tokens)
@@ -83,7 +84,7 @@ def _waiting(model: Model, enter: Program) -> collections.Counter[Leaf]:
 
 
 class Occupied(NamedTuple):
-    """A chip's memory while a program runs."""
+    """The memory of a chip while a program runs."""
 
     figures: Figures
     held: dict[str, int]  # class -> bytes that are the program's arguments or outputs
@@ -95,9 +96,9 @@ class Occupied(NamedTuple):
 
 
 def occupied(figures: Figures, classes: Sequence[Resident]) -> Occupied:
-    """Matches the tensors of the run with those of the program; before sampling there are none of the sampler.
+    """Matches the tensors of the run with the arguments and outputs of a program.
 
-    A program of one model is handed nothing of the other, however alike their tensors are.
+    A program is matched with tensors of its own model only, even if those of the other have the same shapes.
     """
     handed = collections.Counter(figures.holds)
     held, beside = dict[str, int](), dict[str, int]()
@@ -122,22 +123,16 @@ TEMPORARY = {
 
 
 def largest_part(place: Occupied, classes: Sequence[Resident]) -> tuple[str, float, str]:
-    """(tensor class, its bytes, the knob that makes it smaller) of what takes most while a program runs."""
+    """(class, bytes, the option that makes it smaller) of the tensors that take most memory while a program runs."""
     knobs = {resident.name: resident.knob for resident in classes}
-    parts = collections.Counter[str]()
-    for found in (place.held, place.beside):
-        parts.update(found)
+    parts = collections.Counter(place.held) + collections.Counter(place.beside)
     temporary = place.figures.peak_bytes - sum(place.held.values())
     shown = [(name, float(size), knobs[name]) for name, size in parts.items()]
     knob = TEMPORARY.get(place.figures.kind, "a smaller sampler.kv_cache_mb")
     shown.append((f"temporaries of {place.figures.kind}", temporary, knob))
-    return max(shown, key=_size)
-
-
-def _size(part: tuple[str, float, str]) -> float:
-    return part[1]
+    return max(shown, key=operator.itemgetter(1))
 
 
 def checkpoint_bytes(run: Run) -> int:
-    """Of one checkpoint: parameters and optimizer state, over all devices."""
+    """Bytes of one checkpoint: parameters and optimizer state, over all devices."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract_state()))

@@ -1,4 +1,4 @@
-"""The most rows that fit, of the sampler and of a bin: a line through two compiled programs, and its end compiled."""
+"""The most rows that fit, of the sampler and of a bin: extrapolated from two compiled programs, then compiled."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.models import Model
 from cgrpo_jax.sampling.room import row_devices
 
-Occupy = Callable[[Program], Occupied]  # compiles, and says what a chip then holds
+Occupy = Callable[[Program], Occupied]  # compiles, and returns the memory of a chip
 
 
 class Most(NamedTuple):
-    """How many fit."""
+    """The most that fits."""
 
     number: int  # 0: not even the fewest
-    bytes: float  # what a chip then holds; of the fewest, told by the line, where none fits
+    bytes: float  # of a chip then; extrapolated to the fewest where none fits
 
 
 def _guess(seen: Mapping[int, float], least: int, hbm: float) -> tuple[int, float]:
-    """By the line through the two numbers closest to the limit: the most that fits, and the bytes of `least`."""
+    """(the most that fits, bytes of `least`), by the line through the two numbers that are closest to the limit."""
     near = sorted((number for number in seen if math.isfinite(seen[number])), key=lambda n: abs(seen[n] - hbm))[:2]
     if len(near) < 2 or not (seen[max(near)] > seen[min(near)]):
         return max((number for number, size in seen.items() if size <= hbm), default=0), seen[min(seen)]
@@ -35,11 +35,11 @@ def _guess(seen: Mapping[int, float], least: int, hbm: float) -> tuple[int, floa
 
 
 def most(planned: int, known: float, least: int, hbm: float, occupy: Callable[[int], tuple[int, float]]) -> Most:
-    """The largest multiple of `least` whose memory fits; it has been compiled.
+    """Finds the largest multiple of `least` that fits, and has compiled it.
 
     Args:
-      planned, known: a number, and the bytes of a chip with so many.
-      occupy: compiles with a number; the number that it was really made with (never more), and its bytes.
+      planned, known: a number, and the bytes of a chip with that number.
+      occupy: compiles with a number; returns the number that was used instead (never more), and the bytes of a chip.
     """
     seen = {planned: known}
 
@@ -49,7 +49,7 @@ def most(planned: int, known: float, least: int, hbm: float, occupy: Callable[[i
         return size
 
     look(planned // 2 // least * least or 2 * planned)
-    for _ in range(2):  # where the line is not quite one, once more
+    for _ in range(2):  # once more, as memory is not quite linear
         guess, _ = _guess(seen, least, hbm)
         if guess < least or guess in seen or look(guess) <= hbm:
             break
@@ -58,10 +58,10 @@ def most(planned: int, known: float, least: int, hbm: float, occupy: Callable[[i
 
 
 def with_rows(model: Model, rows: int, slots: int) -> Model:
-    """The same model with so many rows decoded together, as if there were always enough to decode.
+    """The model with `rows` rows decoded together, as if there were always enough requests.
 
     Args:
-      slots: which rings get other rows, where their numbers are fixed.
+      slots: of the rings whose rows are changed, where rings are fixed.
     """
     room = model.sampler.room
     if fixed := room.fixed:
@@ -72,7 +72,7 @@ def with_rows(model: Model, rows: int, slots: int) -> Model:
 
 
 def most_rows(model: Model, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
-    """Of the sampler, with the longest rings; where sizes are fixed with the rings that take most."""
+    """The most rows of the sampler, in the longest rings, or in the largest of fixed rings."""
     first, slots = map(int, planned.figures.name.split("/")[1].split("x"))
 
     def made(rows: int) -> tuple[int, float]:
@@ -88,14 +88,14 @@ def most_rows(model: Model, planned: Occupied, hbm: float, occupy: Occupy) -> Mo
 
 
 def scaled(size: BinSize, prompts_or_rows: int) -> BinSize:
-    """Another number of prompts with their rows, where bins have such, else of rows."""
+    """A bin with another number of prompts and their rows, where bins share prompts, else of rows."""
     if not size.prompts:
         return size._replace(rows=prompts_or_rows)
     return size._replace(prompts=prompts_or_rows, rows=prompts_or_rows * size.rows // size.prompts)
 
 
 def most_in_a_bin(run: Run, size: BinSize, planned: Occupied, hbm: float, occupy: Occupy) -> Most:
-    """Rows of a bin (prompts, where they are shared), over all chips."""
+    """The most rows of a bin over all chips, or the most prompts, where rows share them."""
 
     def made(number: int) -> tuple[int, float]:
         program = largest(learning_programs(run, [scaled(size, number)]))["update"]

@@ -1,4 +1,4 @@
-"""The programs of a run as a list, before anything runs: what is planned is what training lowers.
+"""Lists the programs of a run before anything runs. Training lowers exactly these programs.
 
 No weights are needed, and the devices may be those of a topology that is not here.
 """
@@ -31,7 +31,7 @@ from cgrpo_jax.workdir.digests import checking_programs
 
 
 class Program(NamedTuple):
-    """A jitted function with the arguments it is called with: abstract arrays, and what is static."""
+    """A jitted function and the arguments that it is called with: abstract arrays and static arguments."""
 
     name: str  # with its sizes
     function: Any
@@ -46,8 +46,8 @@ class Program(NamedTuple):
         return self.function.lower(*self.arguments, **self.static)
 
 
-SECOND = "local_"  # before the names of the second model's programs
-SMALL = ("step_key",)  # kinds that hold nothing, and of which no argument says on which devices
+SECOND = "local_"  # prefix of the programs of the second model
+SMALL = ("step_key",)  # kinds that take no memory, and whose arguments name no devices
 
 
 def kind_of(name: str) -> str:
@@ -56,7 +56,7 @@ def kind_of(name: str) -> str:
 
 
 def programs(run: Run, sizes: Sequence[BinSize]) -> list[Program]:
-    """All programs that a run may compile; which of the sampler's it does depends on the lengths that come.
+    """All programs that a run may compile; which of the sampler's it does compile depends on the lengths.
 
     Args:
       sizes: of the bins of an update, see build.bin_sizes.
@@ -73,9 +73,9 @@ def programs(run: Run, sizes: Sequence[BinSize]) -> list[Program]:
 
 
 def _weight(program: Program) -> tuple[float, float, int]:
-    """What `largest` compares: the bytes of the arguments, then the static numbers (rows, slots), the longest axis.
+    """The key of `largest`: bytes of the arguments, the product of static sizes (rows, slots), the longest axis.
 
-    The last decides between prompts of as many tokens in all: few long ones need more memory than many short ones.
+    The last decides between prompts with the same total of tokens: few long ones need more memory than many short ones.
     """
     leaves = jax.tree.leaves(program.arguments)
     held = float(sum(math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 8) for leaf in leaves))
@@ -85,7 +85,7 @@ def _weight(program: Program) -> tuple[float, float, int]:
 
 
 def largest(programs: Iterable[Program]) -> dict[str, Program]:
-    """Kind -> its largest program, in the order in which the kinds come."""
+    """Kind -> its largest program, in the order of the kinds in `programs`."""
     chosen: dict[str, tuple[Any, Program]] = {}
     for program in programs:
         weight = _weight(program)
@@ -95,13 +95,13 @@ def largest(programs: Iterable[Program]) -> dict[str, Program]:
 
 
 def _checks(name: str, tree: Any, mesh: Mesh) -> Iterator[Program]:
-    """The digests of a tree's arrays, and the search for a NaN or an infinity in them."""
+    """The programs for digests of a tree, and for finding a NaN or an infinity in it."""
     for function, leaves in checking_programs(tree, mesh):
         yield Program(f"{function.__name__.strip('_')}/{name}", function, (leaves,))
 
 
 def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
-    """Fresh optimizer state, and per size of bins the update and the log-probabilities where the run needs them."""
+    """The fresh optimizer state, checks of arrays, and for each size of bins the update and log-probabilities."""
     cfg, params, state = run.cfg, run.policy.abstract_weights(), run.abstract_state()
     trained, frozen = state.params, run.policy.abstract_weights(run.policy.frozen)
     yield Program("init", make_init(run.learner, run.mesh, trained), (trained,))
@@ -128,14 +128,14 @@ def learning_programs(run: Run, sizes: Sequence[BinSize]) -> Iterator[Program]:
 
 
 def row_counts(model: Model) -> list[int]:
-    """Numbers of rows that a sampler may decode together, where they are not fixed."""
+    """The numbers of rows that a sampler may decode together, where they are not fixed."""
     least = model.sampler.least_rows
     most = grown_rows(model.load.requests, least, model.sampler.room.rows)
     return sorted({min(most, least << i) for i in range(most.bit_length() + 1)})  # `most` need be no power of two
 
 
 def _sampler_weights(model: Model) -> tuple[Program | None, Any]:
-    """The program that makes the sampler's weights, None where it takes the parameters as they are; and the weights."""
+    """The program that makes the sampler's weights (None where it uses the parameters unchanged), and these weights."""
     setup, params = model.sampler, model.abstract_weights()
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh, "unrolled": setup.unrolled}
     stale = engines.stale_weights(params, **layout)
@@ -154,7 +154,7 @@ def _sampler_weights(model: Model) -> tuple[Program | None, Any]:
 
 
 def sampler_programs(model: Model) -> Iterator[Program]:
-    """All that a model's sampler may need: every number of rows with every ring, every prefill."""
+    """All programs that the sampler of a model may need: each number of rows with each ring, each prefill."""
     setup, longest, fixed = model.sampler, model.load.prompt_tokens, model.sampler.room.fixed
     layout: dict[str, Any] = {"dtype": setup.dtype, "mesh": setup.mesh}
     sync, weights = _sampler_weights(model)
@@ -188,11 +188,11 @@ def sampler_programs(model: Model) -> Iterator[Program]:
 
 
 def _prefills_behind(model: Model, longest: int, weights: Any, prompts: dict[int, Any]) -> Iterator[Program]:
-    """Of prompts whose beginning was prefilled before (`room.prefix_sizes`).
+    """Prefills of prompts with a cached prefix (`room.prefix_sizes`).
 
     Args:
-      longest: tokens of a prompt that are prefilled.
-      prompts: of each size, what a prefill makes.
+      longest: most tokens of a prompt that are prefilled.
+      prompts: size -> the KV cache of a prefill of this size.
     """
     setup, sizes = model.sampler, set[tuple[int, int, int]]()
     for length in range(2, longest + 1):
@@ -209,7 +209,7 @@ def _prefills_behind(model: Model, longest: int, weights: Any, prompts: dict[int
 
 
 def abstract_slots(setup: EngineSetup, ring: Ring) -> Any:
-    """The rows of one length: shapes, dtypes and shardings."""
+    """Shapes, dtypes and shardings of the rows of a ring."""
     static = {"rows": ring.rows, "slots": ring.slots} | setup.of_slots
     slots = jax.eval_shape(lambda: sampling.empty_slots(**static))
     return with_shardings(slots, sampling.slot_shardings(setup.mesh, slots))
@@ -218,7 +218,7 @@ def abstract_slots(setup: EngineSetup, ring: Ring) -> Any:
 def _programs_of_slots(
     model: Model, size_: Ring, others: Sequence[Ring], weights: Any, prompts: dict[int, Any], key: Any
 ) -> Iterator[Program]:
-    """Those of rows of one size, which may become others."""
+    """The programs for rows of one size, and those that resize them to `others`."""
     setup, (ring, rows) = model.sampler, size_
     size, static = f"{rows}x{ring}", {"rows": rows, "slots": ring} | setup.of_slots
     yield Program(f"empty_slots/{size}", sampling.empty_slots, (), static)
@@ -237,13 +237,8 @@ def _programs_of_slots(
     if model.sampling.stop:
         yield Program(f"halt/{size}", sampling.halt, (slots, np.zeros(rows, bool)), {"mesh": setup.mesh})
     for drawing in dict.fromkeys(map(drawing_of, model.load.samplings)):
-        static = {
-            "cfg": model.shape,
-            "sampling": drawing,
-            "dtype": setup.dtype,
-            "mesh": setup.mesh,
-            "chunk": setup.chunk,
-        }
+        static = {"cfg": model.shape, "sampling": drawing, "dtype": setup.dtype, "mesh": setup.mesh}
+        static |= {"chunk": setup.chunk}
         eos_E = sampling.eos_set(setup.eos_ids)
         name = f"decode/{size}/{drawing.temperature:g},{drawing.top_k},{drawing.top_p:g}"
         yield Program(name, sampling.decode, (weights, slots, eos_E, np.int32(1)), static)

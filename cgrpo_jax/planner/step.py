@@ -1,4 +1,4 @@
-"""Seconds of a step and of a run, from those of the programs; an estimate of estimates."""
+"""Estimates the seconds of a training step from those of its programs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cgrpo_jax.run.build import Run
 
 
 class Step(NamedTuple):
-    """Of training, at one assumption about lengths."""
+    """Estimated seconds of a training step, for one assumption about lengths."""
 
-    share: float  # of the longest, of prompts and answers; and of the problems that are refined
+    share: float  # of the longest prompts and answers, and of the problems that are refined
     sample: float  # seconds
     prefill: float
     update: float
     others: float  # weight sync, log-probabilities
-    tokens: float  # drawn
+    tokens: float  # sampled
 
     @property
     def seconds(self) -> float:
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 def step(run: Run, size: BinSize, figures: Mapping[str, Figures], share: float) -> Step:
-    """Raises KeyError where a program is missing that the run needs (`--only`)."""
+    """Estimates a step. Raises KeyError where a program that it needs was not compiled (`--only`)."""
     cfg, updates = run.cfg, run.cfg.train.updates_per_rollout
     refining = cfg.refine.trigger != "never"
     responses = cfg.train.prompts * cfg.train.samples
@@ -62,11 +62,11 @@ def _sizes(figures: Figures) -> tuple[int, int]:
 
 
 def ideal_seconds(model: ModelConfig, size: BinSize, topology: Topology, chips: int) -> float:
-    """Seconds that the products of a full bin take at peak: forward and backward once, attention over what it sees."""
+    """Seconds of the matrix products of a full bin at peak: forward and backward, half of attention is masked."""
     assert topology.chip is not None
     width, heads, inner = model.width, model.heads * model.head_dim, model.kv_heads * model.head_dim
     layer = width * (heads + 2 * inner) + heads * width + 3 * width * model.mlp_width
-    weights = model.layers * layer + model.vocab * width  # of the embedding nothing but rows is taken
+    weights = model.layers * layer + model.vocab * width  # the embedding is a lookup, not a product
     rows, own = size.rows * size.tokens, size.rows * size.tokens**2 / 2
     pairs = own + size.rows * size.tokens * size.prompt_slots + size.prompts * size.prompt_slots**2 / 2
     prompts = 6 * model.layers * layer * size.prompts * size.prompt_slots
@@ -77,7 +77,7 @@ def ideal_seconds(model: ModelConfig, size: BinSize, topology: Topology, chips: 
 def utilisation(
     model: ModelConfig, size: BinSize, update: Figures, topology: Topology, chips: int
 ) -> tuple[float, float] | None:
-    """MFU of an update of one full bin, with kernels at likely rates and at peak; the wire is not waited for."""
+    """MFU of an update of one full bin, with kernels at likely rates and at peak; communication is left out."""
     if topology.chip is None or not update.seconds.computing:
         return None
     ideal = ideal_seconds(model, size, topology, chips)

@@ -1,4 +1,4 @@
-"""The report of runs: one HTML file that holds its data, its scripts and its styles, and asks for nothing else.
+"""The report of runs: one HTML file with its data, scripts and styles, which loads nothing from elsewhere.
 
 In: workdirs. Out: the page.
 May import: config, data, errors, evaluation, learning, workdir.

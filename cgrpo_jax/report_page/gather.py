@@ -1,4 +1,4 @@
-"""What the page shows of a run: its metrics, its evaluations, its configuration."""
+"""Collects what the report shows of a run besides rollouts: metrics, evaluations, configuration."""
 
 from __future__ import annotations
 
@@ -12,27 +12,15 @@ from cgrpo_jax.data.told import for_others, public_name
 from cgrpo_jax.errors import ReportError
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.workdir import reading
+from cgrpo_jax.workdir.changes import flat
 from cgrpo_jax.workdir.metrics import NOTES
 
-POINTS = 2000  # of a curve
-DIGITS = 6  # significant ones of a number
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names of all leaves, with their values."""
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return leaves
-
-
-def config_of(workdir: pathlib.Path, say: reading.Say) -> dict[str, Any]:
-    """The leaves of `config.json`; none where it is missing, or cannot be read."""
-    return flat(reading.config(workdir, say))
+POINTS = 2000  # of a curve, at most
+DIGITS = 6  # significant ones
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """The named method of most settings that all hold; what is none of them is told as its verb."""
+    """The named method with most settings of those whose settings all hold; the verb, where it is not `rl`."""
     if config.get("method") != "rl":
         return str(config.get("method", "evaluation"))
     held = [name for name, settings in METHODS.items() if all(config.get(key) == settings[key] for key in settings)]
@@ -40,6 +28,7 @@ def method_of(config: Mapping[str, Any]) -> str:
 
 
 def _joined(values: Sequence[Any], largest: bool) -> float | None:
+    """The mean or the maximum of the values that are not None; None where there is none."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -47,7 +36,7 @@ def _joined(values: Sequence[Any], largest: bool) -> float | None:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"steps": [...], "values": {name: [...]}, "each": steps that a point stands for}; a missing value is None."""
+    """{"steps": [...], "values": {name: [...]}, "each": rows per point}; a missing value is None."""
     each = -(-len(rows) // POINTS) if rows else 1
     parts = [rows[first : first + each] for first in range(0, len(rows), each)]
     names = dict.fromkeys(name for row in rows for name in row if name != "step")
@@ -75,7 +64,7 @@ def evaluation_of(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:
-    """What evaluated runs differ by on the problems they share; None where there are no two such runs."""
+    """The differences of evaluated runs on the problems they share; None with fewer than two such runs."""
     evaluated = {name: tables.read(path) for name, path in workdirs.items() if (path / "results.json").exists()}
     if len(evaluated) < 2:
         return None
@@ -86,7 +75,7 @@ def compared(workdirs: Mapping[str, pathlib.Path]) -> dict[str, Any] | None:
 
 
 def drawn_in(config: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> str:
-    """How the answers that pass@1 is of were drawn; "" where nothing says it."""
+    """How the answers that pass@1 counts were sampled; "" where that is unknown."""
     if results is not None:
         return str(results["drawn"])
     known = "eval.temperature" in config and "eval.top_p" in config
@@ -94,13 +83,13 @@ def drawn_in(config: Mapping[str, Any], results: Mapping[str, Any] | None = None
 
 
 def run_of(name: str, workdir: pathlib.Path) -> dict[str, Any]:
-    """All of a run but its rollouts; what could not be read is in `damaged`, a sentence each.
+    """All that the report shows of a run but its rollouts; `damaged` lists what could not be read.
 
     Raises RunError where `workdir` holds neither metrics nor an evaluation.
     """
     damaged: list[str] = []
     training, evaluations = metrics_of(workdir, damaged.append)
-    results, config = evaluation_of(workdir), config_of(workdir, damaged.append)
+    results, config = evaluation_of(workdir), flat(reading.config(workdir, damaged.append))
     if not (training["steps"] or evaluations["steps"] or results):
         raise reading.RunError(f"{workdir}: neither metrics.jsonl nor results.json; give the workdir of a run")
     method = method_of(config) if config else "evaluation" if results else "unknown"

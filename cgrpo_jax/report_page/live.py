@@ -11,32 +11,32 @@ DPI = 80
 
 
 class Curves:
-    """Draws metrics anew in the same place as they come: `cgrpo_jax.train(config, workdir, on_step=Curves())`.
+    """Redraws metrics in place as they come: `cgrpo_jax.train(config, workdir, on_step=Curves())`.
 
-    Outside a notebook it shows nothing. What was never measured has no picture.
+    Outside a notebook it shows nothing. A metric without a value has no plot.
 
     Args:
-      names: of metrics, a picture each.
+      names: of metrics, one plot each.
     """
 
     def __init__(self, names: Sequence[str] = SHOWN):
         self.names, self.place = tuple(names), None
-        self.drawn = ""  # how the answers of evaluations are drawn, as `options.drawn` says it
+        self.drawn = ""  # how answers of evaluations are sampled, in the words of `options.drawn`
         self.points: dict[str, list[tuple[int, float]]] = {name: [] for name in self.names}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One row of metrics, without drawing."""
+        """Takes a row of metrics without drawing."""
         for name in self.names:
             if row.get(name) is not None:
                 self.points[name].append((row["step"], row[name]))
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """One row of metrics, and the picture with it."""
+        """Takes a row of metrics and draws."""
         self.add(row)
         self.draw()
 
     def figure(self) -> Any:
-        """The picture, of matplotlib; None where nothing was measured yet."""
+        """The plots, a matplotlib figure; None where nothing was measured yet."""
         from matplotlib.figure import Figure
 
         known = [name for name in self.names if self.points[name]]
@@ -52,7 +52,7 @@ class Curves:
         return figure
 
     def draw(self) -> None:
-        """Shows the picture now, in the place of the last one."""
+        """Shows the figure in place of the last one."""
         try:
             from IPython import get_ipython
             from IPython.display import Image, display
@@ -61,7 +61,7 @@ class Curves:
         figure = None if get_ipython() is None else self.figure()
         if figure is None:
             return
-        png = io.BytesIO()  # a bare figure is text to a notebook in which %matplotlib was never said
+        png = io.BytesIO()  # a notebook without %matplotlib shows a figure as text
         figure.savefig(png, format="png", dpi=DPI)
         picture = Image(png.getvalue(), format="png", alt=", ".join(name for name in self.names if self.points[name]))
         if self.place is None:

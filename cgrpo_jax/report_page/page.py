@@ -1,4 +1,4 @@
-"""One HTML file from its parts: data as JSON that never runs, scripts and styles that the policy names by hash."""
+"""Puts the HTML report together: data as inert JSON, scripts and styles that its security policy names by hash."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.report_page import gather, rollouts
-from cgrpo_jax.workdir.places import writing
+from cgrpo_jax.workdir.places import write_whole
 
 FOLDER = pathlib.Path(__file__).parent
 SCRIPTS = ["vendor/uPlot.iife.min.js", "vendor/temml.min.js", "dom.js", "strip.js", "curves.js", "tables.js"]
 SCRIPTS += ["text.js", "diff.js", "detail.js", "rollouts.js", "start.js"]
 STYLES = ("vendor/uPlot.min.css", "vendor/Temml-Local.css", "page.css")
-MEGABYTES = 24.0  # of rollouts: 5,000 problems of seven short responses are 15; a page of 24 opens within two seconds
+MEGABYTES = 24.0  # of rollouts: 5,000 problems with seven short responses are 15; 24 open within two seconds
 CHARACTERS = 16_000  # of a text
 
 
 def _part(name: str) -> str:
-    """A file of this folder; fonts that it would fetch are left out, so those of the system stand in."""
+    """A file of this folder, without the fonts that its styles would load: those of the system are used instead."""
     text = (FOLDER / name).read_text(encoding="utf-8")
     return re.sub(r"@font-face\s*\{[^}]*\}", "", text) if name.endswith(".css") else text
 
@@ -34,18 +34,18 @@ def _hash(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """JSON that can stand in a script element: no tag begins or ends in it, and no comment."""
+    """JSON that is safe in a script element: it holds no tag and no comment."""
     return text.replace("<", "\\u003c")
 
 
 def _rollouts_json(found: Mapping[str, Any]) -> str:
-    """The records are JSON already."""
+    """JSON of the rollouts of a run, whose groups are JSON already."""
     steps = [f'{{"step":{json.dumps(step["step"])},"groups":[{",".join(step["groups"])}]}}' for step in found["steps"]]
     return f'{{"said":{json.dumps(found["said"])},"steps":[{",".join(steps)}]}}'
 
 
 def page(data: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
-    """The whole file. `data`: runs and their comparison; `found`: the rollouts of each run."""
+    """The HTML. `data`: runs and their comparison; `found`: the rollouts of each run."""
     scripts, styles = [_part(name) for name in SCRIPTS], [_part(name) for name in STYLES]
     policy = {
         "default-src": ["'none'"],
@@ -70,11 +70,11 @@ def page(data: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
 def write(
     workdirs: Sequence[pathlib.Path], out: pathlib.Path, megabytes: float = MEGABYTES, characters: int = CHARACTERS
 ) -> str:
-    """Writes the report of these runs to the file `out`; returns what was left out of it, a line a run.
+    """Writes the report of these runs to the file `out`; returns lines on what was left out, with the name of the run.
 
     Args:
-      megabytes: of rollouts, shared by the runs.
-      characters: of a single text; the middle of a longer one is left out.
+      megabytes: of rollouts, for all runs together.
+      characters: of one text; a longer one loses its middle.
 
     Raises:
       RunError: a workdir without metrics and without an evaluation. ReportError: an evaluation of another version.
@@ -89,10 +89,6 @@ def write(
         for run, path in zip(gathered, runs.values(), strict=True)
     ]
     data = {"runs": gathered, "compared": gather.compared(runs)}
-    partial = out.with_name(out.name + ".partial")
-    text = page(data, found)
-    with writing(partial):
-        partial.write_text(text, encoding="utf-8")
-    partial.rename(out)
+    write_whole(out, page(data, found))
     said = [(run, [*run["damaged"], *filter(None, [of["said"]])]) for run, of in zip(gathered, found, strict=True)]
     return "\n".join(f"{run['name']}: {line}" for run, lines in said for line in lines)

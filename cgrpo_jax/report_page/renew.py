@@ -1,6 +1,6 @@
-"""Fetches the scripts of others anew: `python -m cgrpo_jax.report_page.renew uplot=1.6.32 temml=0.13.5`.
+"""Updates the vendored scripts: `python -m cgrpo_jax.report_page.renew uplot=1.6.32 temml=0.13.5`.
 
-Needs npm, which checks a package against the hash that its registry states. Only files named here are kept.
+Needs npm, which checks each package against the hash in its registry. Only the files in FILES are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILES = {
 
 
 def fetch(name: str, version: str) -> dict[str, Any]:
-    """Puts the files of a package into `vendor/` and returns what is known of it."""
+    """Puts the files of a package into `vendor/`; returns its version, licence and hashes."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["npm", "pack", f"{name}@{version}", "--json", "--silent"]
         (packed,) = json.loads(subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout)

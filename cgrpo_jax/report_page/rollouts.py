@@ -1,4 +1,4 @@
-"""The rollouts that the page holds: of all steps where they fit, else of some, and what was left out is said."""
+"""Chooses the rollouts that the report holds: of all steps if they fit, else of some, with a note on the others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cgrpo_jax.learning.credit import group_advantages
 from cgrpo_jax.workdir import reading
 from cgrpo_jax.workdir.shades import read_widths, write_widths
 
-USUAL = {"status": "ok", "finished": True, "tag": ""}  # of most records, so it is not written
-STEPS = 8  # among which the room is shared, at least, where not all fits
+USUAL = {"status": "ok", "finished": True, "tag": ""}  # values of most records, so left out of them
+STEPS = 8  # that share the room, at least, where not all fit
 
 
 def in_order(count: int) -> Iterator[int]:
-    """0 ... count - 1: the last, the first, then again and again what is in the middle of the widest gap."""
+    """0 ... count - 1 in the order last, first, then always the middle of the widest gap."""
     if not count:
         return
     yield count - 1
@@ -35,7 +35,7 @@ def in_order(count: int) -> Iterator[int]:
 
 
 def shortened(attempt: Mapping[str, Any], characters: int) -> dict[str, Any]:
-    """An attempt whose long text lacks its middle, with the tokens that wrote it; `cut`: where, how many characters."""
+    """The attempt without the middle of a long text and its tokens; `cut`: where it was, how many characters."""
     text = attempt["text"]
     if len(text) <= characters:
         return dict(attempt)
@@ -52,9 +52,9 @@ def shortened(attempt: Mapping[str, Any], characters: int) -> dict[str, Any]:
 
 
 def with_advantages(group: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Puts `advantage` into the attempts that are trained on, as the run's configuration has it.
+    """Adds `advantage` to the attempts that are trained on, computed as the configuration says.
 
-    `own_advantage` is that of a refinement among all that are trained on under their own prompt.
+    `own_advantage` is that of a refinement in the group of those that are trained on under their own prompt.
     """
     kept = [group["responses"][i] for i in group["kept"]]
     _advantages(kept, [group["refinements"][i] for i in group["selected"]], config, "advantage")
@@ -64,7 +64,7 @@ def with_advantages(group: dict[str, Any], config: Mapping[str, Any]) -> None:
 def _advantages(
     first: list[dict[str, Any]], refined: list[dict[str, Any]], config: Mapping[str, Any], name: str
 ) -> None:
-    """Of rows that share a baseline; nothing where a reward is not known, or how advantages are made."""
+    """Adds the advantages of rows that share a baseline, where the rewards and the configuration are known."""
     rows = first + refined
     if not rows or any(row["reward"] is None for row in rows) or "objective.baseline" not in config:
         return
@@ -76,27 +76,24 @@ def _advantages(
         row[name] = round(float(advantage), 4)
 
 
+def _unusual(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in USUAL or value != USUAL[key]}
+
+
 def _record(group: dict[str, Any], characters: int) -> str:
-    """JSON of a problem, as the page reads it; the group is changed."""
+    """JSON of a problem, as the page reads it. Changes the group."""
     for kind in ("responses", "refinements"):
-        attempts = [shortened(attempt, characters) for attempt in group[kind]]
-        group[kind] = [
-            {key: value for key, value in attempt.items() if key not in USUAL or value != USUAL[key]}
-            for attempt in attempts
-        ]
+        group[kind] = [_unusual(shortened(attempt, characters)) for attempt in group[kind]]
         for attempt in group[kind]:
-            if len(attempt.get("critique") or "") > characters:
-                critique = attempt["critique"]
-                left = f"\n[{len(critique) - characters} characters are left out here]"
-                attempt["critique"] = critique[:characters] + left
-    group = {key: value for key, value in group.items() if key not in USUAL or value != USUAL[key]}
-    return json.dumps(group, allow_nan=False, separators=(",", ":"))
+            if (left := len(critique := attempt.get("critique") or "") - characters) > 0:
+                attempt["critique"] = f"{critique[:characters]}\n[{left} characters are left out here]"
+    return json.dumps(_unusual(group), allow_nan=False, separators=(",", ":"))
 
 
 def answers_of(
     workdir: pathlib.Path, tasks: Sequence[str], room: int, characters: int, say: reading.Say
 ) -> dict[str, Any]:
-    """As `rollouts_of`, of an evaluation: the problems of its tasks with all their answers; the step is None."""
+    """As `rollouts_of`, for an evaluation: the problems of its tasks with all answers; the step is None."""
     groups, of, left = list[str](), 0, room
     for task in tasks:
         rows = reading.graded(workdir, task, say)
@@ -108,14 +105,13 @@ def answers_of(
                 groups.append(record)
     said = ""
     if len(groups) < of:
-        said = (
-            f"{len(groups)} of {of} problems are in this file. All are in eval/ of the workdir; --megabytes makes room."
-        )
+        said = f"{len(groups)} of {of} problems are in this file"
+        said += ". All are in eval/ of the workdir; --megabytes makes room."
     return {"steps": [{"step": None, "groups": groups}] if groups else [], "said": said}
 
 
 def _answered(task: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Graded answers to one problem in the form of a group."""
+    """The graded answers to one problem as a group of responses."""
     shown = ("text", "correct", "answer", "status", "tokens", "finished")
     responses = [{key: answer[key] for key in shown if key in answer} for answer in answers]
     first = {"question": answers[0]["question"], "answer": answers[0]["gold"], "tag": task}
@@ -125,12 +121,12 @@ def _answered(task: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 def rollouts_of(
     workdir: pathlib.Path, config: Mapping[str, Any], room: int, characters: int, say: reading.Say
 ) -> dict[str, Any]:
-    """{"steps": [{"step", "groups": JSON of each, "of": problems of the step}], "said": what was left out, or ""}.
+    """{"steps": [{"step", "groups": JSON of each, "of": problems of the step}], "said": a note on what was left out}.
 
     Args:
       room: bytes that the records may take.
       characters: of a text, at most.
-      say: is told what could not be read.
+      say: is given a line on each thing that cannot be read.
     """
     files = reading.rollouts(workdir)
     share = room if sum(path.stat().st_size for path in files) <= room else room // STEPS
@@ -156,7 +152,7 @@ def rollouts_of(
 
 
 def _said(steps: Sequence[Mapping[str, Any]], of: int) -> str:
-    """A sentence on what is not here."""
+    """A sentence on what was left out; "" if nothing was."""
     short = [step for step in steps if len(step["groups"]) < step["of"]]
     if len(steps) == of and not short:
         return ""

@@ -11,7 +11,7 @@ from cgrpo_jax.process.hosts import Hosts
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.opening import open_run
 from cgrpo_jax.run.startup import lines
-from cgrpo_jax.workdir.lock import exclusive
+from cgrpo_jax.workdir.places import exclusive
 from cgrpo_jax.workdir.progress import Progress, Silence
 
 

@@ -25,6 +25,7 @@ from cgrpo_jax.model.hf import SIDE_FILES
 from cgrpo_jax.report_page import gather
 from cgrpo_jax.report_page.live import Curves
 from cgrpo_jax.workdir import reading
+from cgrpo_jax.workdir.changes import flat
 
 PICTURE = "curves.png"
 UNKNOWN = "unknown"  # a licence, as the hub spells it
@@ -51,7 +52,7 @@ def plain(value: Any) -> str:
 
 def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of what the run has set otherwise than the defaults."""
-    default = gather.flat(dataclasses.asdict(Config()))
+    default = flat(dataclasses.asdict(Config()))
     changed = {name: value for name, value in config.items() if default.get(name) != value}
     return [(name, str(value)) for name, value in for_others(changed).items()]
 
@@ -152,7 +153,7 @@ def of_run(
 
     Raises: RunError where `workdir` holds no metrics; ReportError where `evaluated` holds no results.
     """
-    rows, config = reading.metrics(workdir, say), gather.config_of(workdir, say)
+    rows, config = reading.metrics(workdir, say), flat(reading.config(workdir, say))
     image = picture(rows, step, gather.drawn_in(config))
     base, data = (plain(public_name(key, str(config.get(key, "?")))) for key in ("model.path", "data.source"))
     method = plain(gather.method_of(config))

@@ -1,6 +1,7 @@
-"""What a run leaves behind and what a person sees: checkpoints, metrics, rollouts, progress, compiled programs.
+"""The files that a run leaves and the terminal that a person watches: checkpoints, metrics, rollouts, progress.
 
-And what guards it: a lock, digests of arrays, the comparison of a run with the checkpoint it goes on from.
+Also the lock of a workdir, digests of arrays, the cache of compiled programs, and the comparison of a resumed run with
+its checkpoint.
 
 In: state, numbers, groups. Out: files of the workdir, lines on the terminal.
 May import: config, errors, learning, model, records.

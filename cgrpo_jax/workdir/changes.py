@@ -1,9 +1,10 @@
-"""What may differ between a checkpoint and the run that goes on from it: one table, and the comparison."""
+"""Compares the configuration of a run with that of the checkpoint it resumes from: which changes are allowed."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import operator
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from cgrpo_jax.errors import ConfigError
 
 REFUSED, LOGGED, COSINE = "refused", "logged", "refused under a cosine schedule"
 
-# (pattern, verdict, why). The first match decides; a key that matches none is refused.
+# (pattern, verdict, why): the first match decides.
 RULES = (
     ("method", REFUSED, "another method has other updates"),
     ("seed", REFUSED, "another seed has other problems and other samples"),
@@ -24,11 +25,7 @@ RULES = (
     ("model.*", REFUSED, "the model computes or is asked otherwise"),
     ("data.source", LOGGED, "a name only: data.content is compared"),
     ("data.revision", LOGGED, "a name only: data.content is compared"),
-    (
-        "data.held_out",
-        REFUSED,
-        "eval.every, eval.source or eval.tasks decide whether rows of the file are left out of training",
-    ),
+    ("data.held_out", REFUSED, "eval.every, eval.source or eval.tasks decide which rows of the file are trained on"),
     ("data.*", REFUSED, "the position in the stream of problems would point at others"),
     ("reward.seconds", LOGGED, "a limit"),
     ("reward.*", REFUSED, "other rewards"),
@@ -85,7 +82,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _accepted(asked: str, changed: Iterable[str], known: Iterable[str], step: int) -> set[str]:
-    """The keys of train.accept_changes. Raises ConfigError for one that is unknown or has not changed."""
+    """The keys in train.accept_changes. Raises ConfigError for one that is unknown or has not changed."""
     keys = {part.strip() for part in asked.split(",")} - {""}
     for key in sorted(keys - set(changed)):
         if key not in known:
@@ -97,18 +94,18 @@ def _accepted(asked: str, changed: Iterable[str], known: Iterable[str], step: in
 def check_changes(
     old: Mapping[str, Any], new: Mapping[str, Any], accept: str, step: int, log: Callable[[str], None]
 ) -> None:
-    """Logs each change since the checkpoint of `step`.
+    """Logs each allowed change since the checkpoint of `step`, and refuses the others.
 
     Args:
-      old, new: dotted key -> value, of the checkpoint and of this run; configuration and contents.
-      accept: keys whose change is asked for, with commas between them (train.accept_changes).
+      old, new: dotted key -> value of the checkpoint and of this run: configuration, and digests of contents.
+      accept: train.accept_changes: comma-separated keys whose changes are allowed.
 
     Raises:
-      ConfigError: a change that is refused and not named in train.accept_changes; an entry of that without a change.
+      ConfigError: a change is refused and not in train.accept_changes, or a key there has not changed.
     """
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if "train.steps" in changed and new["train.steps"] <= step:
-        changed.remove("train.steps")  # nothing will be trained: no schedule can differ
+        changed.remove("train.steps")  # no further training, so no schedule to differ
     accepted = _accepted(accept, changed, new, step)
     refused = []
     for key in changed:
@@ -120,20 +117,15 @@ def check_changes(
             refused.append((key, f"{line}: {why}"))
     if refused:
         keys = ",".join(key for key, _ in refused)
-        raise ConfigError(
-            f"changed since step {step}: {'; '.join(line for _, line in refused)}. "
-            f"Take another workdir, or --config.train.accept_changes={keys}"
-        )
+        lines = "; ".join(line for _, line in refused)
+        mend = f"Take another workdir, or --config.train.accept_changes={keys}"
+        raise ConfigError(f"changed since step {step}: {lines}. {mend}")
 
 
 def files_digest(files: Iterable[pathlib.Path]) -> str:
-    """32 hex digits over names and bytes of files, whatever folder they lie in."""
+    """32 hex digits over the names and bytes of files, whatever their folder."""
     total = hashlib.sha256()
-    for path in sorted(files, key=_name):
+    for path in sorted(files, key=operator.attrgetter("name")):
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()[:32]
-
-
-def _name(path: pathlib.Path) -> str:
-    return path.name

@@ -1,13 +1,15 @@
-"""Orbax checkpoints of a run: parameters, optimizer, and where the run stood. Asynchronous; resume is the default.
+"""Orbax checkpoints of a run: parameters, optimizer state and metadata, saved asynchronously.
 
-The metadata of a step holds a digest of each array, taken before it was written; what is read is compared with it. A
-save counts when it has been read back; only then do older ones go.
+The metadata of a step is one JSON object: the position of the run, its configuration, its metrics, a digest of each
+array, taken before the array was written, and a digest of the object itself. A restore is compared with the digests.
+Older checkpoints are deleted only after the new one has been opened for reading.
 """
 
 from __future__ import annotations
 
 import functools
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -28,17 +30,51 @@ from cgrpo_jax.learning.update import TrainState
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.sharding import path_of
 from cgrpo_jax.workdir.digests import leaf_digests, nonfinite_leaves
-from cgrpo_jax.workdir.metadata import read_meta, sealed, write_meta
+from cgrpo_jax.workdir.places import write_whole
 
+SEAL = "seal"  # the key of the digest over the metadata
 _OF_AN_ARRAY = "Encountered error while reading array"
 _DETAILS = re.compile(r"\. See full TensorStore details| \[(?:source locations|tensorstore_spec)(?:\[\d+\])?=")
 
 
+def _digest(meta: Mapping[str, Any]) -> str:
+    """32 hex digits over names and values, in whatever order."""
+    text = json.dumps({name: value for name, value in meta.items() if name != SEAL}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata as JSON returns it, with its own digest."""
+    plain = json.loads(json.dumps(meta))
+    return plain | {SEAL: _digest(plain)}
+
+
+def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    """The metadata of a checkpoint folder.
+
+    Raises:
+      CheckpointError: the metadata cannot be read, is not what was written, belongs to another step, or holds no
+        digests.
+    """
+    path = folder / "meta" / "metadata"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({_one_line(error)})") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("digests"), dict) or SEAL not in meta:
+        raise CheckpointError(f"{path}: no digests in it, so nothing can vouch for the checkpoint")
+    if meta[SEAL] != _digest(meta):
+        raise CheckpointError(f"{path}: not what was saved (its digest differs)")
+    if str(meta.get("step", folder.name)) != folder.name:
+        raise CheckpointError(f"{folder}: holds step {meta['step']}; was the folder renamed?")
+    return meta
+
+
 @functools.cache
 def _silence_other_readers() -> None:
-    """What other threads still find wrong after the first error was raised is not printed; once a process.
+    """Stops other reader threads from printing their errors after the first one was raised; once a process.
 
-    Each array that cannot be read would print a traceback and a page of TensorStore's details.
+    Otherwise each array that cannot be read prints a traceback and a page of TensorStore's details.
     """
     hook = sys.unraisablehook
 
@@ -52,7 +88,7 @@ def _silence_other_readers() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """Begin and end of the first line of a message of Orbax or TensorStore, which may go on for pages."""
+    """The first line of an error of Orbax or TensorStore, whose messages fill pages; a long line loses its middle."""
     if str(error).startswith(_OF_AN_ARRAY) and error.__cause__:
         error = error.__cause__  # which names the array
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -61,38 +97,36 @@ def _one_line(error: BaseException) -> str:
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """A filter of log records: what Orbax logs of a failed save is raised here, in one line."""
+    """A log filter: what Orbax logs about a failed save is raised here as one line instead."""
     return "orbax" not in pathlib.PurePath(record.pathname).parts
 
 
 def best_step(metrics: Mapping[int, Mapping[str, float]], name: str) -> int | None:
-    """The step with the highest `name` (the newest of equals); None where none has it."""
+    """The step with the highest value of `name`, the newest of equals; None where no step has one."""
     known = [(values[name], step) for step, values in metrics.items() if name in values]
     return max(known)[1] if known else None
 
 
 def check_path(path: pathlib.Path) -> None:
-    """Raises CheckpointError for a path that Orbax would take for a pattern; what it saves there cannot be read."""
+    """Raises CheckpointError for a path that Orbax takes for a glob pattern: it saves there but cannot read."""
     if glob.escape(str(path)) != str(path):
         raise CheckpointError(f"{path}: checkpoints cannot be kept under a path with *, ? or [; take another folder")
 
 
 class Checkpointer:
-    """Checkpoints under `WORKDIR/checkpoints/STEP`. Use as a context manager: leaving waits for the last save."""
+    """Checkpoints under `WORKDIR/checkpoints/STEP`. A context manager: leaving it waits for the last save."""
 
     def __init__(self, workdir: str | os.PathLike, cfg: CheckpointConfig, log: Callable[[str], None]):
-        """Raises CheckpointError where `WORKDIR/checkpoints` is no folder, or cannot be one that is read again."""
+        """Raises CheckpointError where `WORKDIR/checkpoints` is a file, or a path that Orbax cannot read."""
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         check_path(self.folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: a file stands where checkpoints are to be kept; move it away")
         self.metric, self.keep, self.log = cfg.best, cfg.keep, log
-        self.saving: int | None = None  # the step of a save that nobody has waited for yet
+        self.saving: int | None = None  # the step of the save in progress
         absl.logging.get_absl_logger().addFilter(_not_of_orbax)
-        options = ocp.CheckpointManagerOptions(
-            create=True,
-            cleanup_tmp_directories=True,  # of saves that a kill or a full disk cut short
-        )
+        # Temporary directories are those of saves that a kill or a full disk cut short.
+        options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self._note_best()
 
@@ -100,7 +134,7 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Finishes the save under way, also after an exception, which a failed save does not hide."""
+        """Waits for the save in progress. After an exception, a failed save is only logged, so as not to hide it."""
         step = self.saving
         if step is not None and kind is not None:
             self.log(f"finishing the save of step {step}")
@@ -122,10 +156,10 @@ class Checkpointer:
         """Starts a save; the arrays are copied before this returns, so the state may be donated afterwards.
 
         Args:
-          metrics: of the evaluation of this very state, if there was one; they decide which checkpoint is best.
+          metrics: of the evaluation of this state, if there was one; they decide which checkpoint is the best.
 
         Raises:
-          CheckpointError: this save cannot begin, the one before it failed, or an array holds a NaN or an infinity.
+          CheckpointError: the save cannot start, the previous one failed, or an array holds a NaN or an infinity.
         """
         self.wait()
         if bad := nonfinite_leaves(state._asdict()):
@@ -140,12 +174,12 @@ class Checkpointer:
             raise self._lost(step, _one_line(error)) from error
 
     def check(self) -> None:
-        """Raises CheckpointError where the save under way has failed by now; never waits for one that goes on."""
+        """Raises CheckpointError if the save in progress has failed by now; does not wait for it."""
         if not self.manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. Raises CheckpointError where it failed."""
+        """Waits until the last save is on disk. Raises CheckpointError if it failed."""
         if self.saving is None:
             return
         step = self.saving
@@ -154,7 +188,7 @@ class Checkpointer:
         except Exception as error:
             self.saving = None
             raise self._lost(step, _one_line(error)) from error
-        self.saving = None  # not before: a Ctrl-C while this waits leaves it to `__exit__`
+        self.saving = None  # only now: if Ctrl-C interrupts the wait, `__exit__` waits again
         try:
             self._read_back(step)
         except Exception as error:
@@ -164,7 +198,7 @@ class Checkpointer:
             self.manager.delete(older)
 
     def _read_back(self, step: int) -> None:
-        """Opens the metadata and every array, as the next start would. Orbax only logs some failures, or none."""
+        """Opens the metadata and every array, as a resumed run does: Orbax does not raise every failure."""
         folder = self.folder / str(step)
         for item in {path.partition("/")[0] for path in read_meta(folder)["digests"]}:
             ocp.StandardCheckpointHandler().metadata(folder / item)
@@ -173,14 +207,14 @@ class Checkpointer:
         return CheckpointError(f"{self.folder / str(step)}: the save is lost ({why}); older checkpoints are untouched")
 
     def steps(self) -> list[int]:
-        """On disk, the newest last."""
+        """Steps on disk, in ascending order."""
         return sorted(self.manager.all_steps())
 
     def newest(self) -> int | None:
         return self.manager.latest_step()
 
     def newest_whole(self, before: int, **abstract: Any) -> int | None:
-        """The newest step before this one that `restore` can read; each that is tried is read whole."""
+        """The newest step before this one that `restore` accepts; it restores each one that it tries."""
         for step in reversed([step for step in self.steps() if step < before]):
             try:
                 self.restore(step, **abstract)
@@ -194,7 +228,7 @@ class Checkpointer:
         return best_step({step: self._metrics(step) for step in self.steps()} if self.metric else {}, self.metric)
 
     def _metrics(self, step: int) -> dict[str, float]:
-        """Of the evaluation of a step; none, which is said, where its metadata cannot be read."""
+        """Metrics of the evaluation of a step; empty, and logged, where its metadata cannot be read."""
         try:
             return dict(self.meta(step)["metrics"])
         except CheckpointError as error:
@@ -202,7 +236,7 @@ class Checkpointer:
             return {}
 
     def _note_best(self) -> int | None:
-        """`best`. Where that has changed, the log and `WORKDIR/best.json` say so."""
+        """Returns `best`, and writes it to `WORKDIR/best.json` and the log when it has changed."""
         step = self.best()
         if step is None or jax.process_index():
             return step
@@ -211,26 +245,19 @@ class Checkpointer:
         text = json.dumps(note) + "\n"
         if path.exists() and path.read_bytes() == text.encode():
             return step
-        partial = path.with_name("best.json.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(path)
+        write_whole(path, text)
         self.log(f"best so far: step {step}, {self.metric} {note['value']:.4f}")
         return step
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What stands beside the arrays of a step.
-
-        Raises:
-          CheckpointError: see `read_meta`.
-        """
+        """The metadata of a step. Raises CheckpointError, see `read_meta`."""
         return read_meta(self.folder / str(step))
 
     def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
         """The named parts (`params`, `opt_state`) with the shapes, dtypes and shardings asked for.
 
         Raises:
-          CheckpointError: the checkpoint cannot be read, is not what was saved, or holds a NaN or an infinity. Nothing
-            is started afresh instead.
+          CheckpointError: the checkpoint cannot be read, is not what was saved, or holds a NaN or an infinity.
         """
         folder = self.folder / str(step)
         digests = self.meta(step)["digests"]
@@ -247,7 +274,7 @@ class Checkpointer:
 
 
 def check_digests(folder: pathlib.Path, parts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-    """Raises CheckpointError, with the first leaf of `parts` that is not what was saved."""
+    """Raises CheckpointError that names the first leaf of `parts` with another digest than when it was saved."""
     found = leaf_digests(dict(parts))
     saved = {path: digest for path, digest in digests.items() if path.split("/")[0] in parts}
     for path in sorted(found.keys() | saved.keys()):
@@ -256,26 +283,28 @@ def check_digests(folder: pathlib.Path, parts: Mapping[str, Any], digests: Mappi
 
 
 def check_finite(where: str, tree: Any) -> None:
-    """Raises CheckpointError, with the first leaf of `tree` that holds a NaN or an infinity."""
+    """Raises CheckpointError that names the first leaf of `tree` with a NaN or an infinity."""
     if bad := nonfinite_leaves(tree):
         raise CheckpointError(f"{where}: {bad[0]} holds a NaN or an infinity ({len(bad)} such arrays in all)")
 
 
 def save_params(folder: pathlib.Path, params: Params) -> None:
-    """Parameters alone, for `convert --to=orbax`: `params` and `meta`, laid out as in a step of a run.
+    """Saves parameters alone, for `convert --to=orbax`: `params` and `meta`, laid out as in a step of a run.
 
-    Raises CheckpointError for a path of which nothing could be read again.
+    Raises CheckpointError for a path that Orbax cannot read.
     """
     check_path(folder.absolute())
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "params", params)
-    write_meta(folder, {"digests": leaf_digests({"params": params})})
+    (folder / "meta").mkdir()
+    meta = json.dumps(sealed({"digests": leaf_digests({"params": params})}))
+    (folder / "meta" / "metadata").write_text(meta, encoding="utf-8")
 
 
 def restore_params(
     folder: pathlib.Path, sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 ) -> Params:
-    """Parameters of `save_params` or of a step of a run, in the dtype they have on file.
+    """Reads parameters that `save_params` or a run has saved, in the dtype of the file.
 
     Args:
       sharding_of: (path, shape) -> sharding.

@@ -1,4 +1,4 @@
-"""XLA programs: kept on disk between runs, counted, and what cannot be read there removed."""
+"""The persistent compilation cache, whose unreadable entries are removed, and counts of compiled programs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Compilations:
     """Counts of this process."""
 
     programs: int = 0
-    from_disk: int = 0  # of them, found in the cache on disk
-    seconds: float = 0.0  # spent on compiling or loading
+    from_disk: int = 0  # of these, found in the cache on disk
+    seconds: float = 0.0  # spent compiling or loading
 
     def __str__(self) -> str:
         return f"{self.programs} programs in {self.seconds:.1f} s, {self.from_disk} of them from the cache on disk"
@@ -33,7 +33,7 @@ class Compilations:
 
 @functools.cache
 def watch() -> Compilations:
-    """The counts of this process from now on; always the same object."""
+    """Counts from the first call on; each call returns the same object."""
     counts = Compilations()
 
     def count_hit(event: str, **_) -> None:
@@ -50,11 +50,11 @@ def watch() -> Compilations:
 
 
 def keep_on_disk() -> pathlib.Path | None:
-    """Turns the persistent compilation cache on and returns its folder; None, which is said, where it has none.
+    """Turns the persistent compilation cache on and returns its folder; None, with a warning, where none is writable.
 
-    The environment comes first: JAX_COMPILATION_CACHE_DIR is another folder, JAX_ENABLE_COMPILATION_CACHE=false none.
-    An entry that cannot be read (a run was killed while it wrote) is removed, so that the program compiled instead
-    takes its place; jax itself would leave it there for ever. That one cannot be written is said for the first alone.
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. An entry
+    that cannot be read (a run was killed while it wrote) is removed, so that the program compiled instead takes its
+    place; jax alone would keep it for ever. Of the entries that cannot be written, only the first is reported.
     """
     if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return None
@@ -65,7 +65,7 @@ def keep_on_disk() -> pathlib.Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    warnings.filterwarnings("always", message=UNREADABLE.pattern)  # each one, not the first of each text
+    warnings.filterwarnings("always", message=UNREADABLE.pattern)  # every one, not only the first of each text
     warnings.filterwarnings("always", message=UNWRITABLE)
     show, told = warnings.showwarning, False
 

@@ -1,9 +1,10 @@
-"""Digests of arrays by their bits: the same on any mesh and any number of hosts, another one after any change.
+"""Digests of the bits of arrays, which do not depend on the mesh or the number of hosts.
 
-Every 32-bit word of a leaf is xored with a key of its position and mixed (a bijection), and the words are added modulo
-2^32. The order of the additions is free, so no sharding matters. One changed word always changes a sum; swapped values
-change it but for one case in 2^32, and there are two sums with keys of their own. (Bits times an odd weight of their
-position would not do: such a sum is blind to x and -x changing places.) Against accidents, not against attackers.
+Each 32-bit word of a leaf is xored with a key of its position and mixed by a bijection; the words are summed modulo
+2^32. The sum does not depend on the order of the additions, so not on the sharding. One changed word always changes
+the sum; swapped values leave it unchanged with probability 2^-32, and there are two sums with different keys. (Words
+times odd weights of their positions would not do: their sum does not change when x and -x are swapped.) The digests
+guard against accidents, not against attackers.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SEEDS = (0x9E3779B9, 0x7F4A7C15)  # of the two sums
-WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # by the bytes of an entry; 8: two words an entry
+SEEDS = (0x9E3779B9, 0x7F4A7C15)  # keys of the two sums
+WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # by bytes per element; 8: two words per element
 
 
 def _mix(word: jax.Array) -> jax.Array:
-    """uint32 -> uint32, one to one; every bit of the result depends on every bit (the finaliser of murmur3)."""
+    """A bijection of uint32 in which each bit of the result depends on every bit (the finaliser of murmur3)."""
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)
 
 
 def _bits(leaf: jax.Array) -> jax.Array:
-    """The bits as uint32, of the leaf's shape; 64-bit entries give two words on a new last axis."""
+    """The bits as uint32, in the shape of the leaf; 64-bit elements give two words on a new last axis."""
     if leaf.dtype == jnp.bool_:
         return leaf.astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, WORDS[leaf.dtype.itemsize]).astype(jnp.uint32)
 
 
 def _sum(bits: jax.Array, seed: int) -> jax.Array:
-    """One sum of a leaf, a uint32 scalar. The position enters axis by axis: no index can overflow."""
+    """One sum of a leaf, a uint32 scalar. The key takes in the position axis by axis, so no flat index can overflow."""
     key = jnp.full((1,) * bits.ndim, seed, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         along = [1] * bits.ndim
@@ -47,18 +48,18 @@ def _sum(bits: jax.Array, seed: int) -> jax.Array:
 
 
 def _sums(leaves: list[jax.Array]) -> jax.Array:
-    """uint32 [leaves, 2]."""
+    """Both sums of each leaf, uint32 [leaves, 2]."""
     return jnp.stack([jnp.stack([_sum(_bits(leaf), seed) for seed in SEEDS]) for leaf in leaves])
 
 
 def _nonfinite(leaves: list[jax.Array]) -> jax.Array:
-    """bool [leaves]."""
+    """Whether each leaf holds a NaN or an infinity, bool [leaves]."""
     return jnp.stack([~jnp.isfinite(leaf).all() for leaf in leaves])
 
 
 @functools.cache
 def _program(function: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """`function` as one program for a whole tree; every host gets the result."""
+    """`function` jitted for a whole tree, its result replicated to all hosts."""
     return jax.jit(function, out_shardings=None if mesh is None else NamedSharding(mesh, P()))
 
 
@@ -75,7 +76,7 @@ def _run(function: Any, leaves: list[Any]) -> np.ndarray:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Path -> array, in the order of the tree. Raises TypeError for a leaf that jax would narrow or cannot hold."""
+    """Path -> array, in the order of the tree. Raises TypeError for a dtype that jax would narrow."""
     named = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
@@ -86,10 +87,9 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def leaf_digests(tree: Any) -> dict[str, str]:
-    """Path -> 32 hex digits of shape, dtype and bits of each leaf; one program for the tree.
+    """Path -> 32 hex digits over shape, dtype and bits of each leaf, by one program; waits for its result.
 
-    Leaves: device or numpy arrays of floats, integers and bools of 8 to 64 bits, no PRNG keys. Blocks until the arrays
-    are there.
+    Leaves: device or numpy arrays of floats, integers and bools of 8 to 64 bits, no PRNG keys.
 
     Raises:
       TypeError: a 64-bit host array without jax_enable_x64.
@@ -111,7 +111,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def nonfinite_leaves(tree: Any) -> list[str]:
-    """Paths of the float leaves that hold a NaN or an infinity, in the order of the tree; one program."""
+    """Paths of the float leaves that hold a NaN or an infinity, in the order of the tree, by one program."""
     floats = {path: leaf for path, leaf in _named(tree).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
     if not floats:
         return []

@@ -1,4 +1,4 @@
-"""Numbers of a step, and where they go: `metrics.jsonl`, TensorBoard, `rollouts/STEP.jsonl`."""
+"""Metrics of a step, and the files they are written to: `metrics.jsonl`, TensorBoard, `rollouts/STEP.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,31 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from cgrpo_jax.records import Attempt, Group
-from cgrpo_jax.workdir.notes import NOTES
-from cgrpo_jax.workdir.places import writing
+from cgrpo_jax.workdir.places import write_whole, writing
 from cgrpo_jax.workdir.shades import write_logp, write_widths
 from cgrpo_jax.workdir.tracking import Tracker
 
 Widths = Callable[[Sequence[int], str], list[int] | None]  # ids and their text -> characters of each token
+# Explanations that TensorBoard and the HTML report show beside the name of a metric.
+NOTES = {
+    "loss/total": (
+        "With one update per rollout each importance ratio is 1, so the responses' part is minus the sum of their "
+        "weighted advantages and says nothing about progress: it can be 0 while the gradient is not. Read rewards, "
+        "evaluations and grad_norm."
+    ),
+    "policy/kl_clamped": "Share of tokens whose k3 is clamped (objective.kl_limit), where the KL term has no gradient.",
+    "policy/entropy": (
+        "Estimated from all sampled tokens of the responses, with or without a loss: minus the mean of their "
+        "log-probabilities in the distribution that they were drawn from; its expectation is the entropy."
+    ),
+    "policy/entropy_refinements": "As policy/entropy, for the refinements of the policy, under their own prompts.",
+    "policy/entropy_trained": "Exact, over the tokens that were trained on: those of problems with an advantage.",
+    "update/skipped": "Updates of the step in which no row had a loss: weights and optimizer moments did not change.",
+    "problems/undivided": (
+        "Problems whose responses all have the same reward while a refinement has another: there is no standard "
+        "deviation to divide by, so advantages are not divided (objective.baseline=responses, objective.divide_by_std)."
+    ),
+}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -27,7 +46,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _entropy(attempts: Sequence[Attempt]) -> float | None:
-    """Nats a token, estimated without bias by what was drawn: -log of the probability it was drawn with."""
+    """Unbiased estimate in nats per token: minus the mean log-probability that sampled tokens were drawn with."""
     done = [attempt.completion for attempt in attempts]
     tokens = sum(one.tokens for one in done)
     surprise = sum(float((np.log(one.kept) - one.logp)[one.has_loss_T].sum(dtype=np.float64)) for one in done)
@@ -35,15 +54,15 @@ def _entropy(attempts: Sequence[Attempt]) -> float | None:
 
 
 def _without_room(group: Group) -> int:
-    """Responses with a critique that were not refined: no prompt held them."""
+    """How many responses with a critique were not refined, because the refinement prompt would be too long."""
     criticised = [a for a in group.responses if a.critique is not None and a.critique.text is not None]
     return max(0, len(criticised) - len(group.refinements))
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Statistics of what was sampled in a step; shares are of problems, or of attempts, as named.
+    """Statistics of the rollout of a step, over problems or attempts, as the name of the metric says.
 
-    A mean over nothing (say, of refinements where none was asked for) is left out.
+    A mean over nothing (say, over refinements where there is none) is left out.
     """
     responses = [attempt for group in groups for attempt in group.responses]
     refinements = [attempt for group in groups for attempt in group.refinements]
@@ -91,11 +110,11 @@ LOSSES = ("loss/total", "loss/responses", "loss/refinements")
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the updates of a rollout from their sums over tokens; each sum is divided once, here.
+    """Means over the updates of a rollout, from each update's sums over tokens.
 
-    Losses are normalised already. Only tokens with a weight were trained on: a mean over none is left out; without an
-    update the losses are 0, being sums. Sampler and trainer are compared in the first update only: from the second on
-    the policy has moved.
+    Losses are normalised already. Other means are over the tokens that were trained on, and left out where there are
+    none; without an update the losses are 0. The log-probabilities of sampler and trainer are compared in the first
+    update only: from the second on the policy has changed.
     """
     if not updates:
         return dict.fromkeys([*LOSSES, "tokens/trained", "policy/nonfinite_tokens"], 0.0)
@@ -131,7 +150,11 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _attempt_record(attempt: Attempt, widths: Widths | None) -> dict[str, Any]:
-    """`widths` is None for a text that nobody sampled. Tokens of a text that was sampled in part have no shades."""
+    """An attempt as JSON. Probabilities of tokens are written for a text that was sampled as a whole.
+
+    Args:
+      widths: None for a text that was not sampled.
+    """
     completion = attempt.completion
     record = {
         "text": attempt.text,
@@ -158,7 +181,7 @@ def _attempt_record(attempt: Attempt, widths: Widths | None) -> dict[str, Any]:
 
 
 def _names(parts: Sequence[Mapping[str, float]]) -> list[str]:
-    """Of the functions of reward.fn that gave anything."""
+    """Names of the functions of reward.fn that returned a value."""
     return sorted({name for of_attempt in parts for name in of_attempt})
 
 
@@ -166,7 +189,7 @@ BEGIN = b'{"step": '  # of a line of metrics.jsonl
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line of metrics; None for a line that this program did not write."""
+    """The step of a line of metrics; None for a line that is not one of this program."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError, IndexError):
@@ -179,11 +202,11 @@ def _named_by_step(file: pathlib.Path) -> bool:
 
 
 class Writer:
-    """Appends to the files of a workdir. `first_step` > 0 resumes: whatever a lost run wrote after it is removed.
+    """Appends to the files of a workdir; what an interrupted run has written after `first_step` is removed.
 
-    What this program did not write is never removed: lines of `metrics.jsonl` are moved to `metrics.stray.jsonl`, files
-    of `rollouts/` stay; both are named in the log. `on_row` and `tracker` are given each line of `metrics.jsonl`
-    once it is there; the writer closes the tracker.
+    What this program did not write is never removed: such lines of `metrics.jsonl` are moved to `metrics.stray.jsonl`,
+    such files of `rollouts/` stay; the log names both. `on_row` and `tracker` are given each line of `metrics.jsonl`
+    after it is written; `close` closes the tracker as well.
     """
 
     def __init__(
@@ -209,7 +232,7 @@ class Writer:
         self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=first_step + 1)
 
     def _cut_metrics(self, first_step: int, log: Callable[[str], None]) -> None:
-        """Leaves the lines up to `first_step`; a last line that a kill cut short goes."""
+        """Keeps the lines up to `first_step`, and drops a last line that a kill has cut short."""
         *lines, torn = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         if _step_of(torn) is not None or not (torn.startswith(BEGIN) or BEGIN.startswith(torn)):
             lines.append(torn)
@@ -221,17 +244,13 @@ class Writer:
                 file.writelines(lines[number] + b"\n" for number in stray)
             places = ", ".join(str(number + 1) for number in stray)
             log(f"{self.path}: without a step, moved to {aside.name}: line {places}")
-        partial = self.path.with_suffix(".partial")
         kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= first_step]
-        with writing(partial):
-            partial.write_bytes(b"".join(line + b"\n" for line in kept if first_step))
-        partial.rename(self.path)
+        write_whole(self.path, b"".join(line + b"\n" for line in kept if first_step))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            # JSON knows no NaN and no infinity: null
-            known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            row = {"step": step} | known
+            # JSON has no NaN and no infinity: they are null
+            row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
             file.write(json.dumps(row) + "\n")
         with writing(self.workdir / "tensorboard"):
             for name, value in values.items():
@@ -243,9 +262,9 @@ class Writer:
             self.on_row(row)
 
     def rollout(self, step: int, groups: Sequence[Group], widths: Widths) -> None:
-        """One line a problem: question, responses, critiques, refinements, scores, and which rows were trained on.
+        """Writes one line per problem: question, responses, critiques, refinements, scores, and what was trained on.
 
-        Of each token its probability and its characters (`workdir.shades`), where the text can be told by tokens.
+        The probability and the characters of each token (`workdir.shades`) are written where tokens match the text.
         """
         path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
         with writing(path), path.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: the phase, the reward, tokens per second, time left."""
+"""The progress of a run on the terminal: the phase, the reward, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import rich.console
 import rich.progress
 import rich.table
 
-WINDOW = 50  # things that are done lately: by their pace the time that is left is told
+WINDOW = 50  # steps or answers whose pace gives the time left
 
 
 def duration(seconds: float) -> str:
-    """As a person would say it: 47 s, 12.5 min, 3.2 h."""
+    """For people: 47 s, 12.5 min, 3.2 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _columns(width: int) -> list[rich.progress.ProgressColumn]:
-    """What fits on a line of so many characters; nothing wraps, the note gives way first."""
+    """The columns that fit on a line of `width` characters. Nothing wraps; the note is shortened first."""
     fixed, free = rich.table.Column(no_wrap=True), rich.table.Column(no_wrap=True, ratio=1, overflow="ellipsis")
-    plain = functools.partial(rich.progress.TextColumn, markup=False)  # tasks and metrics have names of the user
+    plain = functools.partial(rich.progress.TextColumn, markup=False)  # users name tasks and metrics
     columns: list[rich.progress.ProgressColumn] = [
         plain("{task.description}", style="bold", table_column=fixed),
         plain("{task.completed:.0f}/{task.total:.0f}", table_column=fixed),
@@ -42,16 +42,16 @@ def _columns(width: int) -> list[rich.progress.ProgressColumn]:
 
 
 class Progress:
-    """A live bar on a terminal, a line a step elsewhere; also the clock of the phases of a step."""
+    """A live bar on a terminal, else one line per step; also measures the seconds of each phase of a step."""
 
     def __init__(self, first_step: int, steps: int, unit: str = "step"):
         self.first, self.steps, self.unit = first_step, steps, unit
         self.seconds: dict[str, float] = {}
         self.began = self.since = time.perf_counter()
         self.running: list[str] = []  # phases, the innermost last
-        # When a step (an answer) was done; the first of a process compiles, and only begins the clock.
+        # When each step (or answer) was done, and its number; the first one compiles, so its duration is not counted.
         self.marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
-        terminal = sys.stderr.isatty()  # also where a variable asks for colours in files
+        terminal = sys.stderr.isatty()  # not forced by a variable that asks for colours in files
         self.console = rich.console.Console(
             file=sys.stderr, highlight=False, soft_wrap=True, force_terminal=terminal, emoji=False
         )
@@ -69,7 +69,7 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows the phase and adds its seconds to the current step. A phase within another stops the outer clock."""
+        """Shows the phase and adds its seconds to the step. The clock of an outer phase stops meanwhile."""
         self._credit()
         self.running.append(name)
         self.bar.update(self.task, description=name)
@@ -88,17 +88,17 @@ class Progress:
         self.since = now
 
     def resume_at(self, step: int) -> None:
-        """So many steps were done before (not known at first)."""
+        """Sets how many steps are done already, once that is known."""
         self.first = step
         self.bar.update(self.task, completed=step)
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds by phase since the last call."""
+        """Phase -> its seconds since the last call."""
         seconds, self.seconds = self.seconds, {}
         return seconds
 
     def _left(self, done: int) -> str:
-        """What to say of the time that is left now that so many are done; nothing before the second of a process."""
+        """The time left after `done` steps, as text; "" until two of them were measured."""
         self.marks.append((time.perf_counter(), done))
         (then, first), (now, last) = self.marks[0], self.marks[-1]
         return f"left {duration((now - then) / (last - first) * (self.steps - done))}" if last > first else ""
@@ -110,12 +110,12 @@ class Progress:
             self.log(f"{self.unit} {step}/{self.steps}  {note}  {left}".rstrip())
 
     def expect(self, count: int) -> None:
-        """There are `count` things to do (not known at first)."""
+        """Sets how many steps there are, once that is known."""
         self.steps = count
         self.bar.update(self.task, total=count)
 
     def answered(self) -> None:
-        """One more of many small things is done; off a terminal, a line at each tenth."""
+        """Counts one answer of many; without a terminal, prints a line at each tenth of them."""
         self.first += 1
         left = self._left(self.first)
         self.bar.update(self.task, completed=self.first, left=left)
@@ -124,13 +124,13 @@ class Progress:
             self.log(f"{self.unit} {self.first}/{self.steps}  {passed}  {left}".rstrip())
 
     def log(self, text: str) -> None:
-        """A line above the bar; markup, names of emojis and control characters in it mean nothing."""
+        """Prints a line above the bar; markup, emoji names and control characters in it have no effect."""
         printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
         self.console.print(printable, markup=False)
 
 
 class Silence:
-    """The progress of a host that is not the leader: nothing is shown, and no clock is read."""
+    """The progress of a host that is not the leader: shows and measures nothing."""
 
     def __enter__(self) -> Silence:
         return self

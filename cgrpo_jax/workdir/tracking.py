@@ -1,11 +1,12 @@
-"""Metrics to a tracker of others, beside those of the workdir: Weights & Biases, or Trackio.
+"""Sends metrics to Weights & Biases or Trackio, besides the files of the workdir.
 
-All that is asked of it happens in a thread of its own, which is given rows by a queue with an end: a tracker that fails
-or hangs costs its own curves, is said once, and stops no run.
+The tracker is called in a thread of its own, which takes rows from a bounded queue: one that fails or hangs loses
+curves and is reported once, but does not stop the run.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -17,29 +18,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cgrpo_jax.errors import ConfigError
+from cgrpo_jax.workdir.places import write_whole
 
-ROWS = 1000  # that wait for a slow tracker, at most
-PATIENCE = 20.0  # seconds for what is left at the end of a run
+ROWS = 1000  # of the queue
+PATIENCE = 20.0  # seconds to wait at the end of a run for the rows in the queue
 
-# Of wandb: it is told metrics and settings, and sends nothing of the machine, its user, paths and printed lines beside.
-QUIET: dict[str, Any] = {
-    "console": "off",
-    "disable_git": True,
-    "disable_code": True,
-    "save_code": False,
-    "x_disable_meta": True,
-    "host": "",
-}
+# Settings of wandb: it sends metrics and configuration, and nothing of the machine, its user, paths or output.
+QUIET: dict[str, Any] = {"disable_git": True, "disable_code": True, "save_code": False, "x_disable_meta": True}
+QUIET |= {"console": "off", "host": ""}
 
 Log = Callable[[str], None]
 
 
 class Tracker:
-    """One run of a tracker. The names of the metrics are those of metrics.jsonl.
+    """One run in a tracker, with the metric names of metrics.jsonl.
 
     Args:
-      name: of the module, with `init`, `log` and `finish` as wandb has them.
-      started: calls `init`.
+      name: of the tracker, for messages.
+      started: begins the run, and returns a module with `log` and `finish` as wandb has them.
     """
 
     def __init__(self, name: str, started: Callable[[], Any], log: Log, rows: int = ROWS):
@@ -50,7 +46,7 @@ class Tracker:
         self.thread.start()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Takes a line of metrics.jsonl and returns at once. Where the queue is full the line is lost, and counted."""
+        """Queues a line of metrics.jsonl, without waiting. If the queue is full, the line is dropped and counted."""
         try:
             self.rows.put_nowait(dict(row))
         except queue.Full:
@@ -59,16 +55,15 @@ class Tracker:
             self.lost += 1
 
     def close(self, patience: float = PATIENCE) -> None:
-        """Waits for what is left, for so many seconds and no longer."""
+        """Waits for the rows in the queue, at most `patience` seconds."""
         try:
             self.rows.put(None, timeout=patience)
             self.thread.join(patience)
         except queue.Full:
             pass
         if self.thread.is_alive():
-            self.say(
-                f"{self.name} did not end within {patience:g} s: it may lack the last steps; metrics.jsonl has them"
-            )
+            lacks = "it may lack the last steps; metrics.jsonl has them"
+            self.say(f"{self.name} did not end within {patience:g} s: {lacks}")
         elif self.lost and not self.failed:
             self.say(f"{self.name} lacks {self.lost} lines of metrics.jsonl")
 
@@ -79,24 +74,22 @@ class Tracker:
                 step = row.pop("step")
                 tracker.log({name: value for name, value in row.items() if value is not None}, step=step)
             tracker.finish()
-        except (Exception, SystemExit) as error:  # of others
+        except (Exception, SystemExit) as error:  # whatever a tracker raises
             self.failed = True
             line = " ".join(str(error).split())[:300]
             self.say(f"{self.name} failed and is told no more ({type(error).__name__}: {line}); metrics.jsonl has all")
 
 
 def _identity(workdir: pathlib.Path) -> str:
-    """The name of this run for a tracker, the same when the run is resumed."""
+    """The id of this run in a tracker, kept in the workdir for when the run is resumed."""
     path = workdir / "tracker_id"
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-        partial.rename(path)
+        write_whole(path, uuid.uuid4().hex[:8])
     return path.read_text(encoding="utf-8").strip()
 
 
 def _start(name: str, workdir: pathlib.Path, config: Mapping[str, Any], log: Log) -> Any:
-    """The module of a tracker, its run begun or taken up again. Asks nobody for a key."""
+    """Begins or resumes the run in the tracker, and returns its module. Never prompts for a key."""
     module, known = importlib.import_module(name), _identity(workdir)
     label = f"{workdir.absolute().name}-{known}"
     if name == "trackio":
@@ -113,21 +106,15 @@ def _start(name: str, workdir: pathlib.Path, config: Mapping[str, Any], log: Log
 
 
 def open_tracker(name: str, workdir: pathlib.Path, config: Mapping[str, Any], log: Log) -> Tracker | None:
-    """The tracker of `train.tracker`; None for ""."""
-    if not name:
-        return None
-
-    def started() -> Any:
-        return _start(name, workdir, config, log)
-
-    return Tracker(name, started, log)
+    """The tracker that `train.tracker` names; None for ""."""
+    return Tracker(name, functools.partial(_start, name, workdir, config, log), log) if name else None
 
 
 def check_tracker(name: str) -> None:
     """Raises ConfigError where the package of `train.tracker` is not installed."""
     try:
         found = not name or importlib.util.find_spec(name) is not None
-    except ValueError:  # a module that was made by hand
+    except ValueError:  # a module without a spec
         found = True
     if not found:
         raise ConfigError(f"train.tracker = {name!r} needs its package: pip install 'cgrpo_jax[{name}]'")

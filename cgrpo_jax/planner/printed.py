@@ -1,58 +1,20 @@
-"""A plan as text and as JSON."""
+"""Prints a plan as text and as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Sequence
 from typing import Any
 
-from cgrpo_jax.planner.chips import GIB, Topology
-from cgrpo_jax.planner.figures import LIKELY_BANDWIDTH, LIKELY_FLOPS, Figures
-from cgrpo_jax.planner.memory import Occupied, Resident, largest_part
+from cgrpo_jax.planner.chips import GIB
+from cgrpo_jax.planner.cost import Cost
+from cgrpo_jax.planner.figures import LIKELY_BANDWIDTH, LIKELY_FLOPS, total_bytes
+from cgrpo_jax.planner.making import Plan
+from cgrpo_jax.planner.memory import Occupied, largest_part
 from cgrpo_jax.planner.most import Most
-from cgrpo_jax.planner.step import Step
-from cgrpo_jax.run.build import Run
 from cgrpo_jax.workdir.progress import duration
-
-
-@dataclasses.dataclass
-class Plan:
-    """All that a plan found."""
-
-    run: Run
-    topology: Topology
-    hbm: float | None  # bytes of a chip; None: not known
-    programs: int  # that the run has
-    places: dict[str, Occupied]  # kind -> its largest program
-    classes: Sequence[Resident]
-    utilisation: tuple[float, float] | None = None  # of the update, see step.utilisation
-    steps: Sequence[Step] = ()  # the longest first
-    rows: Most | None = None
-    bins: Most | None = None
-    bin_unit: str = "rows"
-    checkpoint: int = 0  # bytes
-
-    @property
-    def figures(self) -> dict[str, Figures]:
-        return {kind: place.figures for kind, place in self.places.items()}
-
-    @property
-    def chips(self) -> int:
-        return self.run.mesh.size
-
-    @property
-    def unfit(self) -> list[Occupied]:
-        """Programs that do not fit, the worst first."""
-        bad = [place for place in self.places.values() if not self._fits(place)]
-        return sorted(bad, key=_bytes, reverse=True)
-
-    def _fits(self, place: Occupied) -> bool:
-        return not place.figures.refused and (self.hbm is None or place.bytes <= self.hbm)
-
-
-def _bytes(place: Occupied) -> float:
-    return place.bytes
 
 
 def _gib(size: float) -> str:
@@ -60,7 +22,7 @@ def _gib(size: float) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first one to the left."""
+    """Lines of columns, the first column aligned left and the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -70,6 +32,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def text(plan: Plan) -> str:
+    """What `python -m cgrpo_jax.plan` prints."""
     parts = [_head(plan), "", *_memory(plan), "", *_seconds(plan), "", *_classes(plan), ""]
     return "\n".join(parts + _verdict(plan) + _largest(plan) + _run(plan)).rstrip()
 
@@ -77,7 +40,7 @@ def text(plan: Plan) -> str:
 def _head(plan: Plan) -> str:
     run, chip, mesh = plan.run, plan.topology.chip, plan.run.mesh
     shape = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    of_chip = f"{plan.chips} x {mesh.devices.flat[0].device_kind}"
+    of_chip = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     rates = ""
     if chip is not None:
         layout = "x".join(map(str, plan.topology.shape))
@@ -96,60 +59,39 @@ def _head(plan: Plan) -> str:
 
 
 def parameters(plan: Plan) -> int:
-    """Of the model."""
+    """How many parameters the model has."""
     (own,) = [resident for resident in plan.classes if resident.name == "parameters"]
     return sum(math.prod(leaf.shape) * count for leaf, count in own.leaves.items())
 
 
 def _memory(plan: Plan) -> list[str]:
-    rows: list[Sequence[str]] = [
-        ("GiB a chip", "arguments", "outputs", "temporary", "peak", "+ beside", "= in all", "compile s")
-    ]
+    head = "GiB a chip|arguments|outputs|temporary|peak|+ beside|= in all|compile s"
+    rows: list[Sequence[str]] = [head.split("|")]
     for place in plan.places.values():
         f = place.figures
         sizes = (f.argument_bytes, f.output_bytes, f.temporary_bytes, f.peak_bytes)
         cells = [*map(_gib, sizes), _gib(sum(place.beside.values())), _gib(place.bytes), f"{f.compile_seconds:.0f}"]
         rows.append((f.name, *cells))
     limit = f"{_gib(plan.hbm)} GiB" if plan.hbm is not None else "unknown"
-    return [*_table(rows), f"of {limit} a chip; beside: tensors of the run that the program is not handed"]
+    return [*_table(rows), f"of {limit} a chip; beside: tensors of the run that are no arguments of the program"]
 
 
 def _seconds(plan: Plan) -> list[str]:
     if plan.topology.chip is None:
-        return ["seconds: not estimated, for the rates of these devices are not in the table of chips"]
-    head = (
-        "seconds, estimated",
-        "computing",
-        "kernels",
-        "(at peak)",
-        "wire GB",
-        "(async)",
-        "wire s",
-        "each turn",
-        "MFU (at peak)",
-    )
-    rows: list[tuple[str, ...]] = [head]
+        return ["seconds: not estimated: the rates of these devices are not in the table of chips"]
+    head = "seconds, estimated|computing|kernels|(at peak)|wire GB|(async)|wire s|each turn|MFU (at peak)"
+    rows: list[Sequence[str]] = [head.split("|")]
     for f in plan.figures.values():
         s, used = f.seconds, plan.utilisation if f.kind == "update" else None
-        rows.append(
-            (
-                f.name,
-                _s(s.computing),
-                _s(s.kernels),
-                _s(s.kernels_at_peak),
-                f"{f.cost.wire_bytes / 1e9:.3g}",
-                f"{sum(f.cost.behind.values()) / 1e9:.3g}",
-                _s(s.wire),
-                _s(f.turn.total()) if f.turn else "",
-                f"{used[0]:.2f} ({used[1]:.2f})" if used else "",
-            )
-        )
+        wire = [f"{size / 1e9:.3g}" for size in (f.cost.wire_bytes, sum(f.cost.behind.values()))]
+        turn, mfu = _s(f.turn.total()) if f.turn else "", f"{used[0]:.2f} ({used[1]:.2f})" if used else ""
+        rows.append((f.name, _s(s.computing), _s(s.kernels), _s(s.kernels_at_peak), *wire, _s(s.wire), turn, mfu))
     return [
         *_table(rows),
         f"computing: the compiler's cycles. kernels (Pallas): {LIKELY_FLOPS:g} of the peak's flops or "
         f"{LIKELY_BANDWIDTH:g} of its bytes, whichever is slower.",
         "wire: rings at the full ICI rate; (async): of these GB, started before they are needed.",
-        "A loop whose turns data decide (bins of an update, tokens of a chunk) is counted once; each turn: one more.",
+        "Loops whose length depends on data (bins of an update, tokens of a chunk) count once; each turn: one more.",
     ]
 
 
@@ -159,25 +101,23 @@ def _s(seconds: float | None) -> str:
 
 def _classes(plan: Plan) -> list[str]:
     rows = [("tensors of the run", "GiB a chip")]
-    rows += [(c.name, _gib(sum(leaf.bytes * count for leaf, count in c.leaves.items()))) for c in plan.classes]
-    return _table(rows)
+    return _table([*rows, *((c.name, _gib(total_bytes(c.leaves))) for c in plan.classes)])
 
 
 def _verdict(plan: Plan) -> list[str]:
     if plan.hbm is None:
-        return ["fits: not known, for the memory of these devices is not"]
+        return ["fits: unknown, as is the memory of these devices"]
     lines = []
     for place in plan.unfit:
         name, size, knob = largest_part(place, plan.classes)
         over = f"{_gib(place.bytes)} of {_gib(plan.hbm)} GiB a chip"
-        lines.append(
-            f"does not fit: {place.figures.name}: {over}; the largest part is {name}, {_gib(size)} GiB: {knob}"
-        )
+        part = f"the largest part is {name}, {_gib(size)} GiB: {knob}"
+        lines.append(f"does not fit: {place.figures.name}: {over}; {part}")
         if place.figures.refused:
             lines.append(f"  the compiler: {place.figures.refused}")
     if lines:
         return lines
-    fullest = max(plan.places.values(), key=_bytes, default=None)
+    fullest = max(plan.places.values(), key=operator.attrgetter("bytes"), default=None)
     if fullest is None:
         return []
     return [f"fits: {_gib(fullest.bytes)} of {_gib(plan.hbm)} GiB a chip at the fullest ({fullest.figures.name})"]
@@ -214,17 +154,16 @@ def _run(plan: Plan) -> list[str]:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Programs by their kinds, bytes a chip."""
-    programs = {kind: _program(place, plan) for kind, place in plan.places.items()}
+    """What `--json` writes: programs by kind, bytes per chip."""
     return {
         "topology": plan.topology.name,
-        "chips": plan.chips,
+        "chips": plan.run.mesh.size,
         "model": plan.run.cfg.model.path,
         "parameters": parameters(plan),
         "hbm_bytes": plan.hbm,
         "fits": None if plan.hbm is None else not plan.unfit,
-        "programs": programs,
-        "resident_bytes": {c.name: sum(leaf.bytes * n for leaf, n in c.leaves.items()) for c in plan.classes},
+        "programs": {kind: _program(place, plan) for kind, place in plan.places.items()},
+        "resident_bytes": {c.name: total_bytes(c.leaves) for c in plan.classes},
         "most_rows": _most(plan.rows),
         "most_in_a_bin": _most(plan.bins),
         "steps": [step._asdict() | {"seconds": step.seconds} for step in plan.steps],
@@ -257,7 +196,7 @@ def _program(place: Occupied, plan: Plan) -> dict[str, Any]:
         "wire_bytes": f.cost.wire_bytes,
         "wire_seconds": f.seconds.wire,
         "each_turn": f.turn._asdict() if f.turn else None,
-        "collectives": _collectives(f),
+        "collectives": _collectives(f.cost),
         "kernels": {name: dataclasses.asdict(kernel) for name, kernel in f.cost.kernels.items()},
         "refused": f.refused or None,
     }
@@ -266,16 +205,10 @@ def _program(place: Occupied, plan: Plan) -> dict[str, Any]:
     return made
 
 
-def _collectives(figures: Figures) -> list[Mapping[str, Any]]:
-    cost = figures.cost
-    return [
-        {
-            "name": key[0],
-            "dtype": key[1],
-            "devices": key[2],
-            "times": cost.times[key],
-            "wire_bytes": wire,
-            "asynchronous_bytes": cost.behind[key],
-        }
-        for key, wire in cost.wire.most_common()
-    ]
+def _collectives(cost: Cost) -> list[dict[str, Any]]:
+    """The collectives of a program, those with most bytes first."""
+    found = list[dict[str, Any]]()
+    for key, wire in cost.wire.most_common():
+        sizes = {"times": cost.times[key], "wire_bytes": wire, "asynchronous_bytes": cost.behind[key]}
+        found.append(dict(zip(("name", "dtype", "devices"), key, strict=True)) | sizes)
+    return found
