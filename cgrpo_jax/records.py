@@ -90,7 +90,7 @@ class Request(NamedTuple):
     name: Name
     prompt_ids: Sequence[int]
     limit: int | None = None  # tokens to draw at most; None: sampling.max_new_tokens
-    model: int = POLICY  # that writes it; the ids are its tokenizer's
+    model: int = POLICY  # the model that writes it: POLICY or LOCAL; `prompt_ids` are its tokenizer's
 
 
 class Completion(NamedTuple):
@@ -129,12 +129,12 @@ class Critique(NamedTuple):
     """What a critic made of an attempt; no text: nothing usable, and the attempt is not refined."""
 
     text: str | None
-    verdict: bool | None = None  # what the last one concludes; None: nothing that can be read, or it never says
+    verdict: bool | None = None  # what the last try concludes; None: it cannot be read, or this critic never says
     agrees: bool | None = None  # whether that is what the rule says; None without a verdict
-    tries: int = 0  # how many were written for it by a model
-    tokens: int = 0  # written, of all of them
-    fallback: bool = False  # none of them was usable, so a template stands in
-    first_agrees: bool | None = None  # as `agrees`, of the first one
+    tries: int = 0  # critiques that a model wrote of this attempt
+    tokens: int = 0  # written in all tries
+    fallback: bool = False  # no try was usable, so a template stands in
+    first_agrees: bool | None = None  # as `agrees`, of the first try
 
 
 class Segment(NamedTuple):
@@ -155,7 +155,7 @@ class Segment(NamedTuple):
 
     @property
     def silent(self) -> bool:
-        """Without any weight its gradient is exactly zero."""
+        """Whether all weights are zero: such a segment has a gradient of exactly zero."""
         return not any(weight_T.any() for weight_T in (self.pg_T, self.ce_T, self.ent_T, self.kl_T))
 
 
@@ -172,7 +172,7 @@ class Attempt:
     critique: Critique | None = None  # under which it is refined, where it is
     evaluation: Critique | None = None  # the policy's own, where the reward is its verdict
     source: int | None = None  # refinements: index of the response it refines; None: of several, or of none
-    prompt_ids: Sequence[int] | None = None  # refinements that the policy sampled: under which prompt
+    prompt_ids: Sequence[int] | None = None  # of a refinement by the policy: the prompt it was sampled under
     parts: Mapping[str, float] | None = None  # of the reward, where functions of the user give it
 
 
@@ -186,7 +186,7 @@ class Group:
     refinements: tuple[Attempt, ...]  # all that were sampled; empty where refinement was not triggered
     kept: tuple[int, ...]  # indices of the responses that are trained on
     selected: tuple[int, ...]  # indices of the refinements that are trained on
-    own_group: tuple[int, ...] = ()  # of those trained on under their own prompt, in a second group
+    own_group: tuple[int, ...] = ()  # those trained on under their own prompts, in a second group
 
     @property
     def alike(self) -> bool:
