@@ -45,11 +45,15 @@ _HEDGES = frozenset(
 )
 
 
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace that opens at `start` is closed."""
+def closing(text: str, start: int = 0, brackets: tuple[str, str] = ("{", "}")) -> int | None:
+    """The position at which the bracket that opens at `start` is closed.
+
+    Args:
+      brackets: the characters that open and those that close; different ones are not told apart.
+    """
     depth = 0
     for position in range(start, len(text)):
-        depth += (text[position] == "{") - (text[position] == "}")
+        depth += (text[position] in brackets[0]) - (text[position] in brackets[1])
         if depth == 0:
             return position
     return None
@@ -63,7 +67,7 @@ def boxed(text: str) -> str | None:
     rest = text[start + len("\\boxed") :].lstrip()
     if not rest.startswith("{"):
         return rest.split("$")[0].strip().split("\n")[0] or None
-    end = _closing(rest, 0)
+    end = closing(rest)
     return rest[1:end].strip() if end else None
 
 
@@ -74,7 +78,7 @@ def _closed(text: str, start: int) -> tuple[str, int] | None:
     """
     opening = len(text) - len(text[start:].lstrip())
     if text.startswith("{", opening):
-        end = _closing(text, opening)
+        end = closing(text, opening)
         return (text[opening + 1 : end].strip(), end + 1) if end else None
     content = text[opening : opening + MAX_ANSWER].split("$")[0].strip().split("\n")[0]
     prose = re.match(r"[.,;:'\"`*)\]}]", content) or re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}[.!]?(?: |$)", content)

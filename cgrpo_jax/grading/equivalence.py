@@ -10,21 +10,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from cgrpo_jax.grading.answers import boxed
+from cgrpo_jax.grading.golds import NO_ANSWERS
 from cgrpo_jax.grading.leaves import BASE, Ask, said, same_leaf, squeezed
 from cgrpo_jax.grading.normalise import clean, number, split_top, split_unit, words
 from cgrpo_jax.grading.reals import is_set, real_set
 from cgrpo_jax.grading.structure import NAME, RELATION, Collection, Parsed, parse, render
 
 MAX_PARTS = 64  # of an unordered list; a longer one must have the order of the gold
-# Golds that say that there is none.
-NO_GOLDS = frozenset(
-    (
-        "proof", "proved", "see proof", "proof omitted", "see solution", "see the solution", "see explanation",
-        "omitted", "not found", "not available", "not given", "not provided", "no answer", "no answer found",
-        "answer not found", "unknown", "unanswered", "missing", "null", "nan", "error", "todo", "tbd", "n/a", "na",
-        "qed", "?", "",
-    )
-)  # fmt: skip
 
 
 def _infinity(text: str) -> str:
@@ -194,7 +186,7 @@ def equal(gold: str, answer: str, ask: Ask) -> bool:
 
 def says_nothing(gold: str) -> bool:
     """Whether a gold is a word of despair, "proof" or "not found": whoever repeats it earns nothing."""
-    return said(clean(gold)) in NO_GOLDS
+    return said(clean(gold)) in NO_ANSWERS
 
 
 def _top(text: str) -> Parsed:

@@ -1,18 +1,27 @@
-"""Golds that no answer could equal: what stands in the place of an answer, and is none. Plain string work."""
+"""Gold answers that no answer could equal, and those that lack a percent sign. Plain string work."""
 
 from __future__ import annotations
 
 import re
 
 from cgrpo_jax.grading.answers import MAX_ANSWER
+from cgrpo_jax.grading.normalise import COUNTS, SCALES, SHARES, number
 
-_INSTEAD = frozenset(
+# Words that stand where an answer is missing: whoever repeats one of them earns nothing.
+NO_ANSWERS = frozenset(
     (
-        "proof", "see proof", "see the proof", "solution", "see solution", "see the solution", "see above", "answer",
-        "see below", "not found", "answer not found", "no answer", "no answer found", "no final answer", "n/a", "na",
-        "nan", "null", "not available", "not provided", "none provided", "not given", "unknown", "unanswered", "todo",
-        "tbd", "missing", "error", "inf", "-inf", "+inf", "image", "figure", "see figure", "see the figure", "omitted",
-        "proof omitted", "proven", "q.e.d", "qed", "see explanation", "see attached", "undetermined answer",
+        "proof", "proved", "see proof", "proof omitted", "see solution", "see the solution", "see explanation",
+        "omitted", "not found", "not available", "not given", "not provided", "no answer", "no answer found",
+        "answer not found", "unknown", "unanswered", "missing", "null", "nan", "error", "todo", "tbd", "n/a", "na",
+        "qed", "?", "",
+    )
+)  # fmt: skip
+# Only a gold of a data file is questioned for these: to a question about words one of them may be the answer.
+_INSTEAD = NO_ANSWERS | frozenset(
+    (
+        "see the proof", "solution", "see above", "answer", "see below", "no final answer", "none provided", "inf",
+        "-inf", "+inf", "image", "figure", "see figure", "see the figure", "proven", "q.e.d", "see attached",
+        "undetermined answer",
     )
 )  # fmt: skip
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox) ?\{([^{}]*)\}")
@@ -30,7 +39,20 @@ _VERB = re.compile(
     r"proves?|depends?|equals?|means?|gives?|we|because|since|therefore|hence)\b",
     re.IGNORECASE,
 )
-
+_SIGN = r"(?:per ?cent(?:age)?s?\b|\\?%)"
+_UP_TO_SIX = r"(?:(?!(?:so|such|that|when|if|after|before|with|whose|where|by|for|at)\b)[a-z'’-]+ +){0,6}?"
+# "what percent", "find the new win percentage", "as a percentage", "to the nearest tenth of a percent".
+_ASKED = re.compile(
+    rf"\b(?:what(?:['’]s)?|which|find|calculate|compute|determine|estimate|give|state|evaluate) +"
+    rf"({_UP_TO_SIX}){_SIGN}|\bhow (?:many|much) {_SIGN}"
+    rf"|\b(?:as|in|to) (?:the )?(?:a |an )?(?:(?:nearest|closest|whole|decimal|integer|exact) )*()"
+    rf"(?:(?:tenth|hundredth|half|quarter)s? (?:of )?(?:a |one )?)?{_SIGN}",
+    re.IGNORECASE,
+)
+# "x percent of 60 is 15": the percentage has a name, and is asked for by it.
+_NAMED = re.compile(rf"(?<![A-Za-z\\])([A-Za-z])\$? *{_SIGN}")
+_WRITTEN = re.compile(r"%|per ?cent", re.IGNORECASE)
+_COUNTED = frozenset((*COUNTS, *SCALES, *SHARES))
 
 def _braces_close(text: str) -> bool:
     depth = 0
@@ -75,3 +97,25 @@ def hopeless(gold: str) -> str | None:
     if not _braces_close(gold):
         return "a brace that is not closed"
     return "a sentence" if _sentence(gold) else None
+
+
+def missing_sign(question: str, gold: str, answer: str) -> bool:
+    """Whether the answer has the percent sign that the gold of a question for a percentage was given without.
+
+    So 25 and 25% are right for a gold of 25, and its hundredth is not. A gold below 1 may be a share: it stays.
+    """
+    read = number(gold) if _WRITTEN.search(answer) else None
+    return bool(read and abs(read.value) >= 1) and _asks_for_percentage(question)
+
+
+def _asks_for_percentage(question: str) -> bool:
+    """Whether the answer is a percentage; not where the question only speaks of one, as in "25 percent of n"."""
+    for match in _ASKED.finditer(question):
+        before = re.split(r"[ -]", (match[1] or "").strip().casefold())[-1]
+        if before not in _COUNTED:
+            return True
+    verb = r"(?:find|what is|what's|determine|solve for|compute|calculate|value of)"
+    return any(
+        re.search(rf"{verb} (?:the value of )?\$?{name}(?![A-Za-z])", question, re.IGNORECASE)
+        for name in set(_NAMED.findall(question))
+    )

@@ -14,8 +14,9 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cgrpo_jax.grading import choices, equivalence, percentages, release, theoremqa
+from cgrpo_jax.grading import choices, equivalence, release, theoremqa
 from cgrpo_jax.grading.answers import extract_answer
+from cgrpo_jax.grading.golds import missing_sign
 from cgrpo_jax.grading.leaves import Ask
 
 
@@ -61,7 +62,7 @@ def _exact(job: Job, answer: str, ask: Ask) -> float:
 
 def _math(job: Job, answer: str, ask: Ask) -> float:
     """Mathematical equivalence. The gold of a question for a percentage may lack the sign that the answer has."""
-    missing = percentages.missing_sign(job.question, job.gold, answer)
+    missing = missing_sign(job.question, job.gold, answer)
     return equivalence.equal(f"{job.gold}\\%" if missing else job.gold, answer, ask)
 
 
@@ -78,7 +79,7 @@ def _choice(job: Job, answer: str, ask: Ask) -> float:
 def _theoremqa(job: Job, answer: str, ask: Ask) -> float:
     """By the type of the gold; an answer that is no plain number must equal the gold as mathematics."""
     gold = job.entry["answer"]
-    if percentages.missing_sign(job.question, str(gold), answer):
+    if missing_sign(job.question, str(gold), answer):
         gold /= 100
     correct = theoremqa.judge(job.entry["answer_type"], gold, answer)
     return equivalence.equal(theoremqa.spelled(gold), answer, ask) if correct is None else correct

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from cgrpo_jax.grading.answers import MAX_ANSWER
+from cgrpo_jax.grading.answers import MAX_ANSWER, closing
 from cgrpo_jax.grading.normalise import number_in_words
 
 _NUMBER = re.compile(r"-?\d*\.?\d+")
@@ -54,12 +54,7 @@ def _boxed(text: str) -> str:
     rest = text.rpartition("boxed")[2]
     if not rest.startswith("{"):
         return rest.split("$")[0].strip()
-    depth = 0
-    for position, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:position]
-    return rest[1:]
+    return rest[1 : closing(rest)]
 
 
 def _found(text: str) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from cgrpo_jax.grading.answers import closing
 from cgrpo_jax.grading.normalise import split_commas, split_top, words
 
 MAX_DEPTH = 4
@@ -109,12 +110,7 @@ def _bracketed(text: str, depth: int) -> Parsed:
 
 def _closes_last(text: str) -> bool:
     """Whether the first bracket is closed by the last character."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return position == len(text) - 1
-    return False
+    return closing(text, 0, ("([{", ")]}")) == len(text) - 1
 
 
 def _plus_minus(parts: Sequence[str], depth: int) -> tuple[Parsed, ...]:
