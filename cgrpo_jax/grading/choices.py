@@ -5,6 +5,7 @@ A problem's `entry` holds {"options": [...]} in the order shown; its answer is t
 
 from __future__ import annotations
 
+import operator
 import re
 import string
 from collections.abc import Sequence
@@ -104,15 +105,12 @@ def _found(text: str, options: Sequence[str]) -> str | None:
 
 def _statements(text: str) -> list[str]:
     """What is said to be the answer, the last one first."""
-    found = [(match.end(), _spoken(text[match.end() : match.end() + MAX_ANSWER])) for match in _last(_CUE, text)
-             if not CHATTER.match(text, match.end()) or text.startswith("not ", match.end())]  # fmt: skip
-    found += [(match.end(), _spoken(text[match.end() : match.end() + MAX_ANSWER])) for match in _last(_DONE, text)]
+    cues = [match.end() for match in _last(_CUE, text)]
+    starts = [start for start in cues if not CHATTER.match(text, start) or text.startswith("not ", start)]
+    starts += [match.end() for match in _last(_DONE, text)]
+    found = [(start, _spoken(text[start : start + MAX_ANSWER])) for start in starts]
     found += [(match.end(), next(filter(None, match.groups()))) for match in _last(_RIGHT, text)]
-    return [answer for _, answer in sorted(found, key=_place, reverse=True) if answer]
-
-
-def _place(found: tuple[int, str | None]) -> int:
-    return found[0]
+    return [answer for _, answer in sorted(found, key=operator.itemgetter(0), reverse=True) if answer]
 
 
 def _last(pattern: re.Pattern, text: str) -> list[re.Match]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cgrpo_jax.grading.answers import boxed
 from cgrpo_jax.grading.golds import NO_ANSWERS
 from cgrpo_jax.grading.leaves import BASE, Ask, said, same_leaf, squeezed
-from cgrpo_jax.grading.normalise import clean, number, split_top, split_unit, words
+from cgrpo_jax.grading.normalise import clean, number, split_unit, words
 from cgrpo_jax.grading.reals import is_set, real_set
 from cgrpo_jax.grading.structure import NAME, RELATION, Collection, Parsed, parse, render
 
@@ -27,10 +27,7 @@ def _infinity(text: str) -> str:
 
 
 def _ordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask) -> bool:
-    if len(gold) != len(answer):
-        return False
-    pairs = zip(gold, answer, strict=True)
-    return all(same(gold_part, answer_part, ask) for gold_part, answer_part in pairs)
+    return len(gold) == len(answer) and all(same(*parts, ask) for parts in zip(gold, answer, strict=True))
 
 
 def _unordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask, distinct: bool) -> bool:
@@ -47,8 +44,7 @@ def _unordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask, disti
         if found is not None:
             gold_left.remove(part)
             answer_left.pop(found)
-    table = [[same(part, other, ask) for other in answer_left] for part in gold_left]
-    return _matched(table)
+    return _matched([[same(part, other, ask) for other in answer_left] for part in gold_left])
 
 
 def _no(gold: str, answer: str, how: str = "equal") -> bool:
@@ -86,12 +82,8 @@ def same(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         return _unordered(gold.parts, answer.parts, ask, True)
     if kinds == {"matrix", "[]"}:
         return _array(gold, answer, ask)
-    if "matrix" in kinds or "row" in kinds or "union" in kinds:
-        return len(kinds) == 1 and _ordered(gold.parts, answer.parts, ask)
     if kinds <= {"bare", "{}"}:
         return _unordered(gold.parts, answer.parts, ask, "{}" in kinds)
-    if "{}" in kinds:
-        return False
     if gold.names and answer.names:
         return _by_name(gold, answer, ask)
     if gold.names and _misnamed(gold, answer):
@@ -108,8 +100,8 @@ def _as_sets(gold: Parsed, answer: Parsed) -> tuple[Collection, Collection] | No
     read = [real_set(part) if isinstance(part, str) else (part, None) for part in (gold, answer)]
     if not read[0] or not read[1] or not is_set(read[0][0]) or not is_set(read[1][0]):
         return None
-    variables = {name for _, name in (read[0], read[1]) if name}
-    return (read[0][0], read[1][0]) if len(variables) < 2 else None
+    other_variable = read[0][1] and read[1][1] and read[0][1] != read[1][1]
+    return None if other_variable else (read[0][0], read[1][0])
 
 
 def _by_name(gold: Collection, answer: Collection, ask: Ask) -> bool:
@@ -148,8 +140,7 @@ def _rows(collection: Collection, other: Collection) -> tuple[Parsed, ...]:
 
 def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
     """A collection against a text: a set of one is its element; a set written by relations is for math-verify."""
-    text = gold if isinstance(gold, str) else answer
-    collection = answer if isinstance(gold, str) else gold
+    text, collection = (gold, answer) if isinstance(gold, str) else (answer, gold)
     assert isinstance(text, str) and isinstance(collection, Collection)
     name = NAME.match(text)
     if name and not RELATION.search(text[name.end() :]):
@@ -165,18 +156,11 @@ def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         texts = [part for part in collection.parts if isinstance(part, str)]
         if len(texts) == len(collection.parts) and all(same_leaf(gold, part, ask) for part in texts):
             return True  # "one half, or 0.5" says one thing
-    if _grouped(text) and collection.kind == "bare":
-        return _ordered(tuple(split_top(text, ",")), collection.parts, ask)
     if collection.kind == "matrix" and "matrix}" in text:
         return ask(render(gold), render(answer))  # a multiple or a sum of matrices
     if not RELATION.search(text):
         return False
     return ask(text, render(collection))  # math-verify turns relations into sets on this side only
-
-
-def _grouped(text: str) -> bool:
-    """Whether it may be a list after all: "1,234" against "1, 234"."""
-    return "," in text and number(text) is not None
 
 
 def equal(gold: str, answer: str, ask: Ask) -> bool:

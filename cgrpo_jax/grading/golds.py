@@ -54,6 +54,7 @@ _NAMED = re.compile(rf"(?<![A-Za-z\\])([A-Za-z])\$? *{_SIGN}")
 _WRITTEN = re.compile(r"%|per ?cent", re.IGNORECASE)
 _COUNTED = frozenset((*COUNTS, *SCALES, *SHARES))
 
+
 def _braces_close(text: str) -> bool:
     depth = 0
     for match in _BRACE.finditer(text):

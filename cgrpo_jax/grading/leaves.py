@@ -137,8 +137,6 @@ def _same_words(gold: str, answer: str) -> bool:
     bare_gold, bare_answer = (text.strip("() .").casefold() for text in (gold, answer))
     if bare_gold and _singular(gold_words or bare_gold) == _singular(answer_words or bare_answer):
         return True
-    if gold_words is not None and answer_words is not None:
-        return False
     counted = number_in_words(gold_words if gold_words is not None else answer_words or "")
     other = number(split_unit(answer if gold_words is not None else gold)[0])
     return bool(counted and other) and counted.value == other.value  # type: ignore[union-attr]
@@ -327,11 +325,9 @@ def _expressions(gold: str, answer: str, ask: Ask) -> bool:
         return False
     if not any(related) and letters(gold) != letters(answer):
         return False
-    if _PROSE.search(answer) or not set(said_words(answer)) <= set(said_words(gold)):
-        return False
-    return ask(gold, answer)
+    return not _PROSE.search(answer) and _text_words(answer) <= _text_words(gold) and ask(gold, answer)
 
 
-def said_words(text: str) -> list[str]:
+def _text_words(text: str) -> set[str]:
     """The words and numbers in \\text."""
-    return [word for part in _TEXT.findall(text) for word in re.findall(r"[^\W\d_]{2,}|\d+", part.casefold())]
+    return {word for part in _TEXT.findall(text) for word in re.findall(r"[^\W\d_]{2,}|\d+", part.casefold())}

@@ -170,8 +170,6 @@ def _scaled(text: str) -> Number | None:
 def number_in_words(text: str) -> Number | None:
     """Six; twenty-one; two hundred; three quarters."""
     parts = text.casefold().replace("-", " ").split()
-    if len(parts) > 12:
-        return None
     total = current = 0
     for position, part in enumerate(parts):
         if part in COUNTS and (current % 10 == 0 if part not in _TENS else current % 100 == 0):
@@ -214,7 +212,7 @@ def clean(text: str) -> str:
     if "=" in text or _COMPARISON.search(text):  # x = 1 \\lor x = 2, but not p \\lor q
         text = text.replace("\\lor ", "\\text{or} ").replace("\\land ", "\\text{and} ")
     text = _DEGREES.sub(r"\\text{degree}", " ".join(text.split()))
-    text = _JOINED.sub(_joiner(text), text) if not _plain_words(text) else text
+    text = text if _WORDS.fullmatch(text) else _JOINED.sub(_joiner(text), text)
     return " ".join(text.split()).strip().rstrip(".,").strip()
 
 
@@ -231,10 +229,6 @@ def _joiner(text: str) -> Callable[[re.Match], str]:
     return joined
 
 
-def _plain_words(text: str) -> bool:
-    return bool(_WORDS.fullmatch(text))
-
-
 def words(text: str) -> str | None:
     """What a textual answer says, in lower case without its article; None for mathematics.
 
@@ -245,7 +239,7 @@ def words(text: str) -> str | None:
     letter = _CHOICE.fullmatch(bare)
     if letter and (inner or bare.startswith("(")):
         return letter[1]
-    if not _plain_words(bare) or (not inner and len(bare) < 4) or (inner and len(bare) < 2):
+    if not _WORDS.fullmatch(bare) or (not inner and len(bare) < 4) or (inner and len(bare) < 2):
         return None
     first, _, rest = bare.partition(" ")
     return rest if first in ("a", "an", "the") and rest else bare

@@ -124,6 +124,5 @@ def as_latex(text: str) -> str:
     text = _ENDLESS_PERIOD.sub(r"\1\\overline{\2}", _ENDLESS.sub(r"\1\\overline{\2}", text))
     text = _ROMAN.sub(lambda match: f" {match[1] or match[2]} ", _TEMPERATURE.sub(_temperature, text))
     text = _from_python(text)
-    text = re.sub(r"\+ ?-(?= ?[\d\\(A-Za-z])", "-", text)
     text = re.sub(r"<=", r"\\le ", re.sub(r">=", r"\\ge ", re.sub(r"(?<![\d)}\]])!=|(?<= )!=", r"\\ne ", text)))
     return _braced(text)

@@ -59,8 +59,7 @@ def is_name(text: str) -> bool:
     text = text.strip()
     if len(text) > 250 or not _IS_NAME.fullmatch(text) or _FUNCTION_NAMES.fullmatch(text):
         return False
-    letters = re.match(r"[A-Za-z]*", text)
-    run = letters[0] if letters else ""
+    run = re.split("[^A-Za-z]", text, maxsplit=1)[0]
     if len(run) < 2 or run.isupper() or (len(run) == 2 and run[0] == "d"):
         return True
     return len(run) > 2 and bool(re.search(r"[aeiouAEIOU]", run)) and bool(set(run) - set("abcxyz"))
