@@ -104,7 +104,7 @@ def _found(text: str, options: Sequence[str]) -> str | None:
 
 
 def _statements(text: str) -> list[str]:
-    """What is said to be the answer, the last one first."""
+    """What each statement of the text names as the answer, the last statement first."""
     cues = [match.end() for match in _last(_CUE, text)]
     starts = [start for start in cues if not CHATTER.match(text, start) or text.startswith("not ", start)]
     starts += [match.end() for match in _last(_DONE, text)]
@@ -114,6 +114,7 @@ def _statements(text: str) -> list[str]:
 
 
 def _last(pattern: re.Pattern, text: str) -> list[re.Match]:
+    """The last matches, in their order."""
     return list(pattern.finditer(text))[-MOST:]
 
 
@@ -181,13 +182,13 @@ def _settled(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without wrapping commands, bold, dollars and outer full stops."""
+    """The text without \\text and its like, bold marks, dollar signs and outer full stops."""
     text = _WRAP.sub(r"\1", text.replace("**", ""))
     return " ".join(text.replace("$", " ").split()).strip(" .")
 
 
 def _comparable(text: str) -> str:
-    """What is equal for texts of the same option."""
+    """A form in which two spellings of one option's text are the same string."""
     return clean(_plain(text)).replace(" ", "").casefold()
 
 

@@ -1,4 +1,4 @@
-"""When two mathematical answers are equal: lists, tuples, sets, intervals and matrices part by part.
+"""Compares two mathematical answers: lists, tuples, sets, intervals and matrices part by part.
 
 Numbers and words are compared here (exactly, as strings and fractions); every other part is a question for math-verify,
 which is asked through `ask` (`leaves.Ask`). Nothing is evaluated here.
@@ -20,7 +20,7 @@ MAX_PARTS = 64  # of an unordered list; a longer one must have the order of the 
 
 
 def _infinity(text: str) -> str:
-    """`oo` and other words for it as LaTeX has it."""
+    """`oo` and other spellings of infinity as LaTeX."""
     if text.lstrip("+- ") in ("\\infty", "oo", "inf", "infinity", "infty"):
         return "-\\infty" if text.startswith("-") else "\\infty"
     return text
@@ -48,7 +48,7 @@ def _unordered(gold: Sequence[Parsed], answer: Sequence[Parsed], ask: Ask, disti
 
 
 def _no(gold: str, answer: str, how: str = "equal") -> bool:
-    """Asks nobody."""
+    """Answers every question to math-verify with no, so that only what is plainly equal is found."""
     return False
 
 

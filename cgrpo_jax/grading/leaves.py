@@ -1,4 +1,4 @@
-"""When two parts without structure are equal: words, numbers, units, bases, equations; the rest is for math-verify.
+"""Compares two parts without structure: words, numbers, units, bases, equations; math-verify is asked of the rest.
 
 A text that says two things, "5 = 6", is equal to neither: an optimiser would find it.
 """
@@ -55,12 +55,12 @@ _COMPARED = re.compile(r"[<>]|\\(?:le|ge|ne|in|notin)(?![a-z])")
 
 
 def squeezed(text: str) -> str:
-    """Without the spaces that say nothing, and matrices with one sort of brackets; the space of "7 1/3" stays."""
+    """The text without meaningless spaces, all matrices in round brackets. The space of "7 1/3" becomes "~"."""
     return _GAP.sub("~", text.strip()).replace(" ", "").replace("{bmatrix}", "{pmatrix}")
 
 
 def said(text: str) -> str:
-    """What a text with words says, without \\text, in lower case."""
+    """The words of a text in lower case, without the \\text around them."""
     return " ".join(_TEXT.sub(r" \1 ", text).casefold().split()).strip(" .")
 
 
@@ -143,12 +143,12 @@ def _same_words(gold: str, answer: str) -> bool:
 
 
 def _singular(word: str) -> str:
-    """No solutions are no solution."""
+    """A word without the s of the plural: "no solutions" says what "no solution" does."""
     return word.removesuffix("s") if len(word) > 3 else word
 
 
 def _approximate(gold: str, answer: str, ask: Ask) -> bool:
-    """An exact value may be followed by its rounding: math-verify's process checks that it is one."""
+    """An exact value may be followed by its rounding; a question to math-verify checks that it is the rounding."""
     of_gold, of_answer = (split_top(text, "\\approx") for text in (gold, answer))
     if len(of_gold) == len(of_answer) == 1:
         return False  # a sign inside brackets
@@ -299,7 +299,7 @@ def _in_base(match: re.Match) -> int | None:
 
 
 def _for_math_verify(text: str) -> str:
-    """As it reads best: 7i is seven and a variable there, \\hbar nothing at all, x' is x and a unit vector a unit."""
+    """Rewrites what math-verify misreads: 7i (a variable), \\hbar (nothing), x' (x) and unit vectors (units)."""
     text = _IMAGINARY.sub(" i", _ZEROS.sub("", text))
     if not _PRODUCT.search(text):
         text = _UNIT_VECTOR.sub(lambda match: f" {match[1] or match[2]}_{{97}} ", text)
@@ -314,7 +314,7 @@ def _unread(text: str) -> bool:
 
 
 def _expressions(gold: str, answer: str, ask: Ask) -> bool:
-    """What math-verify is asked: only where it would not drop a letter, a word or a gap of the answer as a trifle."""
+    """Asks math-verify, unless it would ignore a letter, a word or a gap of the answer."""
     gold, answer = _for_math_verify(gold), _for_math_verify(answer)
     if not gold or not answer:
         return False

@@ -57,12 +57,10 @@ def _vulgar(match: re.Match) -> str:
     return f"{match[1]}\\frac{{{parts[0]}}}{{{parts[1]}}}" if len(parts) == 2 and parts[1] else match[0]
 
 
-def _raised(match: re.Match) -> str:
-    return f"^{{{unicodedata.normalize('NFKC', match[0]).replace('−', '-')}}}"
-
-
-def _lowered(match: re.Match) -> str:
-    return f"_{{{unicodedata.normalize('NFKC', match[0])}}}"
+def _script(match: re.Match) -> str:
+    """Raised or lowered characters as an exponent or an index."""
+    mark = "_" if _LOWERED.fullmatch(match[0]) else "^"
+    return f"{mark}{{{unicodedata.normalize('NFKC', match[0]).replace('−', '-')}}}"
 
 
 def _temperature(match: re.Match) -> str:
@@ -71,7 +69,7 @@ def _temperature(match: re.Match) -> str:
 
 def _from_unicode(text: str) -> str:
     text = _SQUARE_UNIT.sub(lambda match: f" \\text{{{match[1]}}}^{'2' if match[2] == '²' else '3'}", text)
-    text = _LOWERED.sub(_lowered, _RAISED.sub(_raised, _VULGAR.sub(_vulgar, text)))
+    text = _LOWERED.sub(_script, _RAISED.sub(_script, _VULGAR.sub(_vulgar, text)))
     return text.translate(_CHARACTERS)
 
 
