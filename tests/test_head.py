@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cgrpo_jax.learning.head import LANES, Head, make_head, top_logps
+from cgrpo_jax.learning.logprobs import LANES, Head, make_head
 
 N, D, V, USED, TEMPERATURE = 13, 24, 700, 650, 0.7  # three chunks; the last one begins early
 
@@ -66,12 +66,3 @@ def test_bfloat16_products_accumulate_in_float32():
     assert logp_I.dtype == jnp.float32
     np.testing.assert_allclose(logp_I, exact[0], atol=1e-4)
     np.testing.assert_allclose(entropy_I, exact[1], atol=1e-4)
-
-
-def test_the_largest_log_probabilities(in_float64):
-    hidden_ID, kernel_VD, _, _, _ = map(jnp.asarray, arrays())
-    best_Ik, id_Ik = top_logps(head_of(jnp.float64), hidden_ID, kernel_VD, 5)
-    logp_IV = np.asarray(jax.nn.log_softmax(hidden_ID @ kernel_VD[:USED].T / TEMPERATURE, axis=-1))
-    order_Ik = np.argsort(-logp_IV, axis=-1)[:, :5]
-    np.testing.assert_array_equal(id_Ik, order_Ik)
-    np.testing.assert_allclose(best_Ik, np.take_along_axis(logp_IV, order_Ik, axis=-1), rtol=1e-12)

@@ -133,18 +133,8 @@ def _pass(cfg: Learner, own: Parts) -> Pass:
 
 
 def _tokens(one: Bins) -> Tokens:
-    return Tokens(
-        scored_BT=one.scored_ABT,
-        refined_BT=one.refined_ABT,
-        pg_BT=one.pg_ABT,
-        ce_BT=one.ce_ABT,
-        ent_BT=one.ent_ABT,
-        kl_BT=one.kl_ABT,
-        old_logp_BT=one.old_logp_ABT,
-        ref_logp_BT=one.ref_logp_ABT,
-        sampler_logp_BT=one.sampler_logp_ABT,
-        segment_BT=one.segment_ABT,
-    )
+    """The arrays of one bin by the names of the loss, which have no [A]."""
+    return Tokens(**{name: getattr(one, name.replace("_BT", "_ABT")) for name in Tokens._fields})
 
 
 def _on_rows(mesh: Mesh, function: Callable, inputs: Any, outputs: Any) -> Callable:
