@@ -16,15 +16,14 @@ from cgrpo_jax.evaluation.intervals import mean_of_tasks
 from cgrpo_jax.evaluation.store import Answers
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.rollout.stories import run_stories
-from cgrpo_jax.run.answers import check_settings, engine_for, load_tasks, settings_of
-from cgrpo_jax.run.beginning import begun
+from cgrpo_jax.run.answers import check_settings, engine_for, settings_of
+from cgrpo_jax.run.beginning import begun_alone
+from cgrpo_jax.run.opening import load_tasks
 from cgrpo_jax.run.plugins import open_texts
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.workdir import compilation
-from cgrpo_jax.workdir.progress import Progress
 
 
 def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
@@ -35,11 +34,11 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
       DataError: a task cannot be read, or a stored answer is damaged or to another prompt.
       CheckpointError: the model cannot be read, or what it computes is not finite.
     """
-    with begun(cfg, workdir, ONE_HOST, "answer") as (run, progress), Verifier(cfg.verifier) as verifier:
-        assert isinstance(progress, Progress)  # of the leader, who is alone
+    with begun_alone(cfg, workdir, "answer") as (run, progress), Verifier(cfg.verifier) as verifier:
         cfg, folder, compiled = run.cfg, workdir / "eval", compilation.watch()
-        task_prompt = open_texts(cfg.texts, run.policy.tokenizer.encode_chat).task
-        tasks = load_tasks(run, verifier, progress.log, task_prompt)
+        tokenizer = run.policy.tokenizer
+        task_prompt = open_texts(cfg.texts, tokenizer.encode_chat).task
+        tasks = load_tasks(cfg, tokenizer, verifier.readable, progress.log, task_prompt)
         settings = settings_of(run, task_prompt)
         check_settings(folder, settings)
         answers = Answers(folder, tasks)
@@ -47,7 +46,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
         score = functools.partial(rewards.score, verifier=verifier)
         with progress.phase("sample"):
             asked = [[named.problem for named in task] for task in tasks.values()]
-            exam = Exam(asked, cfg.eval.samples, run.policy.tokenizer, answers, progress.answered)
+            exam = Exam(asked, cfg.eval.samples, tokenizer, answers, progress.answered)
             try:
                 if exam.requests:
                     engine = engine_for(run, exam.requests, settings["weights"])

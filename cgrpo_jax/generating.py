@@ -20,26 +20,24 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.errors import DataError, TrainingError
-from cgrpo_jax.process.hosts import ONE_HOST
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Group, Message
 from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.critics import END, verdict_of
 from cgrpo_jax.rollout.stories import run_stories
 from cgrpo_jax.run import build, resuming
-from cgrpo_jax.run.beginning import begun
+from cgrpo_jax.run.beginning import begun_alone
 from cgrpo_jax.run.leader import Desk, open_desk
 from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
 from cgrpo_jax.workdir.places import writing
-from cgrpo_jax.workdir.progress import Progress
 
 
 def kept_rows(
@@ -87,7 +85,7 @@ def _lines(groups: Sequence[Group], first: int, rows: str, asked: CriticPrompt) 
     return made
 
 
-def _check_begun(run: build.Run, workdir: pathlib.Path, step: int, progress: Progress) -> None:
+def _check_begun(run: build.Run, workdir: pathlib.Path, step: int, log: Callable[[str], None]) -> None:
     """Writes what is generated from what; raises ConfigError where the rows on file come from something else."""
     path, now = (
         workdir / "generated.json",
@@ -104,18 +102,17 @@ def _check_begun(run: build.Run, workdir: pathlib.Path, step: int, progress: Pro
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); take another workdir") from None
         after = flat(now["config"]) | now["contents"]
-        check_changes(before, after, run.cfg.train.accept_changes, step, progress.log)
-        progress.log(f"going on after step {step}")
+        check_changes(before, after, run.cfg.train.accept_changes, step, log)
+        log(f"going on after step {step}")
     _write(path, [json.dumps(now, indent=1) + "\n"])
 
 
-def _sample_steps(
-    run: build.Run, desk: Desk, progress: Progress, folder: pathlib.Path, steps: range, count: int
-) -> None:
+def _sample_steps(run: build.Run, desk: Desk, folder: pathlib.Path, steps: range, count: int) -> None:
     """Samples the problems of these steps, and writes the rows of each; `count` problems there are in all."""
     params, each = run.policy.weights(), run.cfg.train.prompts
     second = run.second.synced() if run.second else None
     assert desk.log.writer is not None
+    progress = desk.progress
     for step in steps:
         with progress.phase("sample"):
             with desk.stories(step, step * each, min(each, count - step * each)) as stories:
@@ -139,8 +136,7 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
       TrainingError: the model's numbers are not finite.
     """
     with contextlib.ExitStack() as stack:
-        run, progress = stack.enter_context(begun(cfg, workdir, ONE_HOST))
-        assert isinstance(progress, Progress)  # of the leader, who is alone
+        run, progress = stack.enter_context(begun_alone(cfg, workdir))
         desk = stack.enter_context(open_desk(run, progress, workdir))
         cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
         most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size
@@ -148,13 +144,13 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
         steps = -(-count // cfg.train.prompts)
         folder.mkdir(parents=True, exist_ok=True)
         made_before = len(list(folder.glob("[0-9]*.jsonl")))  # they are made one after another
-        _check_begun(run, workdir, made_before, progress)
+        _check_begun(run, workdir, made_before, progress.log)
         progress.expect(steps)
         progress.resume_at(made_before)
         if made_before < steps:
             desk.log.open_files(workdir, made_before)
             try:
-                _sample_steps(run, desk, progress, folder, range(made_before, steps), count)
+                _sample_steps(run, desk, folder, range(made_before, steps), count)
             except Stopped:
                 there = f"the rows of {len(list(folder.glob('[0-9]*.jsonl')))} of {steps} steps are in {folder}"
                 raise Stopped(f"stopped; {there}, the same command goes on") from None

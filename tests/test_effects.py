@@ -12,7 +12,7 @@ from cgrpo_jax import config
 from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.objective import Tokens, token_loss
 from cgrpo_jax.records import Attempt, Completion, Group, Problem
-from cgrpo_jax.run import build, startup
+from cgrpo_jax.run import beginning, build
 from cgrpo_jax.run.effects import TABLE, without_effect
 from cgrpo_jax.workdir.changes import flat
 
@@ -78,7 +78,7 @@ def test_what_a_named_method_sets_is_not_held_against_it():
 
 
 def test_a_run_says_it():
-    said = startup.lines(build.open_run(small(**{"api.model": "m", "api.tokens": 5, "local.path": "x"})))
+    said = beginning.lines(build.open_run(small(**{"api.model": "m", "api.tokens": 5, "local.path": "x"})))
     assert [line for line in said if line.startswith("without effect: api.model = 'm', api.tokens = 5; needed")]
     assert [line for line in said if line.startswith("without effect: local.path = 'x'; needed")]
 

@@ -21,7 +21,7 @@ from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.main import unforeseen
 from cgrpo_jax.process import stopping
 from cgrpo_jax.process.user import UserProcess
-from cgrpo_jax.run import build, opening, resuming, startup
+from cgrpo_jax.run import beginning, build, opening, resuming
 from cgrpo_jax.workdir.changes import check_changes
 
 
@@ -62,7 +62,7 @@ def test_a_run_says_where_it_works(monkeypatch, offline):
     """Versions, devices, memory, caches, hub, in four lines; never what a token is."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
-    said = startup.lines(build.open_run(small()))
+    said = beginning.lines(build.open_run(small()))
     assert len(said) == 4 and "hf_secret" not in "".join(said)
     assert re.search(
         r"^Python 3\.\d+\.\d+  jax \S+  flax \S+  transformers \S+  on 1 x cpu \(cpu\), \d+\.\d GiB of the host$",

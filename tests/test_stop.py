@@ -18,7 +18,7 @@ from cgrpo_jax.model.decoder import init_params
 from cgrpo_jax.records import Kind, Name, Request
 from cgrpo_jax.rollout.collect import as_sampled
 from cgrpo_jax.rollout.stories import sample_all
-from cgrpo_jax.run import build, startup
+from cgrpo_jax.run import beginning, build
 from cgrpo_jax.run.answers import settings_of
 from cgrpo_jax.sampling.pool import EngineSetup, Pool
 from cgrpo_jax.sampling.room import Fixed, Ring, Room
@@ -132,7 +132,7 @@ def test_a_run_ends_its_responses_there(tmp_path):
     evaluated = {"eval.every": 1, "eval.problems": 4, "eval.samples": 1}
     cfg = small(**evaluated | {"sampling.stop": '["="]', "train.steps": 1, "objective.entropy_coef": 0.01})
     run = build.open_run(cfg)
-    assert settings_of(run)["stop"] == ["="] and "'='" in "\n".join(startup.lines(run))
+    assert settings_of(run)["stop"] == ["="] and "'='" in "\n".join(beginning.lines(run))
     with jax.numpy_rank_promotion("allow"):
         train(cfg, tmp_path / "w")
     groups = lines(tmp_path / "w/rollouts/000001.jsonl")
@@ -167,8 +167,8 @@ def test_a_base_model_is_named_at_the_start(tmp_path):
     folder = shutil.copytree(QUICKSTART, tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
     run = build.open_run(small(**{"model.path": str(folder)}))
-    said = "\n".join(startup.lines(run))
+    said = "\n".join(beginning.lines(run))
     assert "no chat template" in said and "go on with the next question" in said and "'<|im_end|>'" in said
     policy = dataclasses.replace(run.policy, reader=Tokenizer(folder, stops=("Question:",)))
     stopped = dataclasses.replace(run, policy=policy)
-    assert "go on with the next question" not in "\n".join(startup.lines(stopped))
+    assert "go on with the next question" not in "\n".join(beginning.lines(stopped))

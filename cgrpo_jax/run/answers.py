@@ -1,23 +1,19 @@
-"""What an evaluation of a checkpoint asks, and what decides the answers: tasks, settings, the engine."""
+"""What decides the answers in an evaluation of a checkpoint: the settings, and the engine that samples them."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from cgrpo_jax.data.checking import prompt_fault
-from cgrpo_jax.data.tasks import NamedProblem, load_task, parse_names
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.store import contents
-from cgrpo_jax.grading.verifier import Verifier
 from cgrpo_jax.model.hf import SIDE_FILES
-from cgrpo_jax.records import Problem, Request
+from cgrpo_jax.records import Request
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.room import room_for
@@ -80,22 +76,6 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
         text = tables.setting_text
         told = [f"{name} = {text(name, settings[name])} (was {text(name, old[name])})" for name in changed]
         raise ConfigError(f"{folder} holds responses of other settings: {', '.join(told)}; take another workdir")
-
-
-def load_tasks(
-    run: Run, verifier: Verifier, log: Callable[[str], None], task: TaskPrompt
-) -> dict[str, list[NamedProblem]]:
-    cfg = run.cfg
-
-    def prompt_tokens(problem: Problem) -> int:
-        return len(run.policy.tokenizer.encode_chat(problem.messages))
-
-    fault = functools.partial(prompt_fault, prompt_tokens=prompt_tokens, most=cfg.data.max_prompt_tokens)
-    load = functools.partial(
-        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=verifier.readable,
-        task_prompt=task,
-    )  # fmt: skip
-    return {name: load(name, where) for name, where in parse_names(cfg.eval.tasks)}
 
 
 def engine_for(run: Run, requests: Sequence[Request], weights: str) -> Engine:

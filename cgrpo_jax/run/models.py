@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cgrpo_jax.config.options import SamplingConfig
+from cgrpo_jax.config.options import MeshConfig, SamplingConfig
 from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
@@ -93,6 +93,11 @@ class Model:
     def engine_of(self, params: Params, step: int, sampling: SamplingConfig | None = None) -> Engine:
         """As `engine`, from all parameters of the model."""
         return self.engine(weights_of(self.sampler, params), step, sampling)
+
+
+def whole_mesh() -> Mesh:
+    """All devices, with the default axes."""
+    return sharding.make_mesh(MeshConfig(), jax.devices())
 
 
 def initial_weights(

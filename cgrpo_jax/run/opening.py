@@ -10,10 +10,10 @@ from typing import NamedTuple, TypeVar
 
 from cgrpo_jax.config import Config, shows_truth
 from cgrpo_jax.config.options import DataConfig, VerifierConfig, generated
-from cgrpo_jax.data.checking import prompt_fault
+from cgrpo_jax.data.checking import Parsable, prompt_fault
 from cgrpo_jax.data.files import local_file
 from cgrpo_jax.data.sources import Problems, hold_out, load_problems, load_targets, mends
-from cgrpo_jax.data.tasks import load_task, parse_names
+from cgrpo_jax.data.tasks import NamedProblem, load_task, parse_names
 from cgrpo_jax.errors import CheckpointError, ConfigError, DataError, MeshError, PromptError
 from cgrpo_jax.grading.functions import Functions
 from cgrpo_jax.grading.verifier import Verifier
@@ -83,6 +83,28 @@ class Opened(NamedTuple):
     loaded: Loaded
 
 
+def prompt_length(tokenizer: Tokenizer | None, problem: Problem) -> int:
+    """Tokens of a problem's prompt; 0 without a tokenizer."""
+    return len(tokenizer.encode_chat(problem.messages)) if tokenizer else 0
+
+
+def load_tasks(
+    cfg: Config, tokenizer: Tokenizer | None, parsable: Parsable, log: Log, task_prompt: TaskPrompt
+) -> dict[str, list[NamedProblem]]:
+    """The problems of each task that eval.tasks names.
+
+    Args:
+      tokenizer: None: it is not to be had, and no prompt has a length.
+    """
+    measure = functools.partial(prompt_length, tokenizer)
+    fault = functools.partial(prompt_fault, prompt_tokens=measure, most=cfg.data.max_prompt_tokens)
+    load = functools.partial(
+        load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=log, parsable=parsable,
+        task_prompt=task_prompt,
+    )  # fmt: skip
+    return {name: load(name, where) for name, where in parse_names(cfg.eval.tasks)}
+
+
 class Data:
     """The sources of a run, as its configuration names them.
 
@@ -99,7 +121,7 @@ class Data:
         )  # fmt: skip
 
     def prompt_tokens(self, problem: Problem) -> int:
-        return len(self.tokenizer.encode_chat(problem.messages)) if self.tokenizer else 0
+        return prompt_length(self.tokenizer, problem)
 
     def measured(self, problem: Problem) -> int:
         count = self.prompt_tokens(problem)
@@ -134,14 +156,8 @@ class Data:
 
     def tasks(self) -> dict[str, list[Problem]]:
         """Those of eval.tasks, by the name of their metrics."""
-        cfg = self.cfg
-        fault = functools.partial(prompt_fault, prompt_tokens=self.prompt_tokens, most=cfg.data.max_prompt_tokens)
-        load = functools.partial(
-            load_task, limit=cfg.eval.problems, cfg=cfg.data, fault=fault, log=self.log, parsable=self.parsable,
-            task_prompt=self.task,
-        )  # fmt: skip
-        named = parse_names(cfg.eval.tasks)
-        return {f"eval/{name}": [one.problem for one in load(name, where)] for name, where in named}
+        tasks = load_tasks(self.cfg, self.tokenizer, self.parsable, self.log, self.task)
+        return {f"eval/{name}": [named.problem for named in task] for name, task in tasks.items()}
 
     def test(self) -> Problems:
         """What eval.source names, else data.source with the split of evaluations."""

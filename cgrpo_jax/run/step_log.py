@@ -9,7 +9,6 @@ from typing import Any
 
 from cgrpo_jax.config import Config, fallback, public
 from cgrpo_jax.config.options import drawn
-from cgrpo_jax.config.secrecy import public_url
 from cgrpo_jax.data.told import for_others
 from cgrpo_jax.learning import credit
 from cgrpo_jax.records import Group
@@ -122,7 +121,7 @@ class StepLog:
     def _server_totals(self, step: int, server: Server) -> dict[str, float]:
         """What a step asked of the critic's server."""
         totals, cfg = server.take_totals(), self.cfg
-        where = public_url(cfg.api.base_url)
+        where = public(cfg)["api"]["base_url"]
         if totals.faults:
             self.progress.log(
                 f"step {step}: {totals.faults} of {totals.requests} requests to {where} failed "
