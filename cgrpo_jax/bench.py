@@ -31,6 +31,7 @@ from cgrpo_jax import config
 from cgrpo_jax.errors import ConfigError, UserError
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.learning import credit
 from cgrpo_jax.learning.packing import pack_smallest
 from cgrpo_jax.learning.update import init_state, make_update, put_bins
 from cgrpo_jax.records import Kind, Name, Problem, Request, Segment
@@ -40,8 +41,6 @@ from cgrpo_jax.rollout.stories import run_stories, sample_all
 from cgrpo_jax.rollout.written import critic_and_scorer
 from cgrpo_jax.run import build
 from cgrpo_jax.run.build import Run
-from cgrpo_jax.run.leader import segments_of
-from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.pool import summed
 from cgrpo_jax.text.prompts import question_messages
@@ -176,8 +175,9 @@ def step_work(run: Run, verifier: Verifier, args: argparse.Namespace) -> Work:
     def work(round_: int) -> Round:
         nonlocal state
         with stories_of(sums(cfg.train.prompts, round_), method, round_) as stories:
-            stats = run_stories(stories, rollout_engines(run.policy, state.params, None, None, round_))
-        for segments in segments_of(groups_of(stories), cfg):
+            stats = run_stories(stories, run.policy.engines(state.params, None, None, round_))
+        limit, updates = float(cfg.sampling.max_new_tokens), cfg.train.updates_per_rollout
+        for segments in credit.of_updates(groups_of(stories), cfg.objective, limit, updates):
             bins = pack_smallest(segments, sizes, build.terms(cfg))
             state, _ = jax.block_until_ready(update(state, {}, put_bins(run.mesh, bins)))
         return Round(stats.tokens, stats.row_steps, stats.prefilled)

@@ -50,3 +50,7 @@ class TrainingError(UserError, RuntimeError):
 
 class VerifierError(UserError, RuntimeError):
     """Worker processes that do not start or end at once, again and again."""
+
+
+class HostsError(UserError, RuntimeError):
+    """The hosts of a run that do not find each other, or of which one has ended or is lost."""

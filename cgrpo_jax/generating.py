@@ -33,7 +33,6 @@ from cgrpo_jax.rollout.stories import run_stories
 from cgrpo_jax.run import build, resuming
 from cgrpo_jax.run.beginning import begun_alone
 from cgrpo_jax.run.leader import Desk, open_desk
-from cgrpo_jax.run.models import rollout_engines
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
@@ -116,7 +115,7 @@ def _sample_steps(run: build.Run, desk: Desk, folder: pathlib.Path, steps: range
     for step in steps:
         with progress.phase("sample"):
             with desk.stories(step, step * each, min(each, count - step * each)) as stories:
-                stats = run_stories(stories, rollout_engines(run.policy, params, run.second, second, step))
+                stats = run_stories(stories, run.policy.engines(params, run.second, second, step))
             groups = groups_of(stories)
         if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")
@@ -138,6 +137,7 @@ def generate(cfg: Config, workdir: pathlib.Path) -> None:
     with contextlib.ExitStack() as stack:
         run, progress = stack.enter_context(begun_alone(cfg, workdir))
         desk = stack.enter_context(open_desk(run, progress, workdir))
+        assert desk is not None
         cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
         most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size
         count = most if size is None else min(size, most)

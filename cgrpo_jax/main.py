@@ -19,21 +19,32 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import jax
+import jaxlib
 from absl import app, flags, logging
 
+from cgrpo_jax.config import Config, from_config_dict, public
 from cgrpo_jax.config import flags as command_line
-from cgrpo_jax.config import from_config_dict
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.generating import generate
 from cgrpo_jax.planner.ahead import preflight
+from cgrpo_jax.process.hosts import ONE_HOST
+from cgrpo_jax.process.pod import joined
 from cgrpo_jax.run.opening import open_run
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.changes import files_digest, flat
 from cgrpo_jax.workdir.places import local_folder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts.")
 _PREFLIGHT = flags.DEFINE_bool(
     "preflight", False, "First run the longest case of every program on zeros: what does not fit fails at once."
+)
+_HOSTS = flags.DEFINE_string(
+    "hosts",
+    "",
+    "ADDRESS:PORT,COUNT,INDEX of a run of several hosts: where its first host listens, how many there are, and which "
+    "of them this one is, from 0. Not needed on TPU VMs and in a JobSet, which tell.",
 )
 flags.adopt_module_key_flags(command_line)
 
@@ -53,10 +64,19 @@ def unforeseen(error: Exception, workdir: str) -> str:
     return f"{what}; the traceback is in {path}"
 
 
+def facts(cfg: Config) -> dict[str, str]:
+    """What the hosts of a run must have alike, as name -> value or digest."""
+    folder = pathlib.Path(__file__).parent
+    code = files_digest(path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".json"))
+    settings = {f"--config.{key}": str(value) for key, value in flat(public(cfg)).items()}
+    return {"code of cgrpo_jax": code, "jax": jax.__version__, "jaxlib": jaxlib.__version__} | settings
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
     if len(sys.argv) == 1:
         sys.exit(f"error: --config and --workdir are both needed\n{command_line.COMMANDS}")
+    hosts = ONE_HOST
     try:
         if len(argv) > 1:
             raise ConfigError(f"{argv[1]!r} is no option; they are written --NAME=VALUE")
@@ -69,21 +89,30 @@ def main(argv: list[str]) -> None:
         verbs |= dict.fromkeys(("rl", "sft"), train)
         if cfg.method not in verbs:
             raise ConfigError(f"method = {cfg.method!r}; known: {', '.join(verbs)}")
+        hosts = joined(_HOSTS.value)
+        if hosts is not ONE_HOST and (cfg.method not in ("rl", "sft") or _PREFLIGHT.value):
+            what = "--preflight" if _PREFLIGHT.value else f"method={cfg.method}"
+            raise ConfigError(f"{what} runs on one host; on several there are method=rl and method=sft")
+        hosts.check_alike(facts(cfg))
         if _PREFLIGHT.value:
             preflight(open_run(cfg), print)
-        verbs[cfg.method](cfg, workdir)
+        if hosts is ONE_HOST:
+            verbs[cfg.method](cfg, workdir)
+        else:
+            train(cfg, workdir, hosts)
+        hosts.part()
     except (UserError, OSError) as error:
         if command_line.DEBUG.value:
             raise
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        sys.exit(f"error: {error}{'; make room on that disk, and the same command goes on' if full else ''}")
+        hosts.leave(1, f"error: {error}{'; make room on that disk, and the same command goes on' if full else ''}")
     except Exception as error:
         if command_line.DEBUG.value:
             raise
-        sys.exit(f"error: {unforeseen(error, _WORKDIR.value or '')}")
+        said = f"error: {unforeseen(error, _WORKDIR.value or '')}"
+        hosts.leave(1, said, by_device=isinstance(error, jax.errors.JaxRuntimeError))
     except KeyboardInterrupt as stopped:
-        print(str(stopped) or "stopped before it began; the workdir is as it was", file=sys.stderr)
-        sys.exit(stopping.exit_code())
+        hosts.leave(stopping.exit_code(), str(stopped) or "stopped before it began; the workdir is as it was")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from test_train import EVALUATED, lines, small, without_times
 
 from cgrpo_jax import training
-from cgrpo_jax.run import leader
+from cgrpo_jax.learning import credit
 
 FILE = pathlib.Path(__file__).with_name("golden_run.json")
 
@@ -26,18 +26,18 @@ def checksum(groups):
 
 def golden_run(workdir):
     """The metrics of each line, and a checksum of the sampled ids a step."""
-    sampled, segments_of = [], leader.segments_of
+    sampled, of_updates = [], credit.of_updates
 
     def noting(groups, *rest):
         sampled.append(checksum(groups))
-        return segments_of(groups, *rest)
+        return of_updates(groups, *rest)
 
-    leader.segments_of = noting
+    credit.of_updates = noting
     try:
         with jax.numpy_rank_promotion("allow"):
             training.train(small(**EVALUATED), workdir)
     finally:
-        leader.segments_of = segments_of
+        credit.of_updates = of_updates
     return {"sampled": sampled, "metrics": without_times(lines(workdir / "metrics.jsonl"))}
 
 

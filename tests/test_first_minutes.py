@@ -51,7 +51,14 @@ def test_help_reads_like_help(tmp_path):
     head, _, options = done.stdout.partition("\nOptions:\n")
     assert done.returncode == 0 and head.startswith("Trains as a configuration file says") and not done.stderr
     named = re.findall(r"^  (--\S+)", options, re.MULTILINE)
-    assert named == ["--config.KEY=VALUE", "--config=CONFIG", "--debug", "--preflight", "--workdir=WORKDIR"]
+    assert named == [
+        "--config.KEY=VALUE",
+        "--config=CONFIG",
+        "--debug",
+        "--hosts=HOSTS",
+        "--preflight",
+        "--workdir=WORKDIR",
+    ]
     assert all(name in options for name in config_files.names())
     assert done.stdout.count("\n") < 30 and max(map(len, done.stdout.splitlines())) <= 120
     assert "flags:" not in done.stdout and "main.py" not in done.stdout and "None" not in done.stdout
@@ -153,6 +160,7 @@ def given(monkeypatch, workdir, debug):
         monkeypatch.setattr(main.command_line, name, types.SimpleNamespace(value=value))
     monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(workdir)))
     monkeypatch.setattr(main, "_PREFLIGHT", types.SimpleNamespace(value=False))
+    monkeypatch.setattr(main, "_HOSTS", types.SimpleNamespace(value=""))
 
 
 def test_an_error_that_nobody_foresaw_is_one_line(tmp_path, monkeypatch):

@@ -1,13 +1,12 @@
 """One host thinks, all hosts compute: a recorded leader is followed by an instance that has nothing but the devices."""
 
-import pickle
-
 import jax
 import numpy as np
 import pytest
 from test_train import small
 
-from cgrpo_jax import training
+from cgrpo_jax.learning import credit, steps
+from cgrpo_jax.process import wire
 from cgrpo_jax.records import Kind
 from cgrpo_jax.rollout import critics
 from cgrpo_jax.run import beginning, opening
@@ -34,9 +33,16 @@ class Recorder:
     def __init__(self):
         self.told = []
 
-    def share(self, found):
-        self.told.append(pickle.dumps(found))
+    def share(self, find):
+        found = find()
+        self.told.append(wire.packed(found))
         return found
+
+    def meet(self, purpose):
+        pass
+
+    def check_folder(self, folder):
+        pass
 
 
 class Follower:
@@ -47,13 +53,19 @@ class Follower:
     def __init__(self, told):
         self.told = iter(told)
 
-    def share(self, found):
-        return pickle.loads(next(self.told))
+    def share(self, find):
+        return wire.unpacked(next(self.told))
+
+    def meet(self, purpose):
+        pass
+
+    def check_folder(self, folder):
+        pass
 
 
 def watched(monkeypatch, seen):
     """Notes each request, each bin and each loss."""
-    submit, put, update = Engine.submit, training.put_bins, training.make_update
+    submit, put, update = Engine.submit, steps.put_bins, steps.make_update
 
     def noting_submit(self, requests):
         seen.extend(("request", tuple(r.name), tuple(r.prompt_ids), r.limit) for r in requests)
@@ -74,8 +86,8 @@ def watched(monkeypatch, seen):
         return call
 
     monkeypatch.setattr(Engine, "submit", noting_submit)
-    monkeypatch.setattr(training, "put_bins", noting_put)
-    monkeypatch.setattr(training, "make_update", noting_update)
+    monkeypatch.setattr(steps, "put_bins", noting_put)
+    monkeypatch.setattr(steps, "make_update", noting_update)
 
 
 def forbidden(*args, **kwargs):
@@ -97,9 +109,9 @@ def test_a_follower_does_what_its_leader_did(tmp_path, monkeypatch):
     with jax.numpy_rank_promotion("allow"), monkeypatch.context() as patched:
         watched(patched, follower)
         for owner, name in [
-            (opening, "load_problems"), (of_leader, "Verifier"), (of_leader.rewards, "score"), (training, "open_desk"),
+            (opening, "load_problems"), (of_leader, "Verifier"), (of_leader.rewards, "score"), (of_leader, "open_all"),
             (critics, "indicative_gt"), (tokenizer.Tokenizer, "encode_chat"), (tokenizer.Tokenizer, "decode"),
-            (metrics.Writer, "scalars"), (beginning, "exclusive"), (of_leader, "segments_of"),
+            (metrics.Writer, "scalars"), (beginning, "exclusive"), (credit, "of_updates"),
             (progress.Progress, "__init__"),  # the only clock of a run
         ]:  # fmt: skip
             patched.setattr(owner, name, forbidden)
@@ -116,14 +128,14 @@ def test_a_follower_that_hears_something_else_does_something_else(tmp_path, monk
     cfg = small(**{"train.steps": 1})
     with jax.numpy_rank_promotion("allow"):
         train(cfg, tmp_path / "leader", recorder)
-        told = [pickle.loads(data) for data in recorder.told]
+        told = [wire.unpacked(data) for data in recorder.told]
         first = next(
             i for i, message in enumerate(told) if isinstance(message, tuple) and len(message) == 2 and message[0]
         )
         requests, more = told[first]
         told[first] = ([requests[0]._replace(prompt_ids=[5, *requests[0].prompt_ids[1:]]), *requests[1:]], more)
         watched(monkeypatch, seen)
-        train(cfg, tmp_path / "follower", Follower(map(pickle.dumps, told)))
+        train(cfg, tmp_path / "follower", Follower(map(wire.packed, told)))
     asked = [row for row in seen if row[0] == "request"]
     assert (
         asked[0][2][0] == 5 and np.isfinite([value for row in seen if row[0] == "sums" for _, value in row[1:]]).all()
@@ -136,6 +148,6 @@ def test_a_recording_holds_no_text(tmp_path):
     with jax.numpy_rank_promotion("allow"):
         train(small(**{"train.steps": 1}), tmp_path / "w", recorder)
     polls = [
-        message for message in map(pickle.loads, recorder.told) if isinstance(message, tuple) and len(message) == 2
+        message for message in map(wire.unpacked, recorder.told) if isinstance(message, tuple) and len(message) == 2
     ]
     assert polls and not any(b"What is" in data for data in recorder.told)

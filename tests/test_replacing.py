@@ -12,7 +12,7 @@ from test_train import lines, small, without_times
 
 from cgrpo_jax.config.options import RefineConfig
 from cgrpo_jax.data import arithmetic
-from cgrpo_jax.run.leader import segments_of
+from cgrpo_jax.learning import credit
 from cgrpo_jax.training import train
 
 NEVER = RefineConfig(trigger="never")
@@ -88,7 +88,8 @@ def test_what_was_replaced_is_in_no_bin(tokenizer):
     """Nor in a normaliser: the bins are those of the trained problems alone."""
     cfg = small(**{"refine.trigger": "never", "train.updates_per_rollout": 2, "objective.entropy_coef": 0.1})
     groups = replaced(tokenizer, {1, 3}, 9, cfg=NEVER)
-    one, other = segments_of(groups, cfg), segments_of([groups[1], groups[3]], cfg)
+    asked = cfg.objective, 64.0, cfg.train.updates_per_rollout
+    one, other = credit.of_updates(groups, *asked), credit.of_updates([groups[1], groups[3]], *asked)
     assert len(one) == 2 and groups[0].rows() == []
     for segments, wanted in zip(one, other, strict=True):
         for segment, same in zip(segments, wanted, strict=True):

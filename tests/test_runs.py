@@ -12,8 +12,8 @@ from golden_run import FILE, golden_run
 from safetensors.numpy import load_file, save_file
 from test_train import EVALUATED, lines, run_main, small, weights, without_times
 
-from cgrpo_jax import training
 from cgrpo_jax.errors import ConfigError, TrainingError
+from cgrpo_jax.learning import steps
 from cgrpo_jax.run import build
 from cgrpo_jax.training import train
 from cgrpo_jax.workdir.checkpoints import Checkpointer
@@ -87,13 +87,13 @@ def wanted_rows(groups, weight_of, constant):
 )
 def test_two_refinements_a_group(tmp_path, monkeypatch, tokenizer, group, kept, weight_of):
     """Of three each: which rows are trained, and with which weights, from the file of rollouts to the update."""
-    seen, put = [], training.put_bins
+    seen, put = [], steps.put_bins
 
     def noting(mesh, bins):
         seen.append(bins)
         return put(mesh, bins)
 
-    monkeypatch.setattr(training, "put_bins", noting)
+    monkeypatch.setattr(steps, "put_bins", noting)
     changes = {"refine.k": 2, "refine.trigger": "always", "refine.group": group, "train.steps": 1}
     (row,) = run(tmp_path / "w", **changes)
     groups = lines(tmp_path / "w/rollouts/000001.jsonl")

@@ -30,7 +30,7 @@ from cgrpo_jax.data.rows import (
 )
 from cgrpo_jax.errors import DataError
 from cgrpo_jax.grading.rewards import REASONING_GYM_TASKS
-from cgrpo_jax.records import Problem
+from cgrpo_jax.records import Message, Problem
 from cgrpo_jax.text.prompts import TaskPrompt, question_messages
 from cgrpo_jax.workdir.places import expanded
 
@@ -271,3 +271,20 @@ def load_targets(
         return parse_target_row(row, cfg, task)
 
     return _listed(checked_rows(open_rows(cfg, log), parse, fault, None, cfg, log))
+
+
+def rows_of_step(
+    problems: Problems, source: str, seed: int, step: int, count: int
+) -> list[tuple[Sequence[Message], str]]:
+    """(chat turns, answer to learn) of a step of supervised training, in a seeded order that is new in each epoch.
+
+    Of the warm start (data.source=arithmetic) steps of plain rows and of refinements, which are much longer, take
+    turns, so that neither is padded to the length of the other.
+
+    Args:
+      count: rows of the step.
+    """
+    first = step * count
+    if source == "arithmetic":
+        return [arithmetic.warm_start_row(seed, index, step % 2 == 1) for index in range(first, first + count)]
+    return [(row.messages, row.answer) for row in problems.batch(seed, first, count)]

@@ -145,6 +145,18 @@ def segments(groups: Sequence[Group], cfg: ObjectiveConfig, constant: float) -> 
     return [segment(index) for index in range(len(rows))]
 
 
+def of_updates(groups: Sequence[Group], cfg: ObjectiveConfig, limit: float, updates: int) -> list[list[Segment]]:
+    """The segments of each update of a rollout, each of an equal share of the problems. Replaced problems have none.
+
+    Args:
+      limit: see `segments`, where it is `constant`.
+      updates: of the rollout.
+    """
+    groups = [group for group in groups if group.rows()]
+    share = len(groups) // updates
+    return [segments(groups[first : first + share], cfg, limit) for first in range(0, len(groups), share)]
+
+
 def supervised(rows: Sequence[tuple[Sequence[int], np.ndarray]]) -> list[Segment]:
     """(prompt ids, answer ids) -> segments whose loss is the mean negative log-likelihood per answer token."""
     tokens = sum(len(ids) for _, ids in rows)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -265,5 +266,12 @@ def bin_shardings(mesh: Mesh, bins: Bins) -> Bins:
 
 
 def put_bins(mesh: Mesh, bins: Bins) -> Bins:
-    """Host arrays -> device arrays."""
-    return jax.tree.map(jax.device_put, bins, bin_shardings(mesh, bins))
+    """Host arrays -> device arrays, of which each host puts its own rows.
+
+    `jax.device_put` to devices of other hosts would gather every array from all hosts, to compare them.
+    """
+
+    def put(x: Any, where: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
+
+    return jax.tree.map(put, bins, bin_shardings(mesh, bins))

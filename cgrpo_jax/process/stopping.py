@@ -17,6 +17,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked: list[int] = []  # the signals so far
+_told_on = threading.Event()  # in a run of several hosts, whose leader decides where all of them leave
+_here: list[int] = []  # then the signals to this host, until its leader asks it to stop
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,13 +31,29 @@ def look() -> None:
         raise Stopped
 
 
+def ask(number: int) -> None:
+    """Asks this process to stop, as if it had been sent this signal."""
+    if not _asked:
+        _asked.append(number)
+
+
+def tell_on() -> None:
+    """From now on a signal does not stop this process by itself: it is told to the leader of the run (`waiting`)."""
+    _told_on.set()
+
+
+def waiting() -> int:
+    """The first signal to this process that is to be told to the leader; 0: none."""
+    return _here[0] if _here else 0
+
+
 def exit_code() -> int:
     """Of a process that a signal has stopped, as a shell counts it."""
     return 128 + (_asked[0] if _asked else signal.SIGINT)
 
 
 def _first(number: int) -> None:
-    _asked.append(number)
+    (_here if _told_on.is_set() else _asked).append(number)
     os.write(2, b"\nstopping after what is under way; once more leaves at once\n")
 
 
@@ -53,7 +71,7 @@ def for_this_process() -> None:
     def watch() -> None:
         while True:
             number = os.read(reader, 1)[0]
-            if number in SIGNALS and not _asked:
+            if number in SIGNALS and not (_asked or _here):
                 _first(number)
             elif number in SIGNALS:
                 shown = b"\x1b[?25h" if sys.stderr.isatty() else b""  # the cursor, which a progress bar hides
@@ -74,7 +92,7 @@ def for_this_call() -> Iterator[None]:
         return
 
     def handle(number: int, frame: Any) -> None:
-        if _asked:
+        if _asked or _here:
             raise KeyboardInterrupt
         _first(number)
 
@@ -85,3 +103,4 @@ def for_this_call() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked.clear()
+        _here.clear()

@@ -47,34 +47,40 @@ class Work(NamedTuple):
 
 
 Story = Generator[Sample | Work, Any, Any]
+Completions = dict[Name, Completion]
 
 
-def run_stories(stories: Stories | None, engines: Sequence[Engine], hosts: Hosts = ONE_HOST) -> Stats:
+def run_stories(
+    stories: Stories,
+    engines: Sequence[Engine],
+    hosts: Hosts = ONE_HOST,
+    completions: Completions | None = None,
+) -> Stats:
     """Samples what the stories ask for until none of them asks for more: of a rollout, an evaluation, a benchmark.
 
     `Request.model` is the index of the engine of a request. Engines decode a chunk each in turn, so that the order of
     what is sampled does not depend on how fast they are.
 
     Args:
-      stories: those of the leader; None on the other hosts, which are sent the requests of the leader's stories.
+      stories: those of the leader; the other hosts have none, and are sent the requests of the leader's stories.
+      completions: is given everything that is sampled, on every host.
 
     Raises:
       RequestError: no row can hold a request, or another request of its name has not ended.
       Stopped: a signal has come; raised between two chunks.
     """
     while True:
-        stopping.look()
-        idle = not any(engine.busy for engine in engines)
-        requests, more = hosts.share(stories.due(idle) if stories else None)
+        requests, more = hosts.share(lambda: stories.due(idle=not any(engine.busy for engine in engines)))
         for model, engine in enumerate(engines):
             engine.submit([request for request in requests if request.model == model])
         busy = [engine for engine in engines if engine.busy]
         done = [item for engine in busy for item in engine.advance(more)]
-        if busy and stories:
+        if completions is not None:
+            completions |= {request.name: completion for request, completion in done}
+        if busy and hosts.leader:
             stories.ended(sorted(done, key=lambda item: item[0].name))
         elif not busy and not more:
-            late = stories.late if stories else 0
-            return dataclasses.replace(summed(engine.stats for engine in engines), late=late)
+            return dataclasses.replace(summed(engine.stats for engine in engines), late=stories.late)
 
 
 def sample_all(
@@ -169,7 +175,11 @@ class Stories:
 
         Args:
           idle: nothing is being decoded, so it waits until there is something to sample, or nothing is left.
+
+        Raises:
+          Stopped: a signal has come.
         """
+        stopping.look()
         while self.unbegun:
             self._advance(self.unbegun.pop(0), None)
         if not idle:

@@ -39,14 +39,17 @@ def begun(
       unit: what the progress counts.
 
     Raises:
-      ConfigError, CheckpointError, MeshError, DataError, PromptError: all that is wrong, at once.
+      ConfigError, CheckpointError, MeshError, DataError, PromptError: all that is wrong, at once. ConfigError also
+        where the hosts do not share the workdir.
       BusyError: another process works in the workdir.
     """
     run = open_run(cfg)
     if not hosts.leader:
+        hosts.check_folder(workdir)
         yield run, Silence()
         return
     with exclusive(workdir), Progress(0, run.cfg.train.steps, unit) as progress:
+        hosts.check_folder(workdir)
         progress.log("\n".join(lines(run)))
         yield run, progress
 

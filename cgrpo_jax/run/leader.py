@@ -8,26 +8,24 @@ import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from cgrpo_jax.config import Config, critic_of, reference_of, samples_refinements
-from cgrpo_jax.data import arithmetic
-from cgrpo_jax.data.sources import Problems
+from cgrpo_jax.config import critic_of, reference_of, samples_refinements
+from cgrpo_jax.data.sources import Problems, rows_of_step
 from cgrpo_jax.evaluation.exam import Exam, accuracies
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
-from cgrpo_jax.learning import credit
-from cgrpo_jax.learning.packing import Bins, BinSize, pack_smallest
+from cgrpo_jax.learning.telling import Update, told_groups, told_rows
 from cgrpo_jax.process.user import UserProcess
-from cgrpo_jax.records import Group, Problem, Segment
-from cgrpo_jax.rollout.collect import Method, Score, by_rule, stories_of
+from cgrpo_jax.records import Group, Problem
+from cgrpo_jax.rollout.collect import Method, Score, by_rule, groups_of, stories_of
 from cgrpo_jax.rollout.critics import Brief
 from cgrpo_jax.rollout.served import Server
-from cgrpo_jax.rollout.stories import Stories
+from cgrpo_jax.rollout.stories import Completions, Stories
 from cgrpo_jax.rollout.written import critic_and_scorer, introduce
-from cgrpo_jax.run.build import Run, terms
+from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.opening import open_all
 from cgrpo_jax.run.step_log import StepLog
 from cgrpo_jax.text.tokenizer import Pieces
-from cgrpo_jax.workdir.progress import Progress
+from cgrpo_jax.workdir.progress import Progress, Silence
 
 
 @dataclasses.dataclass
@@ -56,25 +54,24 @@ class Desk:
         spare = (problem for place in places for problem in self.problems.batch(cfg.seed, place, 1))
         return stories_of(problems, self.method, step, self.progress.phase, cfg.verifier.workers, spare)
 
-    def bins(self, step: int, groups: Sequence[Group] | None, sizes: Sequence[BinSize]) -> list[Bins]:
-        """The bins of each update of a step: of the groups of its rollout, or in method=sft of rows to learn."""
-        segments = [self.rows(step)] if groups is None else segments_of(groups, self.run.cfg)
-        return [pack_smallest(part, sizes, terms(self.run.cfg)) for part in segments]
+    def groups(self, stories: Stories) -> list[Group]:
+        """The groups of a rollout that has ended, in the order of its problems; see `collect.groups_of`."""
+        return groups_of(stories)
 
-    def rows(self, step: int) -> list[Segment]:
-        """What a step of method=sft learns: rows of the stream, in a seeded order that is a new one each epoch.
+    def updates(self, step: int, groups: Sequence[Group] | None, completions: Completions) -> tuple[list[Update], int]:
+        """What each update of a step learns, and how many problems or rows of the stream the step took.
 
-        Of the warm start (data.source=arithmetic) plain rows and refinements, which are much longer, take turns, so
-        that neither is padded to the length of the other.
+        Args:
+          groups: of the rollout of the step; None: in method=sft it learns rows of the file.
+          completions: what every host sampled in this step.
         """
-        cfg, tokenizer, first = self.run.cfg, self.run.policy.tokenizer, step * self.run.cfg.train.prompts
-        if cfg.data.source == "arithmetic":
-            indices = range(first, first + cfg.train.prompts)
-            asked = [arithmetic.warm_start_row(cfg.seed, index, step % 2 == 1) for index in indices]
-        else:
-            asked = [(row.messages, row.answer) for row in self.problems.batch(cfg.seed, first, cfg.train.prompts)]
-        rows = [(tokenizer.encode_chat(messages), tokenizer.encode_answer(text)) for messages, text in asked]
-        return credit.supervised(rows)
+        cfg, encoder = self.run.cfg, self.run.policy.tokenizer
+        if groups is not None:
+            limit = float(cfg.sampling.max_new_tokens)
+            return told_groups(groups, cfg.objective, limit, cfg.train.updates_per_rollout, completions), len(groups)
+        rows = rows_of_step(self.problems, cfg.data.source, cfg.seed, step, cfg.train.prompts)
+        encoded = [(encoder.encode_chat(messages), encoder.encode_answer(text)) for messages, text in rows]
+        return [told_rows(encoded)], cfg.train.prompts
 
     def exam(self) -> Exam:
         """What is held out, as questions to the policy."""
@@ -89,17 +86,16 @@ class Desk:
         return values
 
 
-def segments_of(groups: Sequence[Group], cfg: Config) -> list[list[Segment]]:
-    """The segments of each update of a rollout, which has its own share of the problems."""
-    groups = [group for group in groups if group.rows()]  # without those that were replaced
-    share = len(groups) // cfg.train.updates_per_rollout
-    parts = [groups[first : first + share] for first in range(0, len(groups), share)]
-    return [credit.segments(part, cfg.objective, float(cfg.sampling.max_new_tokens)) for part in parts]
-
-
 @contextlib.contextmanager
-def open_desk(run: Run, progress: Progress, workdir: pathlib.Path) -> Iterator[Desk]:
-    """Loads the data and starts the graders; everything that can be refused is refused here."""
+def open_desk(run: Run, progress: Progress | Silence, workdir: pathlib.Path) -> Iterator[Desk | None]:
+    """Loads the data and starts the graders; everything that can be refused is refused here.
+
+    Args:
+      progress: of the leader; silence on the other hosts, which have no desk.
+    """
+    if isinstance(progress, Silence):
+        yield None
+        return
     with contextlib.ExitStack() as stack:
         cfg = run.cfg
         verifier = stack.enter_context(Verifier(cfg.verifier))

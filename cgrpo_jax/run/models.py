@@ -94,6 +94,16 @@ class Model:
         """As `engine`, from all parameters of the model."""
         return self.engine(weights_of(self.sampler, params), step, sampling)
 
+    def engines(self, params: Params, second: Model | None, weights: Weights | None, step: int) -> list[Engine]:
+        """The engines of a rollout: of this model, the policy, and where a second model is asked that of this one.
+
+        Args:
+          params: all parameters of the policy.
+          weights: what the second model's engine reads (`synced`).
+        """
+        own = self.engine_of(params, step)
+        return [own, second.engine(weights, step)] if second and weights else [own]
+
 
 def whole_mesh() -> Mesh:
     """All devices, with the default axes."""
@@ -138,19 +148,6 @@ def check_frozen(path: str, frozen: Params, digest: str) -> None:
 def frozen_digest(frozen: Params) -> str:
     """Of the parameters that a run does not train; "" where it trains all."""
     return tree_digest(frozen) if frozen else ""
-
-
-def rollout_engines(
-    policy: Model, params: Params, second: Model | None, weights: Weights | None, step: int
-) -> list[Engine]:
-    """The engines of a rollout: that of the policy, and where a second model is asked that of this one.
-
-    Args:
-      params: all parameters of the policy.
-      weights: what the second model's engine reads (`Model.synced`).
-    """
-    of_policy = policy.engine_of(params, step)
-    return [of_policy, second.engine(weights, step)] if second and weights else [of_policy]
 
 
 def outlined(folder: pathlib.Path) -> Found:

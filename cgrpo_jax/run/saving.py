@@ -13,6 +13,7 @@ import jax
 from cgrpo_jax import report
 from cgrpo_jax.learning.update import TrainState
 from cgrpo_jax.model.decoder import Params
+from cgrpo_jax.process import stopping
 from cgrpo_jax.process.hosts import Hosts
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.run import resuming
@@ -34,11 +35,10 @@ class Saves:
     """
 
     def __init__(self, run: Run, workdir: pathlib.Path, hosts: Hosts, log: Callable[[str], None]):
-        self.run, self.workdir, self.log, self.leader = run, workdir, log, hosts.leader
+        self.run, self.workdir, self.log, self.hosts, self.leader = run, workdir, log, hosts, hosts.leader
         self.checkpointer = Checkpointer(workdir, run.cfg.checkpoint, log)
         try:
-            found = resuming.look_back(run, self.checkpointer, log) if hosts.leader else None
-            self.past = hosts.share(found)
+            self.past = hosts.share(lambda: resuming.look_back(run, self.checkpointer, log))
         except BaseException:
             self.checkpointer.__exit__(None, None, None)
             raise
@@ -97,8 +97,18 @@ class Saves:
         self.checkpointer.save(self.step, self.state, meta, evaluated)
 
     def check(self) -> None:
-        """Raises CheckpointError where a save in the background has failed."""
+        """Before each step. Raises Stopped where a signal has come, CheckpointError where a save has failed."""
+        self.hosts.share(stopping.look)
         self.checkpointer.check()
+
+    def finish(self) -> None:
+        """Says where everything is, and writes the report."""
+        self.log(
+            f"done: step {self.step} is in {self.workdir}/checkpoints; metrics.jsonl, rollouts/, tensorboard/ beside it"
+        )
+        if self.leader:
+            report.leave(self.workdir, self.log)
+        self.log(f"export: python -m cgrpo_jax.convert --from={self.workdir} --to=hf --out={self.workdir}/model")
 
     def wait(self) -> None:
         """Until the last save is on disk. Raises CheckpointError where it failed."""
@@ -109,7 +119,7 @@ class Saves:
             return self.checkpointer.__exit__(kind, error, trace)
         with self.checkpointer:
             said = self._left(self.state)
-            if self.step:
+            if self.step and self.leader:
                 report.leave(self.workdir, self.log)
             raise Stopped(said) from None
 

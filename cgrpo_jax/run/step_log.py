@@ -82,10 +82,12 @@ class StepLog:
             )
         return values
 
-    def step(self, step: int, groups: Sequence[Group] | None, sums: Sequence[dict[str, float]], stats: Stats) -> None:
+    def step(
+        self, step: int, groups: Sequence[Group] | None, sums: Sequence[dict[str, float]], stats: Stats | None
+    ) -> None:
         """Metrics and rollouts of a step that is done; without groups it learnt rows."""
         assert self.writer is not None
-        if groups is None:
+        if groups is None or stats is None:
             seconds = self.progress.take_seconds()
             values = update_metrics(sums) | {f"seconds/{name}": value for name, value in seconds.items()}
             self.writer.scalars(step, values)
