@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cgrpo_jax.grading.answers import boxed
 from cgrpo_jax.grading.golds import NO_ANSWERS
 from cgrpo_jax.grading.leaves import BASE, Ask, said, same_leaf, squeezed
-from cgrpo_jax.grading.normalise import clean, number, split_unit, words
+from cgrpo_jax.grading.normalise import clean, number, split_top, split_unit, words
 from cgrpo_jax.grading.reals import is_set, real_set
 from cgrpo_jax.grading.structure import NAME, RELATION, Collection, Parsed, parse, render
 
@@ -156,11 +156,18 @@ def _one_collection(gold: Parsed, answer: Parsed, ask: Ask) -> bool:
         texts = [part for part in collection.parts if isinstance(part, str)]
         if len(texts) == len(collection.parts) and all(same_leaf(gold, part, ask) for part in texts):
             return True  # "one half, or 0.5" says one thing
+    if _grouped(text) and collection.kind == "bare":
+        return _ordered(tuple(split_top(text, ",")), collection.parts, ask)
     if collection.kind == "matrix" and "matrix}" in text:
         return ask(render(gold), render(answer))  # a multiple or a sum of matrices
     if not RELATION.search(text):
         return False
     return ask(text, render(collection))  # math-verify turns relations into sets on this side only
+
+
+def _grouped(text: str) -> bool:
+    """Whether a number with a thousands separator may be a list after all: "1,234" against "1, 234"."""
+    return "," in text and number(text) is not None
 
 
 def equal(gold: str, answer: str, ask: Ask) -> bool:
