@@ -1,4 +1,4 @@
-"""Secrets that a configuration leads to, and values without them: what is kept, shown or sent on holds none."""
+"""Finds the secrets a configuration refers to and removes them from whatever is stored, shown or sent to others."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Iterable
 from typing import Any
 
 HIDDEN = "***"
-# Characters of a secret that is looked for in any text. A server that wants no key is given "none", "EMPTY" or "dummy".
+# Shorter keys are not looked for: a server without keys is given "none", "EMPTY" or "dummy", which are common words.
 SHORTEST = 6
 SHOWN = ("api-version",)  # parameters of a URL that are no secret
 ACCESS = re.compile(r"//(.*)@")  # USER:PASSWORD, also of a password that should have been percent-encoded
 
 
 def key_of(variable: str) -> str:
-    """What an environment variable holds, less the line end that a shell may have left there; "" without one."""
+    """The value of an environment variable without white space at its ends; "" if it is not set or not named."""
     return os.environ.get(variable, "").strip() if variable else ""
 
 
 def secrets_of(url: str, key_variable: str) -> tuple[str, ...]:
-    """The secrets in a URL and in an environment variable, in each form in which they may come back; longest first."""
+    """The secrets in a URL and in an environment variable, in every form an answer may repeat them; longest first."""
     found = {key_of(key_variable)}
     for access in ACCESS.findall(url):
         plain = urllib.parse.unquote(access)
@@ -42,7 +42,7 @@ def public_url(url: str) -> str:
 
 
 def without(secrets: Iterable[str], value: Any) -> Any:
-    """A tree of dicts, lists and texts in which each secret is replaced."""
+    """A tree of dicts, lists and texts, with `HIDDEN` in place of each secret."""
     if isinstance(value, dict):
         return {key: without(secrets, part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Code of the user that a configuration names: found, and told of where it fails.
+"""Functions of the user that a configuration names: how they are found, and how their errors are reported.
 
-It is trusted: it may do all that its process may. Prompts and rows of tasks are written in the process that leads,
-rewards and critiques, which meet what a model wrote, in one of their own (`user_process.py`).
+They are trusted: they may do all that their process may. Functions that write prompts and rows of tasks run in the
+leader's process; rewards and critics, which read what a model wrote, run in a process of their own (`user.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ FAULTS = (Exception, SystemExit, GeneratorExit)  # of somebody's function here; 
 
 
 class Fault(Exception):
-    """What went wrong in a function that runs in a process of its own.
+    """An error of a user's function that runs in a process of its own.
 
     Args:
-      status: as of verdicts: "error", "timeout", or "died" where it ended its process.
-      said: type and message in a line.
-      trace: the traceback from the user's own first frame on.
-      place: file and line; the same fault is at the same place.
+      status: as in verdicts: "error", "timeout", or "died" if the function ended its process.
+      said: type and message of the error, in one line.
+      trace: the traceback, from the first frame of the user's code on.
+      place: file and line of the error; two faults of one place are the same fault.
     """
 
     def __init__(self, status: str, said: str, trace: str, place: Sequence[Any] | None):
@@ -31,9 +31,9 @@ class Fault(Exception):
 
 
 def function_of(path: str) -> Callable[..., Any]:
-    """The function of a dotted path, `package.module:function`.
+    """The function that `package.module:function` names.
 
-    Raises: ValueError for what is no such path, TypeError for what is no function, and whatever the import raises.
+    Raises: ValueError if `path` has another form, TypeError if it names no function, and whatever the import raises.
     """
     module, colon, name = path.partition(":")
     if not (module and colon and name):
@@ -45,24 +45,24 @@ def function_of(path: str) -> Callable[..., Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of an error, in a line."""
+    """Type and message of an error, in one line of at most `CELL` characters."""
     said = error.said if isinstance(error, Fault) else f"{type(error).__name__}: {' '.join(str(error).split())}"
     return said.removesuffix(": ")[:CELL]
 
 
 def shown(row: dict[str, Any]) -> str:
-    """A row in a line, each cell cut to a length that can be read."""
+    """A row in one line; each cell is cut after `CELL` characters."""
     return repr({name: value if len(repr(value)) < CELL else f"{repr(value)[:CELL]}..." for name, value in row.items()})
 
 
 class Complaints:
-    """Says each distinct error once. Any thread may complain."""
+    """Logs each distinct error once. `add` may be called from any thread."""
 
     def __init__(self, log: Callable[[str], None]):
         self.log, self.said, self._lock = log, set[Any](), threading.Lock()
 
     def add(self, what: str, error: Exception, row: dict[str, Any]) -> None:
-        """Errors are the same where their type and their place in the user's code are."""
+        """Two errors are the same if they have one type and one place in the user's code."""
         key = (what, error.said.partition(":")[0], error.place) if isinstance(error, Fault) else (what, type(error))
         with self._lock:
             if key in self.said:

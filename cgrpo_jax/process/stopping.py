@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: a flag, which is looked at where a run can leave. Imports nothing of this package.
+"""Ctrl-C and SIGTERM set a flag, which a run reads where it can stop cleanly. Imports nothing of this package.
 
-An exception that is raised wherever the interpreter happens to be would be swallowed inside a callback of jax, or leave
-half a step behind. So a signal only sets the flag; `look` raises between two chunks of sampling, two verdicts, two
-steps. A second signal does not wait for that.
+An exception raised at an arbitrary instruction could be swallowed by a callback of jax, or leave a step half done. So a
+signal only sets the flag, and `look` raises between two chunks of sampling, two verdicts or two steps. A second signal
+does not wait for that: it ends a command, or interrupts a call, at once.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_asked: list[int] = []  # the signals so far
+_asked: list[int] = []  # the signals that have arrived
 _told_on = threading.Event()  # in a run of several hosts, whose leader decides where all of them leave
 _here: list[int] = []  # then the signals to this host, until its leader asks it to stop
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, and leaves. The message says what it leaves behind."""
+    """The run was asked to stop, and ends. The message says what it has saved."""
 
 
 def look() -> None:
-    """Raises Stopped where a signal has come."""
+    """Raises Stopped if a signal has arrived."""
     if _asked:
         raise Stopped
 
@@ -48,7 +48,7 @@ def waiting() -> int:
 
 
 def exit_code() -> int:
-    """Of a process that a signal has stopped, as a shell counts it."""
+    """The exit status of a process that a signal stopped, by the convention of shells: 128 + signal."""
     return 128 + (_asked[0] if _asked else signal.SIGINT)
 
 
@@ -58,9 +58,9 @@ def _first(number: int) -> None:
 
 
 def for_this_process() -> None:
-    """From now on, for a command: a second signal ends the process, without a word of Python's.
+    """Handles signals for the rest of a command: a second one ends the process, without a traceback.
 
-    Signals are read by a thread of their own, so that also a compilation of minutes is left at once.
+    A thread of its own reads the signals, so that a second signal also ends a compilation that takes minutes.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -83,9 +83,9 @@ def for_this_process() -> None:
 
 @contextlib.contextmanager
 def for_this_call() -> Iterator[None]:
-    """For a call from Python, while the block runs: a signal asks the block to stop, a second one interrupts it.
+    """Handles signals while a call from Python runs: the first asks it to stop, a second one interrupts it.
 
-    Outside the main thread nothing changes, for there Python knows no signals.
+    Does nothing outside the main thread, the only one in which Python allows signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""The process in which functions of the user run (`user_process.py`): a file of its own, started as one.
+"""The process in which functions of the user run (`user.py`): a file of its own, started as one.
 
     python user_worker.py REQUESTS REPLIES      two descriptors
 
