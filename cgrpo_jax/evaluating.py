@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -16,25 +17,48 @@ from cgrpo_jax.evaluation.intervals import mean_of_tasks
 from cgrpo_jax.evaluation.store import Answers
 from cgrpo_jax.grading import rewards
 from cgrpo_jax.grading.verifier import Verifier
+from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.process.stopping import Stopped
-from cgrpo_jax.rollout.stories import run_stories
+from cgrpo_jax.rollout.stories import Stories, run_stories
 from cgrpo_jax.run.answers import check_settings, engine_for, settings_of
-from cgrpo_jax.run.beginning import begun_alone
+from cgrpo_jax.run.beginning import begun
+from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.opening import load_tasks
 from cgrpo_jax.run.plugins import open_texts
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.progress import Silence
 
 
-def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
+def _sample(run: Run, hosts: Hosts, exam: Exam | None = None, weights: str = "") -> None:
+    """Samples the answers that are not stored yet, on every host.
+
+    Args:
+      exam, weights: of the leader: what is asked, and the digest of the model's weights in the settings.
+    """
+    longest, weights = hosts.share(lambda: (exam.longest_prompt if exam else 0, weights))
+    if longest:
+        engine = engine_for(run, longest, weights)
+        with exam.stories() if exam else Stories([]) as stories:
+            run_stories(stories, [engine], hosts)
+
+
+def evaluate_tasks(cfg: Config, workdir: pathlib.Path, hosts: Hosts = ONE_HOST) -> None:
     """Samples what is not stored yet, grades everything, and writes results.json, results.md and the plots.
+
+    Args:
+      hosts: of a run of several processes, each of which calls this function; the leader grades and writes.
 
     Raises:
       ConfigError: the workdir holds answers of another model or of other settings.
       DataError: a task cannot be read, or a stored answer is damaged or to another prompt.
       CheckpointError: the model cannot be read, or what it computes is not finite.
     """
-    with begun_alone(cfg, workdir, "answer") as (run, progress), Verifier(cfg.verifier) as verifier:
+    with contextlib.ExitStack() as stack:
+        run, progress = stack.enter_context(begun(cfg, workdir, hosts, "answer"))
+        if isinstance(progress, Silence):
+            return _sample(run, hosts)
+        verifier = stack.enter_context(Verifier(cfg.verifier))
         cfg, folder, compiled = run.cfg, workdir / "eval", compilation.watch()
         tokenizer = run.policy.tokenizer
         task_prompt = open_texts(cfg.texts, tokenizer.encode_chat).task
@@ -48,10 +72,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path) -> None:
             asked = [[named.problem for named in task] for task in tasks.values()]
             exam = Exam(asked, cfg.eval.samples, tokenizer, answers, progress.answered)
             try:
-                if exam.requests:
-                    engine = engine_for(run, exam.requests, settings["weights"])
-                    with exam.stories() as stories:
-                        run_stories(stories, [engine])
+                _sample(run, hosts, exam, settings["weights"])
                 graded = exam.graded(score)
             except Stopped:
                 raise Stopped(f"stopped; {answers.count} answers are in {folder}, the same command goes on") from None

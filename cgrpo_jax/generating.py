@@ -25,14 +25,15 @@ from typing import Any
 
 from cgrpo_jax.config import Config, public
 from cgrpo_jax.errors import DataError, TrainingError
+from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.process.stopping import Stopped
 from cgrpo_jax.records import Attempt, Group, Message
-from cgrpo_jax.rollout.collect import groups_of
 from cgrpo_jax.rollout.critics import END, verdict_of
-from cgrpo_jax.rollout.stories import run_stories
+from cgrpo_jax.rollout.stories import Stories, run_stories
 from cgrpo_jax.run import build, resuming
-from cgrpo_jax.run.beginning import begun_alone
+from cgrpo_jax.run.beginning import begun
 from cgrpo_jax.run.leader import Desk, open_desk
+from cgrpo_jax.sampling.pool import Stats
 from cgrpo_jax.text.prompts import CriticPrompt, critique_messages
 from cgrpo_jax.workdir import compilation
 from cgrpo_jax.workdir.changes import check_changes, flat
@@ -106,56 +107,82 @@ def _check_begun(run: build.Run, workdir: pathlib.Path, step: int, log: Callable
     _write(path, [json.dumps(now, indent=1) + "\n"])
 
 
-def _sample_steps(run: build.Run, desk: Desk, folder: pathlib.Path, steps: range, count: int) -> None:
-    """Samples the problems of these steps, and writes the rows of each; `count` problems there are in all."""
+def _sample_steps(
+    run: build.Run, hosts: Hosts, steps: range, count: int, folder: pathlib.Path, desk: Desk | None
+) -> None:
+    """Samples the problems of these steps on every host; the leader writes the rows of each.
+
+    Args:
+      count: problems in all.
+      folder: of the rows.
+      desk: of the leader.
+    """
     params, each = run.policy.weights(), run.cfg.train.prompts
     second = run.second.synced() if run.second else None
-    assert desk.log.writer is not None
-    progress = desk.progress
     for step in steps:
-        with progress.phase("sample"):
-            with desk.stories(step, step * each, min(each, count - step * each)) as stories:
-                stats = run_stories(stories, run.policy.engines(params, run.second, second, step))
-            groups = groups_of(stories)
+        with desk.progress.phase("sample") if desk else contextlib.nullcontext():
+            engines = run.policy.engines(params, run.second, second, step)
+            left = min(each, count - step * each)
+            with desk.stories(step, step * each, left) if desk else Stories([]) as stories:
+                stats = run_stories(stories, engines, hosts)
         if nonfinite := stats.nonfinite:
             raise TrainingError(f"step {step + 1}: {nonfinite} tokens were sampled from numbers that are not finite")
-        lines = _lines(groups, step * each, run.cfg.generate.rows, desk.method.texts.critique)
-        values = desk.log.rollout_metrics(step + 1, groups, stats) | {"rows/kept": float(len(lines))}
-        desk.log.writer.rollout(step + 1, groups, desk.log.pieces.widths)
-        desk.log.writer.scalars(step + 1, values)
-        _write(folder / f"{step + 1:06d}.jsonl", lines)  # last: what is there is not made again
-        progress.step_done(step + 1, {"rows": len(lines), "s": values["seconds/sample"]})
+        if desk is not None:
+            _write_step(run, desk, folder, step, stories, stats)
 
 
-def generate(cfg: Config, workdir: pathlib.Path) -> None:
+def _write_step(run: build.Run, desk: Desk, folder: pathlib.Path, step: int, stories: Stories, stats: Stats) -> None:
+    """Writes the rows of a step, with its rollout and metrics."""
+    assert desk.log.writer is not None
+    groups, cfg = desk.groups(stories), run.cfg
+    lines = _lines(groups, step * cfg.train.prompts, cfg.generate.rows, desk.method.texts.critique)
+    values = desk.log.rollout_metrics(step + 1, groups, stats) | {"rows/kept": float(len(lines))}
+    desk.log.writer.rollout(step + 1, groups, desk.log.pieces.widths)
+    desk.log.writer.scalars(step + 1, values)
+    _write(folder / f"{step + 1:06d}.jsonl", lines)  # last: what is there is not made again
+    desk.progress.step_done(step + 1, {"rows": len(lines), "s": values["seconds/sample"]})
+
+
+def _begin(run: build.Run, desk: Desk, workdir: pathlib.Path) -> tuple[int, int, int]:
+    """Steps that are made already, steps in all, and problems in all."""
+    cfg, folder = run.cfg, workdir / "rows"
+    most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size
+    count = most if size is None else min(size, most)
+    steps = -(-count // cfg.train.prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    made_before = len(list(folder.glob("[0-9]*.jsonl")))  # they are made one after another
+    _check_begun(run, workdir, made_before, desk.progress.log)
+    desk.progress.expect(steps)
+    desk.progress.resume_at(made_before)
+    if made_before < steps:
+        desk.log.open_files(workdir, made_before)
+    return made_before, steps, count
+
+
+def generate(cfg: Config, workdir: pathlib.Path, hosts: Hosts = ONE_HOST) -> None:
     """Writes `WORKDIR/rows.jsonl` from one pass over the problems, at most train.steps x train.prompts of them.
+
+    Args:
+      hosts: of a run of several processes, each of which calls this function; the leader writes.
 
     Raises:
       ConfigError: the workdir holds rows of another model or of other settings.
       TrainingError: the model's numbers are not finite.
     """
     with contextlib.ExitStack() as stack:
-        run, progress = stack.enter_context(begun_alone(cfg, workdir))
-        desk = stack.enter_context(open_desk(run, progress, workdir))
-        assert desk is not None
-        cfg, folder, compiled = run.cfg, workdir / "rows", compilation.watch()
-        most, size = cfg.train.steps * cfg.train.prompts, desk.problems.size
-        count = most if size is None else min(size, most)
-        steps = -(-count // cfg.train.prompts)
-        folder.mkdir(parents=True, exist_ok=True)
-        made_before = len(list(folder.glob("[0-9]*.jsonl")))  # they are made one after another
-        _check_begun(run, workdir, made_before, progress.log)
-        progress.expect(steps)
-        progress.resume_at(made_before)
+        run, progress = stack.enter_context(begun(cfg, workdir, hosts))
+        desk = stack.enter_context(open_desk(run, progress, workdir))  # None on hosts that do not lead
+        folder, compiled = workdir / "rows", compilation.watch()
+        made_before, steps, count = hosts.share(lambda: _begin(run, desk, workdir) if desk else (0, 0, 0))
         if made_before < steps:
-            desk.log.open_files(workdir, made_before)
             try:
-                _sample_steps(run, desk, folder, range(made_before, steps), count)
+                _sample_steps(run, hosts, range(made_before, steps), count, folder, desk)
             except Stopped:
                 there = f"the rows of {len(list(folder.glob('[0-9]*.jsonl')))} of {steps} steps are in {folder}"
                 raise Stopped(f"stopped; {there}, the same command goes on") from None
-        made = [(folder / f"{step + 1:06d}.jsonl").read_text(encoding="utf-8") for step in range(steps)]
-        _write(workdir / "rows.jsonl", made)
-        progress.log(f"compiled {compiled}")
-        kept = sum(text.count("\n") for text in made)
-        progress.log(f"done: {kept} rows of {count} problems are in {workdir}/rows.jsonl")
+        if hosts.leader:
+            made = [(folder / f"{step + 1:06d}.jsonl").read_text(encoding="utf-8") for step in range(steps)]
+            _write(workdir / "rows.jsonl", made)
+            progress.log(f"compiled {compiled}")
+            kept = sum(text.count("\n") for text in made)
+            progress.log(f"done: {kept} rows of {count} problems are in {workdir}/rows.jsonl")

@@ -90,16 +90,10 @@ def main(argv: list[str]) -> None:
         if cfg.method not in verbs:
             raise ConfigError(f"method = {cfg.method!r}; known: {', '.join(verbs)}")
         hosts = joined(_HOSTS.value)
-        if hosts is not ONE_HOST and (cfg.method not in ("rl", "sft") or _PREFLIGHT.value):
-            what = "--preflight" if _PREFLIGHT.value else f"method={cfg.method}"
-            raise ConfigError(f"{what} runs on one host; on several there are method=rl and method=sft")
         hosts.check_alike(facts(cfg))
         if _PREFLIGHT.value:
-            preflight(open_run(cfg), print)
-        if hosts is ONE_HOST:
-            verbs[cfg.method](cfg, workdir)
-        else:
-            train(cfg, workdir, hosts)
+            preflight(open_run(cfg), print if hosts.leader else lambda line: None)
+        verbs[cfg.method](cfg, workdir, hosts)
         hosts.part()
     except (UserError, OSError) as error:
         if command_line.DEBUG.value:

@@ -146,7 +146,7 @@ def test_a_file_is_enough(files, method):
         check_changes(whole, other, "", 1, print)
 
 
-def broken(cfg, workdir):
+def broken(cfg, workdir, hosts):
     workdir.mkdir()
     raise RuntimeError("something\nhas broken")
 

@@ -93,6 +93,25 @@ def test_two_hosts_do_what_one_does(undisturbed, tmp_path):
 
 
 @pytest.mark.thorough
+def test_two_hosts_generate_and_evaluate_as_one_does(tmp_path):
+    """The same rows, and the same answers to a task; --preflight first."""
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 23+46?", "answer": 69}\n' * 3)
+    generates = ("--config.method=generate", "--config.refine.trigger=never", "--config.generate.rows=responses")
+    evaluates = ("--config.method=eval", f"--config.eval.tasks=sums={tmp_path}/sums.jsonl", "--config.eval.samples=4")
+    for name, options in {"rows": (*generates, "--config.train.steps=2", "--preflight"), "eval": evaluates}.items():
+        workdirs = tmp_path / f"{name}2", tmp_path / f"{name}1"
+        assert end(start(workdirs[0], 2, 1, *options)) == [0, 0], said(workdirs[0], 0) + said(workdirs[0], 1)
+        command = [sys.executable, "-m", "cgrpo_jax.main", f"--workdir={workdirs[1]}", *SMALL, *options]
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "PYTHONPATH": f"{HERE.parent}",
+        }
+        subprocess.run(command, env=environment, cwd=HERE.parent, check=True, capture_output=True, timeout=240)
+        written = {"rows": "rows.jsonl", "eval": "eval/sums/graded.jsonl"}[name]
+        assert (workdirs[0] / written).read_bytes() == (workdirs[1] / written).read_bytes() != b""
+
+
+@pytest.mark.thorough
 def test_a_signal_to_any_host_stops_all_and_the_run_goes_on(undisturbed, tmp_path):
     workdir = tmp_path / "w"
     codes = end(start(workdir, 2, 1, STEPS, fault="stop:1:1"))

@@ -58,6 +58,11 @@ class Exam:
         for _ in range(len(self.names) - len(asked)):
             answered()
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt whose answer is not known yet; 0 where all are known."""
+        return max((len(request.prompt_ids) for request in self.requests), default=0)
+
     def stories(self) -> Stories:
         """A story for each answer that is not known yet.
 

@@ -126,5 +126,5 @@ def _zeros(leaf: Any) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         words = jax.eval_shape(jax.random.key_data, leaf)
         keys = jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype))
-        return keys if leaf.sharding is None else jax.device_put(keys, leaf.sharding)
+        return jax.jit(lambda: keys, out_shardings=leaf.sharding)()  # also on devices of other hosts
     return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)

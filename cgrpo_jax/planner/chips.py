@@ -141,7 +141,7 @@ def devices(of: Topology) -> list[Any]:
 
 def found_here(mesh: Any) -> tuple[Topology, float | None]:
     """The devices of a mesh on this machine as a topology, and the bytes of memory of each; None: unknown."""
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     chip = next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)
     if chip is not None:
         return Topology(HERE, chip, (mesh.size,)), chip.hbm

@@ -6,14 +6,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.evaluation import tables
 from cgrpo_jax.evaluation.store import contents
 from cgrpo_jax.model.hf import SIDE_FILES
-from cgrpo_jax.records import Request
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.sampling.engine import Engine, weights_of
 from cgrpo_jax.sampling.room import room_for
@@ -78,17 +76,17 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
         raise ConfigError(f"{folder} holds responses of other settings: {', '.join(told)}; take another workdir")
 
 
-def engine_for(run: Run, requests: Sequence[Request], weights: str) -> Engine:
+def engine_for(run: Run, longest: int, weights: str) -> Engine:
     """Loads the weights, with as many rows as fit the prompts that are asked.
 
     Args:
-      weights: of `_contents_of` the run.
+      longest: tokens of the longest prompt that is asked.
+      weights: of `_contents_of` the run, on the leader.
 
     Raises:
       ConfigError: the files are others now that they are loaded.
     """
     cfg, policy = run.cfg, run.policy
-    longest = max(len(request.prompt_ids) for request in requests)
     slots = longest + cfg.sampling.max_new_tokens
     room = room_for(policy.shape, policy.sampler.mesh, cfg.sampler, slots, longest, policy.sampler.dtype)
     setup = dataclasses.replace(policy.sampler, room=room)

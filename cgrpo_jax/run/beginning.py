@@ -18,7 +18,7 @@ import huggingface_hub
 import jax
 
 from cgrpo_jax.config import Config
-from cgrpo_jax.process.hosts import ONE_HOST, Hosts
+from cgrpo_jax.process.hosts import Hosts
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.effects import without_effect
 from cgrpo_jax.run.opening import open_run
@@ -51,14 +51,6 @@ def begun(
     with exclusive(workdir), Progress(0, run.cfg.train.steps, unit) as progress:
         hosts.check_folder(workdir)
         progress.log("\n".join(lines(run)))
-        yield run, progress
-
-
-@contextlib.contextmanager
-def begun_alone(cfg: Config, workdir: pathlib.Path, unit: str = "step") -> Iterator[tuple[Run, Progress]]:
-    """As `begun`, for a verb that runs in one process."""
-    with begun(cfg, workdir, ONE_HOST, unit) as (run, progress):
-        assert isinstance(progress, Progress)  # of the leader, which this process is
         yield run, progress
 
 
