@@ -1,4 +1,4 @@
-"""What decides the answers in an evaluation of a checkpoint: the settings, and the engine that samples them."""
+"""The settings that decide an evaluation's answers, and the engine that samples those not stored under them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cgrpo_jax.text.tokenizer import Tokenizer
 
 
 def _contents_of(run: Run) -> dict[str, str]:
-    """Digests of the model's files; random weights follow from seed and configuration, which are settings too."""
+    """Digests of the model's files. Random weights have none: the seed, which is a setting too, decides them."""
     drawn = {"weights": "drawn from the seed"} if run.cfg.model.random_init else {}
     return contents(run.policy.folder, SIDE_FILES) | drawn
 
@@ -52,7 +52,7 @@ def settings_of(run: Run, task: TaskPrompt = question_messages) -> dict[str, Any
 
 
 def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises ConfigError where `folder` holds responses of other settings, or of a model that is not named."""
+    """Writes the settings to a new folder; raises ConfigError where `folder` holds responses of other ones."""
     path = folder / "settings.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From a configuration and devices to a run: its models, the mesh, and what is static in its updates."""
+"""Makes a `Run` from a configuration and the devices: models, mesh, and everything static in the jitted update."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cgrpo_jax.sampling.room import Room, room_for, row_devices, unfit
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same over a run. It decides the programs, and is known without weights and data.
+    """What stays the same over a run and decides which programs are compiled. It holds no weights and no data.
 
     A run that is only planned has no tokenizers, and its devices may be those of a topology that is not here.
     """
@@ -56,7 +56,7 @@ def compute_dtype(name: str, device: jax.Device) -> DTypeLike:
 
 
 def _room(cfg: Config, found: Found, mesh: Mesh, prompt: int, dtype: DTypeLike) -> Room:
-    """What an engine has room for. Raises ConfigError where the memory or the sizes that are given hold nothing."""
+    """How many rows an engine's KV cache holds. Raises ConfigError where the memory or the given sizes hold none."""
     new = cfg.sampling.max_new_tokens
     room = room_for(found.shape, mesh, cfg.sampler, prompt + new, prompt, dtype)
     if wrong := unfit(room, row_devices(mesh), prompt, new):
@@ -70,7 +70,7 @@ def _room(cfg: Config, found: Found, mesh: Mesh, prompt: int, dtype: DTypeLike) 
 
 
 def _load_of_policy(cfg: Config, evaluation: SamplingConfig) -> Load:
-    """What a run asks of the policy, in rollouts and in evaluations."""
+    """The longest prompt, the number of requests and the ways of sampling that a run asks of the policy's engine."""
     requests = cfg.train.prompts * cfg.train.samples
     if cfg.eval.every or cfg.method == "eval":
         sets = 1 + len([name for name in cfg.eval.tasks.split(",") if name.strip()])
@@ -178,7 +178,7 @@ def bin_sizes(run: Run, longest: int) -> tuple[BinSize, ...]:
 
 
 def terms(cfg: Config) -> Terms:
-    """What the loss of a run is made of."""
+    """Which terms the loss of a run has."""
     if cfg.method == "sft":
         return Terms(ce=True, sampler=False)
     by_likelihood = cfg.objective.refined_shape == "log_probability"

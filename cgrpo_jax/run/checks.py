@@ -19,7 +19,7 @@ Faults = Iterator[tuple[str, str]]  # what is wrong, and the option that mends i
 
 
 def holds_out(cfg: Config) -> bool:
-    """Whether questions of the training file are kept for evaluation: it has no split, and no other is named."""
+    """Whether a tenth of the training file is kept for evaluation, as it has no split and no other source is named."""
     trained = cfg.method in ("rl", "sft") and local_file(cfg.data.source) is not None
     return bool(trained and cfg.eval.every and not cfg.eval.source and not cfg.eval.tasks)
 
@@ -162,7 +162,7 @@ def _model(cfg: Config, model: ModelConfig) -> Faults:
 
 
 def _refused(cfg: Config) -> Faults:
-    """What is wrong by itself, and says so in its own words."""
+    """Faults that a function of its own finds and words."""
     try:
         deciding(cfg.reward)
     except ValueError as error:
@@ -174,7 +174,7 @@ def _refused(cfg: Config) -> Faults:
 
 
 def check_local(cfg: Config, model: ModelConfig) -> None:
-    """Raises ConfigError where the second model does not hold what it would be asked."""
+    """Raises ConfigError where the second model's context window is too short for what it would be asked."""
     slots, new = cfg.refine.max_prompt_tokens, cfg.sampling.max_new_tokens
     if slots + new > model.max_positions:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Options that a run sets and does not use: the condition under which each option has an effect, as a table.
+"""A table of the condition under which each option has an effect, to name the options that a run sets in vain.
 
 Every option stands in exactly one row (tested), so a new one needs its place here.
 """
@@ -114,7 +114,7 @@ def _clips(cfg: Config) -> bool:
 
 
 def _clips_above(cfg: Config) -> bool:
-    """A probability is never above 1 + clip_high; a ratio may be."""
+    """Whether the upper clip can act: an importance ratio may exceed 1 + clip_high, a probability never does."""
     of, ratios = cfg.objective, ("ratio", "ratio_to_sampler")
     refined = of.clip_refinements and _clips_refined(cfg) and of.refined_shape in ratios
     return refined or (of.clip_responses and _moves(cfg))

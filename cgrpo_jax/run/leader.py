@@ -1,4 +1,4 @@
-"""What the leader of a run alone has and does: data, graders, critics, files and clocks."""
+"""What only the leader of a run has and does: data, graders, critics, files and clocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cgrpo_jax.workdir.progress import Progress, Silence
 
 @dataclasses.dataclass
 class Desk:
-    """The leader's things; the other hosts of a run have none."""
+    """Everything that the leader works with over a run. The other hosts have no desk: they are told what to compute."""
 
     run: Run
     progress: Progress
@@ -74,11 +74,11 @@ class Desk:
         return [told_rows(encoded)], cfg.train.prompts
 
     def exam(self) -> Exam:
-        """What is held out, as questions to the policy."""
+        """The held-out problems as questions to the policy."""
         return Exam(list(self.evaluations.values()), self.run.cfg.eval.samples, self.run.policy.tokenizer)
 
     def log_exam(self, step: int, exam: Exam) -> dict[str, float]:
-        """Accuracies on what is held out, written and shown."""
+        """Grades the answers of an evaluation; writes and shows the accuracies."""
         values, graded = dict[str, float](), exam.graded(functools.partial(self.score, step=step))
         for (name, asked), attempts in zip(self.evaluations.items(), graded, strict=True):
             values |= accuracies(asked, attempts, name)

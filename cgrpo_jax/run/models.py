@@ -29,7 +29,7 @@ from cgrpo_jax.workdir.digests import tree_digest
 
 
 class Found(NamedTuple):
-    """The files of a model, read but for the weights."""
+    """What is known of a model from its folder, without its weights."""
 
     folder: pathlib.Path  # of Hugging Face, or one with nothing but a config.json
     shape: ModelConfig
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of a model that is more than planned."""
+        """The tokenizer. A model that is only planned has none."""
         assert self.reader is not None, f"the {self.section} of a plan has no tokenizer"
         return self.reader
 
@@ -106,7 +106,7 @@ class Model:
 
 
 def whole_mesh() -> Mesh:
-    """All devices, with the default axes."""
+    """A mesh of all devices with the default axes."""
     return sharding.make_mesh(MeshConfig(), jax.devices())
 
 
@@ -146,7 +146,7 @@ def check_frozen(path: str, frozen: Params, digest: str) -> None:
 
 
 def frozen_digest(frozen: Params) -> str:
-    """Of the parameters that a run does not train; "" where it trains all."""
+    """The digest of the parameters that a run does not train; "" where it trains all."""
     return tree_digest(frozen) if frozen else ""
 
 

@@ -1,4 +1,4 @@
-"""What the leader opens before a run begins: data, prompts, functions. What is wrong with them is raised at once."""
+"""Opens what the leader needs before a run: data, prompts, the user's functions. All faults are raised in one error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REFUSALS = (ConfigError, DataError, CheckpointError, MeshError, PromptError)
 
 
 class Refused(ConfigError):
-    """Several things that are wrong with a run."""
+    """Several faults that keep a run from starting, in one error."""
 
     def __init__(self, errors: Sequence[Exception]):
         self.errors = tuple(errors)
@@ -47,13 +47,13 @@ class Refused(ConfigError):
 
 
 class Together:
-    """Tries the parts of a start one after the other, whatever became of those before."""
+    """Collects the errors of a start: each part is tried, whether or not those before it failed."""
 
     def __init__(self) -> None:
         self.errors: list[Exception] = []
 
     def __call__(self, part: Callable[[], T], without: str = "") -> T | None:
-        """What `part` returns; None where it is refused.
+        """The value of `part()`; None where it raises an error of the user's making, which is kept.
 
         Args:
           without: options under which the run does without this part.
@@ -69,13 +69,13 @@ class Together:
             return None
 
     def settle(self) -> None:
-        """Raises the one error as it is, several of them as `Refused`."""
+        """Raises what was kept: a single error as it is, several as `Refused`."""
         if self.errors:
             raise self.errors[0] if len(self.errors) == 1 else Refused(self.errors) from self.errors[0]
 
 
 class Opened(NamedTuple):
-    """What a run works on and with."""
+    """The data, prompts and functions of a run."""
 
     texts: Texts
     functions: Functions | None  # of reward.fn
@@ -106,7 +106,7 @@ def load_tasks(
 
 
 class Data:
-    """The sources of a run, as its configuration names them.
+    """Loads the sources of problems that a configuration names.
 
     Args:
       tokenizer: None: it is not to be had, and no prompt has a length.
@@ -132,7 +132,7 @@ class Data:
         return len(self.tokenizer.encode_answer(problem.answer)) if self.tokenizer else 0
 
     def _mendable(self, option: str, cfg: DataConfig, load: Callable[[], Problems]) -> Problems:
-        """What `load` opens; where it cannot, options that may mend it stand behind what is wrong."""
+        """Calls `load`; adds to a DataError the options that may mend it."""
         try:
             return load()
         except DataError as error:
@@ -140,7 +140,7 @@ class Data:
             raise DataError(f"{option}: {error}" + (f"\n  {' '.join(found)}" if found else "")) from error
 
     def training(self) -> Problems:
-        """The training stream."""
+        """The stream of training problems."""
         return self._mendable("data.source", self.cfg.data, self._training)
 
     def _training(self) -> Problems:
@@ -155,12 +155,12 @@ class Data:
         return problems
 
     def tasks(self) -> dict[str, list[Problem]]:
-        """Those of eval.tasks, by the name of their metrics."""
+        """The problems of each task of eval.tasks, by the name of its metrics."""
         tasks = load_tasks(self.cfg, self.tokenizer, self.parsable, self.log, self.task)
         return {f"eval/{name}": [named.problem for named in task] for name, task in tasks.items()}
 
     def test(self) -> Problems:
-        """What eval.source names, else data.source with the split of evaluations."""
+        """The held-out problems: those of eval.source, or else of data.source with the split eval.split."""
         cfg = self.cfg
         test = dataclasses.replace(cfg.data, split=cfg.eval.split)
         if cfg.eval.source:
@@ -170,7 +170,7 @@ class Data:
         return self._mendable("eval.source" if cfg.eval.source else "data.source", test, load)
 
     def split(self, whole: Problems) -> tuple[Problems, Problems]:
-        """A file without a split: what is trained on, and what is evaluated."""
+        """Divides a file that has no split into problems to train on and problems to evaluate."""
         asked = whole
         if self.cfg.method == "sft":  # whose answers are texts to learn
             asked = self.load(dataclasses.replace(self.cfg.data, answer_column=""), prompt_tokens=self.prompt_tokens)
@@ -200,7 +200,7 @@ def load_data(
 
 
 def open_all(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, process: UserProcess, log: Log) -> Opened:
-    """Everything that a run needs beside model and devices.
+    """Opens everything that a run needs beside model and devices.
 
     Args:
       tokenizer: None: it is not to be had; lengths are not measured and functions not tried on rows.
@@ -228,7 +228,7 @@ def open_all(cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, proce
 def _whatever_is_good(
     cfg: Config, tokenizer: Tokenizer | None, verifier: Verifier, task: TaskPrompt
 ) -> Problems | None:
-    """The rows of training that are good, to try functions on, where others are not."""
+    """The valid rows of a training source that also has invalid ones, to try the user's functions on."""
     lenient = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, on_bad_row="drop"))
     with contextlib.suppress(*REFUSALS):
         return Data(lenient, tokenizer, verifier, lambda line: None, task).training()

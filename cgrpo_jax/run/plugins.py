@@ -1,4 +1,4 @@
-"""What a configuration names by a dotted path (package.module:function): imported, and tried before all else."""
+"""The user's functions, which a configuration names as package.module:function: imported, and tried before step 1."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def imported(key: str, path: str) -> Callable[..., Any]:
 
 
 def _encoded(turns: Any, encode: Encode) -> None:
-    """Raises an error for what is no chat that a model can answer."""
+    """Raises an error where the turns are no chat that a model can answer."""
     if not isinstance(turns, Sequence) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
         raise TypeError("chat turns are needed, as [{'role': 'user', 'content': ...}]")
     if turns[-1].get("role") != "user" or not all(isinstance(turn.get("content"), str) for turn in turns):

@@ -1,4 +1,4 @@
-"""Where a run begins: fresh, or from the newest checkpoint of its workdir, if that is of the same run."""
+"""Where a run begins: from the newest checkpoint of its workdir, which must be of the same run, or anew."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Past:
-    """What lies behind a run. It holds no arrays."""
+    """How far a run has come before this start. It holds no arrays."""
 
     step: int  # 0: nothing
     problems_seen: int  # position in the training stream
@@ -62,7 +62,7 @@ def contents_of(run: Run) -> dict[str, str]:
 
 
 def look_back(run: Run, checkpointer: Checkpointer, log: Log) -> Past:
-    """What the newest checkpoint says; changes since then are logged.
+    """Reads the newest checkpoint's metadata; logs what has changed in the configuration since then.
 
     Raises:
       CheckpointError: the checkpoint cannot be read, or is not what was saved; names the newest that is whole.
@@ -115,7 +115,7 @@ def initial_state(run: Run, checkpointer: Checkpointer, past: Past) -> tuple[Tra
 
 
 def _mend(run: Run, checkpointer: Checkpointer, step: int) -> str:
-    """What to do where the checkpoint of `step`, the newest, is of no use."""
+    """Advice for an error: what to do where the newest checkpoint, that of `step`, cannot be used."""
     whole = checkpointer.newest_whole(step, **run.abstract_state()._asdict())
     if whole is None:
         return "no older checkpoint here is whole: take another workdir"
@@ -139,7 +139,7 @@ def reference_params(run: Run, frozen: Params, past: Past) -> Params:
 
 
 def checkpoint_meta(run: Run, past: Past, step: int, problems_seen: int) -> dict[str, Any]:
-    """What a checkpoint holds beside the arrays. Randomness derives from seed and step: it has no state."""
+    """The metadata of a checkpoint. It has no state of random numbers, for they follow from seed and step."""
     return {
         "step": step,
         "problems_seen": problems_seen,

@@ -1,4 +1,4 @@
-"""The checkpoints of a run of training: where it begins, what is saved, and how it leaves when it is asked to stop."""
+"""The checkpoints of a training run: restoring at the start, saving on the way, and leaving on a signal."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Saves:
         return self
 
     def all_done(self) -> bool:
-        """Whether the newest checkpoint is at or beyond the last step, and evaluated; then that is said."""
+        """Whether nothing is left to do, because the last step is saved and evaluated; logs so."""
         last, step = self.run.cfg.train.steps, self.past.step
         if step < last or not self.past.evaluated:
             return False
@@ -72,7 +72,7 @@ class Saves:
         resuming.start_workdir(self.run, self.past, self.workdir, self.log)
 
     def done(self, step: int, state: TrainState, problems_seen: int) -> None:
-        """A step is trained and logged."""
+        """Notes the state after a step that has been trained and logged, which is what a stop would save."""
         self.step, self.state, self.problems_seen = step, state, problems_seen
 
     def evaluation_due(self) -> bool:
@@ -81,7 +81,7 @@ class Saves:
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
-        """While it runs, the step is not evaluated yet."""
+        """Marks the time of an evaluation, in which the step does not count as evaluated."""
         self.evaluating = True
         yield
         self.evaluating = False
@@ -111,7 +111,7 @@ class Saves:
         self.log(f"export: python -m cgrpo_jax.convert --from={self.workdir} --to=hf --out={self.workdir}/model")
 
     def wait(self) -> None:
-        """Until the last save is on disk. Raises CheckpointError where it failed."""
+        """Waits until the last save is on disk. Raises CheckpointError where it failed."""
         self.checkpointer.wait()
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: types.TracebackType | None) -> None:
@@ -124,7 +124,7 @@ class Saves:
             raise Stopped(said) from None
 
     def _left(self, state: TrainState) -> str:
-        """Saves what can be saved; what became of the run, as a person would say it."""
+        """Saves the last step where that is quick enough; returns a sentence on what was saved and what is lost."""
         self.checkpointer.wait()
         saved = self.checkpointer.newest() or 0
         if self.step > saved and not (why := self._obstacle(state)):
@@ -141,7 +141,7 @@ class Saves:
         return f"stopped after step {self.step}; {lost} lost, for {why}; {on}"
 
     def _obstacle(self, state: TrainState) -> str:
-        """Why the state is not saved; "" where it is."""
+        """Why the last step cannot be saved now; "" where it can."""
         if self.evaluating and self.run.cfg.checkpoint.best:
             return "its evaluation, which checkpoint.best goes by, was not done"
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -1,4 +1,4 @@
-"""What the leader writes and shows of a step: metrics, rollouts, accuracies, and what a person should know of them."""
+"""Writes and shows a step on the leader: metrics, rollouts, accuracies, and warnings on what went wrong in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnRow = Callable[[dict[str, Any]], None]
 
 @dataclasses.dataclass
 class StepLog:
-    """The files of a workdir, the tracker and the progress, as far as steps are told there."""
+    """Reports steps to the files of the workdir, to the tracker and to the progress display."""
 
     cfg: Config
     progress: Progress
@@ -35,7 +35,7 @@ class StepLog:
     writer: Writer | None = None  # once it is known where the run begins
 
     def open_files(self, workdir: pathlib.Path, step: int, on_row: OnRow | None = None) -> None:
-        """Opens the files of the workdir, and the tracker, behind `step`.
+        """Opens the files of the workdir and the tracker, to go on after `step`.
 
         Args:
           on_row: is given each line of metrics.jsonl.
@@ -45,7 +45,7 @@ class StepLog:
         self.writer = Writer(workdir, step, log, on_row, tracker)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Accuracies on what is held out, with their intervals."""
+        """Writes and shows the accuracies of an evaluation with their 95 % intervals."""
         assert self.writer is not None
         cfg = self.cfg
         self.writer.scalars(step, values)
@@ -61,7 +61,7 @@ class StepLog:
             self.progress.log(f"step {step}  {name} {values[name]:.3f}  [{low:.3f}, {high:.3f}]  {how}")
 
     def rollout_metrics(self, step: int, groups: Sequence[Group], stats: Stats) -> dict[str, float]:
-        """Of what was sampled, with the seconds of all phases since the last call; says what went wrong."""
+        """The metrics of a rollout, and the seconds of each phase since the last call. Logs what went wrong in it."""
         seconds = self.progress.take_seconds()
         values = group_metrics(groups) | {f"seconds/{name}": value for name, value in seconds.items()}
         values |= {"sampler/slot_use": stats.slot_use, "tokens/prefilled": float(stats.prefilled)}
@@ -85,7 +85,7 @@ class StepLog:
     def step(
         self, step: int, groups: Sequence[Group] | None, sums: Sequence[dict[str, float]], stats: Stats | None
     ) -> None:
-        """Metrics and rollouts of a step that is done; without groups it learnt rows."""
+        """Writes and shows a finished step: its metrics, and its rollout, which method=sft does not have."""
         assert self.writer is not None
         if groups is None or stats is None:
             seconds = self.progress.take_seconds()
@@ -121,7 +121,7 @@ class StepLog:
         self.progress.step_done(step, shown)
 
     def _server_totals(self, step: int, server: Server) -> dict[str, float]:
-        """What a step asked of the critic's server."""
+        """Counts of the requests of a step to the critic's server, and their price. Logs faults."""
         totals, cfg = server.take_totals(), self.cfg
         where = public(cfg)["api"]["base_url"]
         if totals.faults:
