@@ -1,4 +1,4 @@
-"""From rewards to plain numbers per token, in numpy float64 (arXiv 2506.03106, section 4).
+"""Turns rewards into one weight per token and term of the loss, in numpy float64 (arXiv 2506.03106, section 4).
 
 For a question q with n responses y_i and k selected refinements yref_j:
 
@@ -26,7 +26,7 @@ from cgrpo_jax.records import Attempt, Group, Segment
 def group_advantages(
     reward_G: np.ndarray, refined_G: np.ndarray, *, baseline: str = "group", divide_by_std: bool = False
 ) -> np.ndarray:
-    """Rewards minus a mean `[G]`.
+    """The advantages of a group: rewards minus a mean, `[G]`.
 
     Args:
       refined_G: bool, which rows are refinements.
@@ -158,7 +158,7 @@ def of_updates(groups: Sequence[Group], cfg: ObjectiveConfig, limit: float, upda
 
 
 def supervised(rows: Sequence[tuple[Sequence[int], np.ndarray]]) -> list[Segment]:
-    """(prompt ids, answer ids) -> segments whose loss is the mean negative log-likelihood per answer token."""
+    """Segments of (prompt ids, answer ids) whose loss is the mean negative log-likelihood of all answer tokens."""
     tokens = sum(len(ids) for _, ids in rows)
 
     def segment(prompt_ids: Sequence[int], ids: np.ndarray) -> Segment:

@@ -1,4 +1,4 @@
-"""Steps whose numbers are not finite: counted, and at some point the end of the run."""
+"""Counts steps whose numbers are not finite, and ends a run that has too many of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_parameters(step: int, updates: Sequence[Mapping[str, float]]) -> None:
 
 
 def nonfinite_counts(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of the metric sums of a step's updates."""
+    """How many log-probabilities and gradients of a step were not finite, from the metric sums of its updates."""
     return {
         "trained log-probabilities": sum(update["nonfinite_tokens"] for update in updates),
         "gradients": sum(update["notfinite_in_a_row"] > 0 for update in updates),

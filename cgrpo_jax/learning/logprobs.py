@@ -40,7 +40,7 @@ LANES = 128  # a chunk is a multiple of it
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What is static in the head of a program.
+    """The static arguments of the head (the projection to the vocabulary) in a compiled program.
 
     Attributes:
       vocab, used: entries of the head, and those that may be drawn: the others have probability 0.
@@ -157,7 +157,7 @@ def make_head(head: Head) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[j
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What is static in a pass of the trained model over a bin."""
+    """The static arguments of the trained model's forward pass over a bin."""
 
     model: ModelConfig
     dtype: DTypeLike
@@ -190,7 +190,7 @@ def _layers(static: Pass) -> Callable[..., tuple[jax.Array, KVCache]]:
 def _after_prompts(
     static: Pass, params: Params, prompt_QS: jax.Array, length_Q: jax.Array, one: Bins
 ) -> tuple[KVCache, Seen]:
-    """Keys and values of each row's prompt, which ran once for all rows behind it, and what the rows see."""
+    """Keys and values of each row's shared prompt, which is run once for all its rows, and what the rows attend to."""
     (Q, S), B = prompt_QS.shape, len(one.token_ABT)
     slot_QS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (Q, S))
     among = among_themselves((slot_QS < length_Q[:, None]).astype(jnp.int32), slot_QS)
@@ -200,7 +200,7 @@ def _after_prompts(
 
 
 def head_of(static: Pass) -> tuple[Head, tuple[str, str]]:
-    """The head of a pass, and where its kernel stands among the parameters."""
+    """The static arguments of the head of a pass, and the path of its kernel among the parameters."""
     model = static.model
     where = ("embed", "embedding") if model.tie_embeddings else ("head", "kernel")
     used = model.vocab if model.vocab_used is None else model.vocab_used

@@ -29,12 +29,12 @@ LOG_RATIO_LIMIT = 20.0  # of exponents: beyond it float32 overflows and the rati
 
 
 def importance_ratio(logp_BT: jax.Array, old_logp_BT: jax.Array) -> jax.Array:
-    """r = pi / pi_old per token."""
+    """The importance ratio r = pi / pi_old of each token."""
     return jnp.exp(jnp.clip(logp_BT - old_logp_BT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
 
 
 def shaped_probability(logp_BT: jax.Array, gamma: float) -> jax.Array:
-    """rho = p / (p + gamma), in [0, 1)."""
+    """The shaped probability rho = p / (p + gamma) of each token, in [0, 1)."""
     prob_BT = jnp.exp(logp_BT)
     return prob_BT / (prob_BT + gamma)
 
@@ -43,12 +43,12 @@ Clip = tuple[float, float]  # the ratio is clipped to [1 - low, 1 + high]
 
 
 def clip_of(cfg: ObjectiveConfig) -> Clip:
-    """Both sides of the clip."""
+    """The lower and the upper bound of the clip."""
     return cfg.clip_eps, cfg.clip_high or cfg.clip_eps
 
 
 def surrogate(ratio_BT: jax.Array, pg_BT: jax.Array, clip: Clip | None) -> jax.Array:
-    """min(ratio pg, clip(ratio) pg) per token; plain ratio pg where there is no clip."""
+    """PPO's surrogate min(r A, clip(r) A) of each token, with A in `pg`; without a clip r A."""
     plain_BT = ratio_BT * pg_BT
     if clip is None:
         return plain_BT
@@ -56,7 +56,7 @@ def surrogate(ratio_BT: jax.Array, pg_BT: jax.Array, clip: Clip | None) -> jax.A
 
 
 def binds(ratio_BT: jax.Array, pg_BT: jax.Array, clip: Clip | None) -> jax.Array:
-    """Where the clip takes the gradient away: above 1 + high for a gain, below 1 - low for a loss."""
+    """Where the clip removes the gradient: above 1 + high for an advantage above 0, below 1 - low for one below."""
     if clip is None:
         return jnp.zeros(ratio_BT.shape, bool)
     return ((pg_BT > 0) & (ratio_BT > 1.0 + clip[1])) | ((pg_BT < 0) & (ratio_BT < 1.0 - clip[0]))
@@ -115,7 +115,7 @@ class Tokens(NamedTuple):
 
 
 def _ratios(logp_BT: jax.Array, tokens: Tokens, cfg: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
-    """x of a token as a response, and as a refinement."""
+    """x of each token (its ratio or shape) as the loss of a response, and as that of a refinement, has it."""
     old_logp_BT = jax.lax.stop_gradient(logp_BT) if tokens.old_logp_BT is None else tokens.old_logp_BT
     ratio_BT = importance_ratio(logp_BT, old_logp_BT)
     if cfg.refined_shape == "ratio_to_sampler":

@@ -1,4 +1,4 @@
-"""Segments -> bins of one size, in numpy. Their number is a trip count, not a shape: one program serves a run.
+"""Packs segments into bins of one size, in numpy. The number of bins is a trip count, so one program serves a run.
 
 A bin has B rows of T tokens, each row with whole segments one after another, and, where prompts are shared, Q prompts
 of S slots: prompt q stands before the B/Q rows that follow from it and runs through the model once for them. Who shares
@@ -23,11 +23,11 @@ BLOCK = 128  # tokens: rows with their own prompts are multiples of it, as the a
 
 
 class PackingError(ValueError):
-    """A segment that no bin holds."""
+    """A segment, or all segments of an update, that the bins have no room for."""
 
 
 class BinSize(NamedTuple):
-    """Shape of the bins of a run."""
+    """The shape of the bins of a run."""
 
     capacity: int  # A, bins at most in an update
     prompts: int  # Q; 0: rows hold their own prompts
@@ -116,7 +116,7 @@ def bin_size(
 
 
 def _into_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """First fit, longest first: indices of what shares a row."""
+    """Assigns segments to rows by first fit, longest first: the indices of the segments of each row."""
     rows: list[list[int]] = []
     left: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -146,7 +146,7 @@ def _rows_of(segments: Sequence[Segment], size: BinSize) -> Iterator[tuple[Seque
 
 
 def empty_bins(size: BinSize, terms: Terms) -> Bins:
-    """Bins without a segment."""
+    """Bins that hold no segment yet."""
     shape = (size.capacity, size.rows, size.tokens)
     shared = bool(size.prompts)
 

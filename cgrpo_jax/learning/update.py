@@ -1,4 +1,4 @@
-"""The optax update: gradients accumulated over bins inside jit, donated state."""
+"""The jitted optax update, which accumulates gradients over bins and donates the state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """All that is static in the update."""
+    """The static arguments of the update."""
 
     model: ModelConfig
     objective: ObjectiveConfig
@@ -114,7 +114,7 @@ def abstract_state(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
 
 
 def make_init(cfg: Learner, mesh: Mesh, params: Params) -> Callable[[Params], optax.OptState]:
-    """The jitted fresh optimizer state of (sharded) parameters."""
+    """A jitted function from (sharded) parameters to a fresh optimizer state."""
     tx = make_optimizer(cfg.optimizer, cfg.total_updates)
     return jax.jit(tx.init, out_shardings=state_shardings(cfg, mesh, params).opt_state)
 
@@ -125,7 +125,7 @@ def init_state(cfg: Learner, mesh: Mesh, params: Params) -> TrainState:
 
 
 def _bin(bins: Bins, index: jax.Array) -> Bins:
-    """One bin: every array without its leading [A]."""
+    """One bin out of `[A, ...]` arrays."""
     return jax.tree.map(lambda x: x[index] if x.ndim else x, bins)
 
 
@@ -254,13 +254,13 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 
 
 def _named(name: str, function: Callable) -> Callable:
-    """A partial has no name of its own; compiled programs are told apart by theirs."""
+    """Names a partial, which has no name of its own: compiled programs are told apart by their names."""
     function.__name__ = name  # type: ignore[attr-defined]
     return function
 
 
 def bin_shardings(mesh: Mesh, bins: Bins) -> Bins:
-    """Rows, and prompts, over the data axes."""
+    """The shardings of bins: rows and prompts are divided over the data axes."""
     rows, whole = NamedSharding(mesh, P(None, ("data", "fsdp"))), sharding.replicated(mesh)
     return jax.tree.map(lambda x: rows if x.shape else whole, bins)
 

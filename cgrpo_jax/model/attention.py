@@ -91,7 +91,7 @@ class KVCache(NamedTuple):
 
 
 class OfLayer(NamedTuple):
-    """Keys or values of one of the layers that lie stacked, not taken out."""
+    """Keys or values of one layer of a stacked cache, without a copy."""
 
     stacked_LBKSH: jax.Array
     layer: jax.Array  # int32
@@ -106,29 +106,29 @@ Extend = Callable[[Any, jax.Array, jax.Array], tuple[Any, Any, Any]]
 
 
 def attend_to_own(past: None, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    """Nothing came before, nothing is left."""
+    """No keys came before, and none are kept: a forward pass over whole rows."""
     return k_BKTH, v_BKTH, None
 
 
 def keep_own(past: None, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Nothing came before; keys and values are left for what follows."""
+    """No keys came before; keys and values are kept, as a KV cache for the queries that follow."""
     return k_BKTH, v_BKTH, KVCache(k_BKTH, v_BKTH)
 
 
 def join(past: KVCache, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Behind the keys and values of a prompt; all of them are left for what follows."""
+    """The queries follow a prompt's KV cache; both are kept, as the cache for the queries that follow."""
     k_BKSH, v_BKSH, _ = follow(past, k_BKTH, v_BKTH)
     return k_BKSH, v_BKSH, KVCache(k_BKSH, v_BKSH)
 
 
 def follow(past: KVCache, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    """Behind the keys and values of a prompt."""
+    """The queries follow a prompt's KV cache, and nothing is kept."""
     k_BKSH = jnp.concatenate([past.k_BKSH, k_BKTH], axis=2)
     return k_BKSH, jnp.concatenate([past.v_BKSH, v_BKTH], axis=2), None
 
 
 def write_ring(slot: jax.Array) -> Extend:
-    """Over what stands at `slot` of each row's ring."""
+    """Writes keys and values of a decode step to `slot` of each row's ring buffer."""
 
     def extend(past: KVCache, k_BKTH: jax.Array, v_BKTH: jax.Array) -> tuple[jax.Array, jax.Array, KVCache]:
         k_BKSH = jax.lax.dynamic_update_slice_in_dim(past.k_BKSH, k_BKTH, slot, axis=2)

@@ -146,7 +146,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Gated. The barriers make each cotangent once, instead of inside both products that need it (a TPU would)."""
+    """The gated MLP. Its barriers keep XLA for TPU from computing a cotangent in both products that use it."""
 
     cfg: ModelConfig
     dtype: DTypeLike
@@ -185,7 +185,7 @@ def accumulator(dtype: DTypeLike) -> DTypeLike:
 
 
 def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters; layers stacked `[L, ...]`. Embedding and head get different keys."""
+    """Random float32 parameters, layers stacked `[L, ...]`. Embedding and head are drawn from different keys."""
     embed_key, head_key, layer_key = jax.random.split(key, 3)
     x_BTD, positions_BT = jnp.zeros((1, 1, cfg.width)), jnp.zeros((1, 1), jnp.int32)
     seen = among_themselves(positions_BT, positions_BT)
@@ -216,12 +216,12 @@ Loop = Callable[[Layer, jax.Array, Any, Any], tuple[jax.Array, Any]]
 
 
 def scanned(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
-    """Stacked parameters and cache: compile time is flat in depth."""
+    """Scans over stacked parameters and cache, so that compile time does not grow with depth."""
     return jax.lax.scan(lambda x_BTD, of: layer(x_BTD, *of), x_BTD, (layers, past))
 
 
 def unrolled(layer: Layer, x_BTD: jax.Array, layers: Any, past: Any) -> tuple[jax.Array, Any]:
-    """Parameters and cache as tuples of layers (`unstack`)."""
+    """Runs layer after layer, unrolled, over tuples of parameters and caches (`unstack`)."""
     left = []
     for params, own_past in zip(layers, past, strict=True):
         x_BTD, own = layer(x_BTD, params, own_past)

@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: safetensors <-> parameters.
+"""Reads and writes Hugging Face folders: safetensors <-> parameters.
 
 The mapping is one table. Every parameter has a row, every tensor of the folder is used exactly once, and
 shapes are compared before anything is read. Only safetensors: no pickle, no code from a checkpoint.
@@ -66,7 +66,7 @@ def abstract_params(cfg: ModelConfig, dtype: DTypeLike = np.float32) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one parameter lies in Hugging Face terms: one tensor, or one a layer."""
+    """The Hugging Face tensors of one parameter: one tensor, or one of each layer."""
 
     names: tuple[str, ...]
     stacked: bool
@@ -74,7 +74,7 @@ class Source:
 
 
 def sources(cfg: ModelConfig) -> dict[str, Source]:
-    """The total mapping for this model: parameter path -> tensors."""
+    """The whole mapping of a model: parameter path -> tensors."""
     table: dict[str, Source] = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(cfg)):
         path = path_of(key_path)
@@ -127,7 +127,7 @@ class TensorFiles:
 
 
 def check_tensors(folder: pathlib.Path, cfg: ModelConfig, files: TensorFiles, table: dict[str, Source]) -> None:
-    """Every tensor used once, every shape right; else an error that names the tensor."""
+    """Checks that every tensor is used once and has the right shape; the error names the tensor."""
     wanted = {name: source.shape for source in table.values() for name in source.names}
     present = {name for name in files.files if not name.endswith(IGNORED_SUFFIXES)}
     if cfg.tie_embeddings and {"lm_head.weight", "model.embed_tokens.weight"} <= present:
@@ -232,7 +232,7 @@ def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def copy_side_files(source: str | os.PathLike, out: pathlib.Path) -> None:
-    """Configuration, tokenizer and chat template, byte for byte."""
+    """Copies configuration, tokenizer and chat template byte for byte."""
     for name in SIDE_FILES:
         if (file := pathlib.Path(source) / name).exists():
             shutil.copyfile(file, out / name)
