@@ -28,8 +28,9 @@ from cgrpo_jax.errors import CheckpointError, HubError, UserError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import Params
 from cgrpo_jax.model.hf_config import config_from_hf
+from cgrpo_jax.run.build import whole_mesh
 from cgrpo_jax.run.folders import model_folder
-from cgrpo_jax.run.models import check_frozen, initial_weights, whole_mesh
+from cgrpo_jax.run.models import check_frozen, initial_weights
 from cgrpo_jax.sharing import card as model_card
 from cgrpo_jax.sharing import hub
 from cgrpo_jax.sharing.card import Card

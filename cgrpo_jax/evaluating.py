@@ -27,6 +27,7 @@ from cgrpo_jax.run.opening import load_tasks
 from cgrpo_jax.run.plugins import open_texts
 from cgrpo_jax.text.stop import going_on
 from cgrpo_jax.workdir import compilation
+from cgrpo_jax.workdir.places import write_whole
 from cgrpo_jax.workdir.progress import Silence
 
 
@@ -97,9 +98,7 @@ def evaluate_tasks(cfg: Config, workdir: pathlib.Path, hosts: Hosts = ONE_HOST) 
             "tasks": entries,
             "mean": mean_of_tasks(entries, cfg.seed),
         }
-        partial = workdir / "results.json.partial"
-        partial.write_text(json.dumps(results) + "\n", encoding="utf-8")
-        partial.rename(workdir / "results.json")
+        write_whole(workdir / "results.json", json.dumps(results) + "\n")
         tables.write(workdir)
         progress.log(f"compiled {compiled}")
         progress.log(f"done: results.json, results.md and plots are in {workdir}; answers and verdicts in {folder}")

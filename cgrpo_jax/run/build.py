@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from cgrpo_jax.config import Config, asks_local, longest_prompt, rows_per_group, samples_refinements, stop_texts
-from cgrpo_jax.config.options import SamplingConfig, generated
+from cgrpo_jax.config.options import MeshConfig, SamplingConfig, generated
 from cgrpo_jax.errors import ConfigError
 from cgrpo_jax.learning.packing import BinSize, Terms, bin_size, shares_prompts
 from cgrpo_jax.learning.update import Learner, TrainState, abstract_state
@@ -150,6 +150,11 @@ def plan_run(cfg: Config, devices: Sequence[jax.Device] | None = None) -> Run:
     policy = outlined(widened(shape_folder(cfg.model.path), cfg.model))
     second = outlined(shape_folder(cfg.local.path, "local.path")) if asks_local(cfg) else None
     return _run(cfg, policy, second, devices)
+
+
+def whole_mesh() -> Mesh:
+    """A mesh of all devices with the default axes."""
+    return sharding.make_mesh(MeshConfig(), jax.devices())
 
 
 def bin_sizes(run: Run, longest: int) -> tuple[BinSize, ...]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cgrpo_jax.config.options import MeshConfig, SamplingConfig
+from cgrpo_jax.config.options import SamplingConfig
 from cgrpo_jax.errors import CheckpointError
 from cgrpo_jax.model import hf, sharding
 from cgrpo_jax.model.decoder import ModelConfig, Params, init_params
@@ -103,11 +103,6 @@ class Model:
         """
         own = self.engine_of(params, step)
         return [own, second.engine(weights, step)] if second and weights else [own]
-
-
-def whole_mesh() -> Mesh:
-    """A mesh of all devices with the default axes."""
-    return sharding.make_mesh(MeshConfig(), jax.devices())
 
 
 def initial_weights(
