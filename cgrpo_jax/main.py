@@ -28,7 +28,7 @@ from cgrpo_jax.config import flags as command_line
 from cgrpo_jax.evaluating import evaluate_tasks
 from cgrpo_jax.generating import generate
 from cgrpo_jax.planner.ahead import preflight
-from cgrpo_jax.process.hosts import ONE_HOST
+from cgrpo_jax.process.hosts import ONE_HOST, Hosts
 from cgrpo_jax.process.pod import joined
 from cgrpo_jax.run.opening import open_run
 from cgrpo_jax.training import train
@@ -72,6 +72,14 @@ def facts(cfg: Config) -> dict[str, str]:
     return {"code of cgrpo_jax": code, "jax": jax.__version__, "jaxlib": jaxlib.__version__} | settings
 
 
+def _show(hosts: Hosts) -> None:
+    """Under --debug, shows the traceback of the error that is being handled: raises it again where one host runs."""
+    if command_line.DEBUG.value and hosts is ONE_HOST:
+        raise
+    if command_line.DEBUG.value:
+        traceback.print_exc()
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
     if len(sys.argv) == 1:
@@ -96,13 +104,11 @@ def main(argv: list[str]) -> None:
         verbs[cfg.method](cfg, workdir, hosts)
         hosts.part()
     except (UserError, OSError) as error:
-        if command_line.DEBUG.value:
-            raise
+        _show(hosts)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         hosts.leave(1, f"error: {error}{'; make room on that disk, and the same command goes on' if full else ''}")
     except Exception as error:
-        if command_line.DEBUG.value:
-            raise
+        _show(hosts)
         said = f"error: {unforeseen(error, _WORKDIR.value or '')}"
         hosts.leave(1, said, by_device=isinstance(error, jax.errors.JaxRuntimeError))
     except KeyboardInterrupt as stopped:
