@@ -8,7 +8,7 @@ import jax
 import pytest
 from test_train import small
 
-from cgrpo_jax import training
+from cgrpo_jax.learning import steps
 from cgrpo_jax.learning import update as learning
 from cgrpo_jax.planner.programs import programs
 from cgrpo_jax.run import build, models
@@ -103,9 +103,9 @@ def test_what_training_lowers_is_what_was_planned(tmp_path, monkeypatch):
     for name in ("prefill", "enter", "decode", "resize", "empty_slots"):
         monkeypatch.setattr(sampling, name, watch(sampling, name))
     for name in ("make_update", "make_logps"):
-        made = getattr(training, name)
+        made = getattr(steps, name)
         called = name.removeprefix("make_")
-        monkeypatch.setattr(training, name, lambda *args, made=made, called=called: watch(None, called, made(*args)))
+        monkeypatch.setattr(steps, name, lambda *args, made=made, called=called: watch(None, called, made(*args)))
     sync = engines.make_sync
     monkeypatch.setattr(engines, "make_sync", lambda *args, **layout: watch(None, "synced", sync(*args, **layout)))
     init = learning.make_init
