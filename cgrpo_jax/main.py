@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
         if cfg.method not in verbs:
             raise ConfigError(f"method = {cfg.method!r}; known: {', '.join(verbs)}")
         hosts = joined(_HOSTS.value)
-        hosts.check_alike(facts(cfg))
+        hosts.check_alike(lambda: facts(cfg))
         if _PREFLIGHT.value:
             preflight(open_run(cfg), print if hosts.leader else lambda line: None)
         verbs[cfg.method](cfg, workdir, hosts)

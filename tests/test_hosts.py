@@ -41,6 +41,12 @@ class Recorder:
     def meet(self, purpose):
         pass
 
+    def does(self, what):
+        pass
+
+    def check_alike(self, facts):
+        pass
+
     def check_folder(self, folder):
         pass
 
@@ -57,6 +63,12 @@ class Follower:
         return wire.unpacked(next(self.told))
 
     def meet(self, purpose):
+        pass
+
+    def does(self, what):
+        pass
+
+    def check_alike(self, facts):
         pass
 
     def check_folder(self, folder):

@@ -343,7 +343,8 @@ try:
     with opened(sys.argv[1], print, keep=9) as checkpointer:
         for step in range(1, 9):
             for _ in range(20):
-                checkpointer.check()
+                if checkpointer.ended():
+                    checkpointer.wait()
                 time.sleep(0.05)
             print("step", step, flush=True)
             checkpointer.save(step, state, {})

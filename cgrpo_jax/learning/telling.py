@@ -1,8 +1,8 @@
 """Segments as the leader tells the other hosts of them: by the name of what was sampled, which each host has already.
 
-A segment of a sampled sequence is a name, a prompt that it shares with others, and four numbers. So an update of 896
-sequences of 9,216 tokens is told in less than a megabyte, and each host packs its bins alike. Bins themselves would be
-215 MB, which every host would read.
+A segment of a sampled sequence is a name, a prompt that it shares with others, and four numbers, however long it is. So
+896 sequences are told in less than a megabyte, and each host packs its bins alike. The bins themselves would be 215 MB
+for sequences of 9,216 tokens, which every host would read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cgrpo_jax.config.options import ObjectiveConfig
 from cgrpo_jax.learning import credit
 from cgrpo_jax.records import Completion, Group, Name, Segment
 
-Weights = float | np.ndarray  # of each token that has a loss; or of every token, float64 [T], where they differ
+TokenWeights = float | np.ndarray  # of each token that has a loss; or of every token, float64 [T], where they differ
 
 
 class Written(NamedTuple):
@@ -33,7 +33,7 @@ class Told(NamedTuple):
     prompt: int  # index of its prompt
     source: Name | Written
     refined: bool
-    weights: tuple[Weights, Weights, Weights, Weights]  # pg, ce, ent, kl
+    weights: tuple[TokenWeights, TokenWeights, TokenWeights, TokenWeights]  # pg, ce, ent, kl
 
 
 class Update(NamedTuple):
@@ -106,7 +106,10 @@ def _has_loss(length: int, sampled_T: np.ndarray | None) -> np.ndarray:
     return np.ones(length) if sampled_T is None else sampled_T.astype(np.float64)
 
 
-def _short(weight_T: np.ndarray, one_T: np.ndarray) -> Weights:
-    """One number, where that says all; compared by bits, so that -0.0 stays what it is."""
+def _short(weight_T: np.ndarray, one_T: np.ndarray) -> TokenWeights:
+    """The one weight of all tokens that have a loss, or the array where they differ.
+
+    Bits are compared, not values, so that -0.0 stays -0.0.
+    """
     first = float(weight_T[int(one_T.argmax())]) if len(weight_T) else 0.0
     return first if (first * one_T).tobytes() == weight_T.astype(np.float64).tobytes() else weight_T

@@ -34,8 +34,11 @@ class Hosts(Protocol):
     def meet(self, purpose: str) -> None:
         """Returns when every host has called it. Says every 30 seconds which hosts are missing, and for what."""
 
-    def check_alike(self, facts: Mapping[str, str]) -> None:
-        """Raises ConfigError, on every host, where hosts differ in one of these facts (name -> value or digest)."""
+    def does(self, what: str) -> None:
+        """Notes what this host does now, which the others tell if it is lost."""
+
+    def check_alike(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """Raises ConfigError, on every host, where hosts differ in a fact: name -> value or digest."""
 
     def check_folder(self, folder: pathlib.Path) -> None:
         """Raises ConfigError, on every host, where one does not see what the leader writes into the folder."""
@@ -62,7 +65,10 @@ class OneHost:
     def meet(self, purpose: str) -> None:
         """Everybody is here."""
 
-    def check_alike(self, facts: Mapping[str, str]) -> None:
+    def does(self, what: str) -> None:
+        """Nobody else would tell it."""
+
+    def check_alike(self, facts: Callable[[], Mapping[str, str]]) -> None:
         """One host is like itself."""
 
     def check_folder(self, folder: pathlib.Path) -> None:

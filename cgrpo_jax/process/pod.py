@@ -2,9 +2,9 @@
 
     python -m cgrpo_jax.main --hosts=ADDRESS:PORT,COUNT,INDEX ...     on each host, with its own INDEX
 
-On TPU VMs and in a JobSet JAX finds address, count and index by itself. A thread on each host tells the others that it
-lives and where it is, and looks whether one of them has ended: then it ends this process too, which may be inside a
-device program that would wait for ever.
+On the hosts of a TPU slice (TPU VMs, or a JobSet on GKE) JAX finds address, count and index by itself. A thread on each
+host writes signs of life, with what the host does, and reads those of the others. Where one has ended or is silent, the
+thread ends this process, too, which may be inside a device program that would wait for the other for ever.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from cgrpo_jax.process.wire import packed, unpacked
 T = TypeVar("T")
 
 PIECE = 1 << 20  # bytes of a value of the store; a message has as many as it needs
-NAP = 1.0  # seconds between two looks of a host that waits, in which it hears signals
+NAP = 1.0  # seconds of one wait for a message; between two of them the main thread can handle a signal
 BEAT = 1.0  # seconds between two signs of life
-HEARTBEAT = 100.0  # seconds after which JAX takes a silent host for lost; a compilation can keep one silent for long
-BEHIND = 64  # messages that a host may be behind the leader, which keeps them until then
+HEARTBEAT = 100.0  # seconds of silence after which JAX aborts every host; a long compilation is silent, too
+SILENT = 10.0  # seconds before that at which a silent host is reported as lost here, with what it did
+BEHIND = 64  # turns after which a message is removed from the store, once every host has read it
 LOST = 75  # exit code where another host was lost: the same command may go on when it is back (EX_TEMPFAIL)
-CPU_THREADS = 32  # of XLA's pool, at least
+CPU_THREADS = 32  # least size of XLA's thread pool on a CPU
 SEEN_WITHIN = 10.0  # seconds in which a file of one host is seen by the others
 TOLD_EVERY = 30.0  # seconds between two lines about hosts that are missing
 
@@ -74,11 +75,14 @@ class Pod:
 
     def __init__(self, count: int, index: int, client: Any, log: Callable[[str], None]):
         self.count, self.index, self.leader, self.client, self.log = count, index, index == 0, client, log
-        self.turn = 0  # messages of the leader so far
-        self.doing = "starting"  # what this host does, for the others to tell if it is lost
-        self.bytes = 0  # of the messages so far
+        self.turn = 0  # calls of `share` and `meet` so far, which are the same on every host
+        self.doing = "start"
+        self.bytes = 0  # of the leader's messages so far
         self.over = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="hosts").start()
+
+    def does(self, what: str) -> None:
+        self.doing = what
 
     # ---- Messages ----
     def share(self, find: Callable[[], T]) -> T:
@@ -155,25 +159,19 @@ class Pod:
     def _signed(self, key: str) -> set[int]:
         return {int(name.rsplit("/", 1)[1]) for name, _ in self.client.key_value_dir_get(f"{key}/")}
 
-    def check_alike(self, facts: Mapping[str, str]) -> None:
-        """Refuses hosts that are not alike.
-
-        Args:
-          facts: what is compared -> its value, or a digest of it, on this host.
-
-        Raises:
-          ConfigError: on every host, with the first that differs from the leader, and in what.
-        """
-        self.client.key_value_set(f"facts/{self.index}", json.dumps(facts))
+    def check_alike(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """See `hosts.Hosts`. The message names the first host that differs from the leader, and in what."""
+        own, folder = dict(facts()), f"facts/{self.turn}/"
+        self.client.key_value_set(f"{folder}{self.index}", json.dumps(own))
         self.meet("say what they run")
 
         def difference() -> str:
-            found = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in
-                     self.client.key_value_dir_get("facts/")}  # fmt: skip
-            for host, own in sorted(found.items()):
-                for name, value in facts.items():
-                    if own.get(name) != value:
-                        return f"host {host} has another {name} than host 0 ({own.get(name)}, not {value})"
+            said = self.client.key_value_dir_get(folder)
+            found = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in said}
+            for host, of_host in sorted(found.items()):
+                for name, value in own.items():
+                    if of_host.get(name) != value:
+                        return f"host {host} has another {name} than host 0 ({of_host.get(name)}, not {value})"
             return ""
 
         if wrong := self.share(difference):
@@ -228,9 +226,9 @@ class Pod:
         before = seen.get(host, ("", 0.0))
         if said != before[0]:
             seen[host] = said, time.monotonic()
-        elif time.monotonic() > before[1] + HEARTBEAT - 10:
-            doing = said.partition(" ")[2]
-            self._end(LOST, f"host {host} is lost: no sign of life for {HEARTBEAT - 10:.0f} s, in which it was {doing}")
+        elif time.monotonic() > before[1] + HEARTBEAT - SILENT:
+            doing, silent = said.partition(" ")[2], HEARTBEAT - SILENT
+            self._end(LOST, f"host {host} is lost: no sign of life for {silent:.0f} s, the last thing it did: {doing}")
 
     def _hear_signals(self) -> None:
         """Tells the leader of this host's signals; the leader, once it knows of one, stops where it next looks."""
@@ -287,6 +285,7 @@ def told_of(error: BaseException) -> str:
 
 
 def named(hosts: set[int]) -> str:
+    """Hosts by their numbers, in a sentence."""
     return f"host{'s' if len(hosts) > 1 else ''} {', '.join(map(str, sorted(hosts)))}"
 
 
@@ -311,10 +310,8 @@ def joined(text: str) -> Hosts:
     place = place_of(text)
     if place is None and not slice_of_several():
         return ONE_HOST
-    here, where = (
-        threading.Event(),
-        f"{place.hosts - 1} other hosts, at {place.address}" if place else "the other hosts",
-    )
+    here = threading.Event()
+    where = f"{place.hosts - 1} other hosts, at {place.address}" if place else "the other hosts of this slice"
 
     def tell() -> None:
         while not here.wait(TOLD_EVERY):

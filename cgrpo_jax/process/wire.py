@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import io
 import pickle
 from typing import Any
 
 _NUMPY = {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"}
-_BUILTINS = {"set", "frozenset", "complex", "slice", "range", "bytearray"}
 
 
 class _Plain(pickle.Unpickler):
-    """Makes records of this package, numpy arrays and Python's containers. A pickle of anything else could run code."""
+    """Reads Python's containers, numpy arrays and this package's records (named tuples, dataclasses, enumerations).
+
+    A pickle of anything else could run code of its own.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        known = module.startswith("cgrpo_jax.") and "." not in name
-        known |= module.split(".")[0] == "numpy" and name in _NUMPY
-        known |= module == "builtins" and name in _BUILTINS
-        if not known:
+        own = module.startswith("cgrpo_jax.") and "." not in name
+        if not own and not (module.split(".")[0] == "numpy" and name in _NUMPY):
             raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
         found = super().find_class(module, name)
-        if module.startswith("cgrpo_jax.") and not isinstance(found, type):
+        record = isinstance(found, type) and (issubclass(found, tuple | enum.Enum) or dataclasses.is_dataclass(found))
+        if own and not record:
             raise pickle.UnpicklingError(f"{module}.{name} is no record")
         return found
 

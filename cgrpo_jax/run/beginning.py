@@ -22,6 +22,7 @@ from cgrpo_jax.process.hosts import Hosts
 from cgrpo_jax.run.build import Run
 from cgrpo_jax.run.effects import without_effect
 from cgrpo_jax.run.opening import open_run
+from cgrpo_jax.run.resuming import model_contents
 from cgrpo_jax.text.tokenizer import Tokenizer
 from cgrpo_jax.workdir.places import cache_root, exclusive
 from cgrpo_jax.workdir.progress import Progress, Silence
@@ -40,15 +41,16 @@ def begun(
 
     Raises:
       ConfigError, CheckpointError, MeshError, DataError, PromptError: all that is wrong, at once. ConfigError also
-        where the hosts do not share the workdir.
+        where the hosts have other models or do not share the workdir.
       BusyError: another process works in the workdir.
     """
     run = open_run(cfg)
+    hosts.check_alike(lambda: model_contents(run))  # each host loads its own part of the weights
     if not hosts.leader:
         hosts.check_folder(workdir)
-        yield run, Silence()
+        yield run, Silence(hosts.does)
         return
-    with exclusive(workdir), Progress(0, run.cfg.train.steps, unit) as progress:
+    with exclusive(workdir), Progress(0, run.cfg.train.steps, unit, hosts.does) as progress:
         hosts.check_folder(workdir)
         progress.log("\n".join(lines(run)))
         yield run, progress

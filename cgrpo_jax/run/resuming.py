@@ -50,14 +50,19 @@ def contents_of(run: Run) -> dict[str, str]:
         content = f"{cfg.data.source} at {cfg.data.revision}"
     else:
         content = files_digest([data]) if data.is_file() else "no such file"
+    found = model_contents(run) | {"data.content": content}
+    if holds_out(cfg):
+        found["data.held_out"] = "a tenth of the questions"  # with or without it the stream is another
+    return found
+
+
+def model_contents(run: Run) -> dict[str, str]:
+    """The part of `contents_of` that is about the models: digests of their weights and of the files beside them."""
     found = {}
     for model in [run.policy] + ([run.second] if run.second else []):
         weights = model.folder.glob("*.safetensors") if model.seed is None else []
         found[f"{model.section}.weights"] = files_digest(weights)
         found[f"{model.section}.files"] = files_digest(_side_files(model.folder))
-    found["data.content"] = content
-    if holds_out(cfg):
-        found["data.held_out"] = "a tenth of the questions"  # with or without it the stream is another
     return found
 
 

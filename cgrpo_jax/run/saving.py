@@ -97,9 +97,18 @@ class Saves:
         self.checkpointer.save(self.step, self.state, meta, evaluated)
 
     def check(self) -> None:
-        """Before each step. Raises Stopped where a signal has come, CheckpointError where a save has failed."""
-        self.hosts.share(stopping.look)
-        self.checkpointer.check()
+        """Called before each step. Raises Stopped where a signal has come, CheckpointError where a save has failed.
+
+        The leader decides for all hosts whether the last save has ended: what follows it (older checkpoints are
+        deleted) is done by all of them together.
+        """
+
+        def ended() -> bool:
+            stopping.look()
+            return self.checkpointer.ended()
+
+        if self.hosts.share(ended):
+            self.checkpointer.wait()
 
     def finish(self) -> None:
         """Says where everything is, and writes the report."""

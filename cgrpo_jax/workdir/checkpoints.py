@@ -173,10 +173,9 @@ class Checkpointer:
             self.saving = None
             raise self._lost(step, _one_line(error)) from error
 
-    def check(self) -> None:
-        """Raises CheckpointError if the save in progress has failed by now; does not wait for it."""
-        if not self.manager.is_saving_in_progress():
-            self.wait()
+    def ended(self) -> bool:
+        """Whether the last save has ended, well or not, so that `wait` returns or raises at once."""
+        return not self.manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Waits until the last save is on disk. Raises CheckpointError if it failed."""

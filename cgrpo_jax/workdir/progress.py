@@ -7,7 +7,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import rich.console
 import rich.progress
@@ -42,9 +42,16 @@ def _columns(width: int) -> list[rich.progress.ProgressColumn]:
 
 
 class Progress:
-    """A live bar on a terminal, else one line per step; also measures the seconds of each phase of a step."""
+    """A live bar on a terminal, else one line per step; also measures the seconds of each phase of a step.
 
-    def __init__(self, first_step: int, steps: int, unit: str = "step"):
+    Args:
+      on_phase: is given the name of each phase as it begins, or goes on after an inner one.
+    """
+
+    def __init__(
+        self, first_step: int, steps: int, unit: str = "step", on_phase: Callable[[str], None] = lambda name: None
+    ):
+        self.on_phase = on_phase
         self.first, self.steps, self.unit = first_step, steps, unit
         self.seconds: dict[str, float] = {}
         self.began = self.since = time.perf_counter()
@@ -72,13 +79,17 @@ class Progress:
         """Shows the phase and adds its seconds to the step. The clock of an outer phase stops meanwhile."""
         self._credit()
         self.running.append(name)
-        self.bar.update(self.task, description=name)
+        self._show(name)
         try:
             yield
         finally:
             self._credit()
             self.running.pop()
-            self.bar.update(self.task, description=self.running[-1] if self.running else name)
+            self._show(self.running[-1] if self.running else name)
+
+    def _show(self, name: str) -> None:
+        self.bar.update(self.task, description=name)
+        self.on_phase(name)
 
     def _credit(self) -> None:
         now = time.perf_counter()
@@ -130,7 +141,10 @@ class Progress:
 
 
 class Silence:
-    """The progress of a host that is not the leader: shows and measures nothing."""
+    """The progress of a host that is not the leader: shows and measures nothing. `on_phase` as of `Progress`."""
+
+    def __init__(self, on_phase: Callable[[str], None] = lambda name: None):
+        self.on_phase = on_phase
 
     def __enter__(self) -> Silence:
         return self
@@ -139,6 +153,7 @@ class Silence:
         pass
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        self.on_phase(name)
         return contextlib.nullcontext()
 
     def log(self, text: str) -> None:
