@@ -79,6 +79,13 @@ def test_first_k_looks_at_the_first_k_only():
     )
 
 
+@pytest.mark.parametrize("k", [0, 5, -1])
+@pytest.mark.parametrize("measure", [intervals.pass_at_k, intervals.first_k])
+def test_a_k_without_samples_is_an_error_that_names_both(measure, k):
+    with pytest.raises(ValueError, match=rf"k = {k} .*G = 4 samples"):
+        measure(np.ones((2, 4), bool), [1, k])
+
+
 def test_majority_takes_the_most_frequent_answer_and_the_mean_of_ties():
     cluster_PG = np.array([[0, 0, 1, 2], [5, 1, 1, 5], [0, 1, 2, -1], [-1, -1, -1, 3], [-1, -1, -1, -1], [0, 0, 0, 1]])
     correct_PG = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]])
@@ -139,6 +146,13 @@ def test_calls_of_cluster_are_bounded_and_the_frequent_answer_comes_first():
     answers = [str(i) for i in range(40)] + ["50", "50.0", "50"]
     got = intervals.cluster_problems([answers], same, most_calls=1)[0].tolist()
     assert same.calls == 1 and len(set(got)) == 41 and got[-1] == got[-2] == got[-3]
+
+
+def test_cluster_refuses_a_wrong_number_of_verdicts_and_ragged_rows():
+    with pytest.raises(ValueError, match="2 pairs of answers were compared, but 1 verdicts"):
+        intervals.cluster_problems([["1", "2", "3"]], lambda pairs: [True])
+    with pytest.raises(ValueError, match="differ in their number of answers"):
+        intervals.cluster_problems([["1"], ["1", "2"]], Same())
 
 
 def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says(rng):
@@ -253,6 +267,14 @@ def test_runs_that_agree_do_not_differ_and_a_swap_changes_the_sign(rng):
     assert there.low == pytest.approx(-back.high, abs=0.02)
 
 
+def test_values_that_cannot_be_averaged_are_refused():
+    for bad in (np.array([]), np.array([1.0, np.nan]), np.ones((2, 2))):
+        with pytest.raises(ValueError, match="one finite value a problem"):
+            intervals.bootstrap([bad], 0)
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\) problems"):
+        intervals.paired(np.ones(3), np.ones(4), 0)
+
+
 def entry(**changes):
     values = {
         "ids": ["a", "b", "c"],
@@ -318,6 +340,17 @@ def test_an_entry_survives_json():
     import json
 
     assert json.loads(json.dumps(entry(), allow_nan=False)) == entry()
+
+
+def test_an_entry_of_clashing_arrays_is_refused():
+    with pytest.raises(ValueError, match=r"3 problems with arrays of shapes .*\(3, 4\)"):
+        entry(length_PG=np.ones((3, 4)))
+    with pytest.raises(ValueError, match="2 problems with arrays"):
+        entry(ids=["a", "b"])
+    with pytest.raises(ValueError, match="3 problems with arrays"):
+        entry(content_P=["A", "B"])
+    with pytest.raises(ValueError, match="used more than once, the first is 'a'"):
+        entry(ids=["a", "b", "a"])
 
 
 def test_mean_over_tasks_is_plain_and_of_what_all_tasks_have():

@@ -44,13 +44,22 @@ def average_copies(values_P: np.ndarray, content_P: Sequence[str]) -> np.ndarray
     return np.array([np.mean(values_P[copies], axis=0) for copies in rows.values()])
 
 
+def _check_ks(ks: Sequence[int], samples: int) -> None:
+    if wrong := [k for k in ks if not 1 <= k <= samples]:
+        raise ValueError(f"pass@k with k = {wrong[0]} needs 1 <= k <= G, and there are G = {samples} samples a problem")
+
+
 def pass_at_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     """Probability that k of a problem's G samples, drawn without replacement, hold a correct one: `[X, P]`.
 
     1 - C(G-c, k) / C(G, k) with c correct samples (Chen et al. 2021, arXiv 2107.03374, equation 1): the unbiased
-    estimate of pass@k, for 1 <= k <= G. The quotient is the product of (G-k-j) / (G-j) over j < c, all in [0, 1].
+    estimate of pass@k. The quotient is the product of (G-k-j) / (G-j) over j < c, all in [0, 1].
+
+    Raises:
+      ValueError: a k below 1 or above G.
     """
     samples = correct_PG.shape[1]
+    _check_ks(ks, samples)
     j_G = np.arange(samples)
     factor_XG = np.maximum(samples - np.array(ks)[:, None] - j_G, 0) / (samples - j_G)
     none_Xc = np.concatenate([np.ones((len(ks), 1)), np.cumprod(factor_XG, axis=1)], axis=1)  # by c
@@ -61,7 +70,11 @@ def first_k(correct_PG: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     """1.0 where one of the first k samples of a problem is correct, else 0.0: `[X, P]`.
 
     The paper counts pass@k so (arXiv 2506.03106, section 5). It is unbiased too, but varies more than `pass_at_k`.
+
+    Raises:
+      ValueError: a k below 1 or above G.
     """
+    _check_ks(ks, correct_PG.shape[1])
     any_PG = np.logical_or.accumulate(correct_PG.astype(bool), axis=1)
     return any_PG[:, np.array(ks) - 1].T.astype(float)
 
@@ -94,14 +107,22 @@ def cluster_problems(answers_PG: Sequence[Sequence[str | None]], same: Same, mos
 
     Args:
       most_calls: of `same`. Strings that are left over then (the rarest) are clusters of their own.
+
+    Raises:
+      ValueError: `same` answers another number of pairs, or problems differ in their number of answers.
     """
+    if len({len(row) for row in answers_PG}) > 1:
+        raise ValueError("the problems differ in their number of answers")
     rest_P = [[text for text, _ in Counter(a for a in row if a is not None).most_common()] for row in answers_PG]
     number_P: list[dict[str | None, int]] = [{None: -1} for _ in answers_PG]
     for call in range(most_calls):
         pairs = [(rest[0], other) for rest in rest_P for other in rest[1:]]
         if not pairs:
             break
-        verdict = iter(same(pairs))
+        verdicts = list(same(pairs))
+        if len(verdicts) != len(pairs):
+            raise ValueError(f"{len(pairs)} pairs of answers were compared, but {len(verdicts)} verdicts came back")
+        verdict = iter(verdicts)
         for p, rest in enumerate(rest_P):
             alike = [other for other in rest[1:] if next(verdict)]
             number_P[p] |= dict.fromkeys(rest[:1] + alike, call)
@@ -142,7 +163,13 @@ def bootstrap(
 
     Args:
       least: the smallest possible value; the largest is 1.
+
+    Raises:
+      ValueError: a task without a problem, or with a value that is not finite.
     """
+    for values_P in values_OP:
+        if np.ndim(values_P) != 1 or not np.size(values_P) or not np.isfinite(values_P).all():
+            raise ValueError(f"one finite value a problem is needed, at least one problem; got {np.shape(values_P)}")
     alike = [bool(np.ptp(values_P) == 0) for values_P in values_OP]
     if any(alike):
         each = [
@@ -177,7 +204,12 @@ def paired(a_P: np.ndarray, b_P: np.ndarray, seed: int, draws: int = 10_000) -> 
 
     The null hypothesis of the test is that on each problem the values of the two runs could be swapped. The p-value is
     two-sided, and not corrected for the number of comparisons that a reader makes.
+
+    Raises:
+      ValueError: the runs have another number of problems, or as `bootstrap`.
     """
+    if np.shape(a_P) != np.shape(b_P):
+        raise ValueError(f"paired values of {np.shape(a_P)} and {np.shape(b_P)} problems")
     d_P = b_P - a_P
     low, high = bootstrap([d_P], seed, draws, least=-1.0)
     terms = d_P / len(d_P)
@@ -209,7 +241,11 @@ def summarise(
       finished_PG: whether the model ended the answer itself; else the length limit did.
       answered_PG: whether an answer was found in the text.
       judged_PG: whether the grader came to a verdict; where it did not (a time limit, say) the answer counts as wrong.
+
+    Raises:
+      ValueError: arrays that are not all [P, G], or two rows with one name.
     """
+    _check_one_each(ids, content_P, (correct_PG, cluster_PG, length_PG, finished_PG, answered_PG, judged_PG))
     rows, samples = correct_PG.shape
     correct_PG = correct_PG.astype(bool)
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})  # 1, 2, 4, ... and G
@@ -240,6 +276,14 @@ def summarise(
         "content": list(content_P),
         "correct": correct_PG.astype(int).tolist(),
     }
+
+
+def _check_one_each(ids: Sequence[str], content_P: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1 or len(arrays[0]) != len(ids) or len(content_P) != len(ids) or not arrays[0].size:
+        raise ValueError(f"{len(ids)} problems with arrays of shapes {sorted(shapes)}: all must be [P, G]")
+    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"{len(repeated)} problem ids are used more than once, the first is {repeated[0]!r}")
 
 
 def scores_by_content(entry: Mapping[str, Any]) -> dict[str, float]:
