@@ -44,7 +44,7 @@ _HOSTS = flags.DEFINE_string(
     "hosts",
     "",
     "ADDRESS:PORT,COUNT,INDEX of a run of several hosts: where its first host listens, how many there are, and which "
-    "of them this one is, from 0. Not needed on TPU VMs and in a JobSet, which tell.",
+    "of them this one is, from 0. Not needed on the hosts of a TPU slice, where JAX finds all three.",
 )
 flags.adopt_module_key_flags(command_line)
 
